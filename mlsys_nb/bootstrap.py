@@ -28,7 +28,7 @@ class Estimate:
             return "not defined"
         return f"{self.value:.4f}" + ("" if self.low is None else f" [{self.low:.4f}, {self.high:.4f}]")
 
-# %% ../nbs/06_bootstrap.ipynb #d2f9f0b5
+# %% ../nbs/06_bootstrap.ipynb #d7f3290d
 @dataclass(frozen=True)
 class Resample:
     "How often each entity is drawn in each repetition."
@@ -52,11 +52,14 @@ class Resample:
         level: float = 0.95,  # How often such an interval should cover
         bounds: tuple[float, float] = (-np.inf, np.inf),  # Where the figure can lie at all
     ) -> Estimate:
-        "The figure with a normal interval of the repetitions' spread."
-        if value is None or draws is None or self.n_entities < 2 or not np.isfinite(draws).any():
+        "The figure with an interval of the repetitions' spread."
+        if value is None or draws is None or self.n_entities < 2 or np.isfinite(draws).sum() < 2:
             return Estimate(value)
-        small = np.sqrt(self.n_entities / (self.n_entities - 1))
-        half = NormalDist().inv_cdf((1 + level) / 2) * float(np.nanstd(draws, ddof=1)) * small
+        k, repeats = self.n_entities, max(2, len(draws))
+        z = NormalDist().inv_cdf((1 + level) / 2)
+        # Student's quantile to first order: the spread itself is known from few entities and repetitions.
+        t = z + (z**3 + z) / 4 * (1 / (k - 1) + 1 / (repeats - 1))
+        half = t * float(np.nanstd(draws, ddof=1)) * np.sqrt(k / (k - 1))
         return Estimate(
             float(value), float(max(value - half, bounds[0])), float(min(value + half, bounds[1]))
         )

@@ -51,22 +51,18 @@ def json_bytes(
     except (TypeError, ValueError) as e:
         raise ValueError(f"only plain finite data can be written as JSON, got {value!r:.120}: {e}") from e
 
-# %% ../nbs/02_durable.ipynb #b7e34014
+# %% ../nbs/02_durable.ipynb #d4a7db7c
 TEMPORARY = ".tmp-"
 
 
-def sync_folder(
-    folder: Path,
-) -> None:
+def sync_folder(folder: Path) -> None:
     "Force the names in `folder` to disk."
     handle = os.open(folder, os.O_RDONLY)
     os.fsync(handle)
     os.close(handle)
 
 
-def make_folder(
-    folder: Path,
-) -> Path:  # The same folder
+def make_folder(folder: Path) -> Path:  # The same folder
     "Make `folder` and what is missing above it, durably."
     if not folder.is_dir():
         make_folder(folder.parent)
@@ -88,7 +84,7 @@ def _discard(path: Path) -> None:
     else:
         path.unlink(missing_ok=True)
 
-# %% ../nbs/02_durable.ipynb #1159c8cb
+# %% ../nbs/02_durable.ipynb #60bff051
 def _sweep(folder: Path) -> None:
     with os.scandir(folder) as entries:
         left = [entry.path for entry in entries if entry.name.startswith(TEMPORARY)]
@@ -119,7 +115,7 @@ def _claim(target: Path, folder: bool) -> tuple[Path, int]:
             return path, handle
         os.close(handle)
 
-
+# %% ../nbs/02_durable.ipynb #843a791b
 @contextmanager
 def _temporary(target: Path, folder: bool) -> Iterator[Path]:
     make_folder(target.parent)
@@ -132,7 +128,7 @@ def _temporary(target: Path, folder: bool) -> Iterator[Path]:
             _discard(path)
         os.close(handle)
 
-# %% ../nbs/02_durable.ipynb #88ea8bfe
+# %% ../nbs/02_durable.ipynb #0290ab1b
 def write_bytes(
     path: Path,  # Made or replaced
     content: bytes,
@@ -145,11 +141,8 @@ def write_bytes(
     return sha256(content)
 
 
-def write_text(
-    path: Path,
-    text: str,  # Written as UTF-8
-) -> str:  # SHA-256 of the content
-    "Write a text file in one step."
+def write_text(path: Path, text: str) -> str:  # SHA-256 of the content
+    "Write a UTF-8 text file in one step."
     return write_bytes(path, text.encode())
 
 
@@ -160,10 +153,8 @@ def write_json(
     "Write canonical JSON in one step."
     return write_bytes(path, json_bytes(value))
 
-# %% ../nbs/02_durable.ipynb #bf96c048
-def frame_bytes(
-    frame: pl.DataFrame,
-) -> bytes:  # Parquet; equal frames give equal bytes
+# %% ../nbs/02_durable.ipynb #f1b75bf2
+def frame_bytes(frame: pl.DataFrame) -> bytes:  # Parquet; equal frames give equal bytes
     "A frame as the bytes of a Parquet file."
     buffer = io.BytesIO()
     frame.rechunk().write_parquet(buffer, compression="zstd", compression_level=3, row_group_size=262_144)
@@ -177,10 +168,7 @@ def frame_from(
     return pl.read_parquet(io.BytesIO(content), use_pyarrow=False, glob=False)
 
 
-def write_frame(
-    path: Path,
-    frame: pl.DataFrame,
-) -> str:  # SHA-256 of the file
+def write_frame(path: Path, frame: pl.DataFrame) -> str:  # SHA-256 of the file
     "Write a frame as a Parquet file in one step."
     return write_bytes(path, frame_bytes(frame))
 
@@ -220,7 +208,17 @@ def read_folder_manifest(
         raise SealError(f"{file} is not as it was written; restore the folder or write it again")
     return {**manifest, "seal": seal}
 
-# %% ../nbs/02_durable.ipynb #fc07a3dc
+# %% ../nbs/02_durable.ipynb #ca632554
+def _same_folder(path: Path, manifest: dict[str, Any]) -> dict[str, Any]:
+    there = verify_folder(path)
+    if there["seal"] != manifest["seal"]:
+        raise FileExistsError(
+            f"{path} is written once; it holds {there['seal'][:12]}, got other content {manifest['seal'][:12]}; "
+            f"use another name, or remove the folder first"
+        )
+    return there
+
+# %% ../nbs/02_durable.ipynb #1681d7e3
 def write_folder(
     path: Path,  # Appears by one rename
     files: Mapping[str, bytes],  # Name -> content
@@ -243,16 +241,6 @@ def write_folder(
             return _same_folder(path, manifest)  # another writer was faster
     sync_folder(path.parent)
     return manifest
-
-
-def _same_folder(path: Path, manifest: dict[str, Any]) -> dict[str, Any]:
-    there = verify_folder(path)
-    if there["seal"] != manifest["seal"]:
-        raise FileExistsError(
-            f"{path} is written once; it holds {there['seal'][:12]}, got other content {manifest['seal'][:12]}; "
-            f"use another name, or remove the folder first"
-        )
-    return there
 
 # %% ../nbs/02_durable.ipynb #6a79dc64
 def read_sealed(
@@ -336,7 +324,7 @@ def _records(path: Path, content: bytes) -> list[dict[str, Any]]:
         )
     return [record for line in lines for record in json.loads(line[9:])]
 
-# %% ../nbs/02_durable.ipynb #8e54a97b
+# %% ../nbs/02_durable.ipynb #72f58d84
 def _cut_torn(handle: int) -> int:
     size = os.fstat(handle).st_size
     if size == 0 or os.pread(handle, 1, size - 1) == b"\n":
@@ -345,7 +333,7 @@ def _cut_torn(handle: int) -> int:
     os.ftruncate(handle, sound)
     return sound
 
-
+# %% ../nbs/02_durable.ipynb #dd4ff49f
 class Log:
     "An append-only file of JSON records; what was appended is on disk and is never half there."
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-# %% ../nbs/29_encoding.ipynb #0ca84991
+# %% ../nbs/29_encoding.ipynb #fba3d604
 @dataclass(frozen=True)
 class Column:
     "One input of a model."
@@ -34,7 +34,7 @@ def demand(
             f"rows need the columns {missing}, got {frame.columns}; compute these features first"
         )
 
-
+# %% ../nbs/29_encoding.ipynb #2fe0da1f
 def learn_column(
     values: pl.Series,
     min_count: int = 20,  # A category rarer than this is not learnt

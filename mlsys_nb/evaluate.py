@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from .problem import Costs
 
 from .bootstrap import Estimate, Resample, clusters, resample
 from .calibration import calibration_line, monotone, reliability
 from .markup import card, table
+from .problem import Costs
 
 CLIP = 1e-12
 
@@ -79,7 +79,7 @@ def _auc_value(y: np.ndarray, p: np.ndarray) -> float | None:
     area = float(auc(y, p)[0])
     return None if np.isnan(area) else area
 
-# %% ../nbs/35_evaluate.ipynb #e7e7e4af
+# %% ../nbs/35_evaluate.ipynb #4fe3aae1
 @dataclass(frozen=True)
 class Evaluation:
     "How good one model's predictions were on one set of rows."
@@ -119,7 +119,7 @@ class Evaluation:
             "Evaluation", {**head, **figures}, body=table(_rounded(self.reliability), caption="reliability")
         )
 
-
+# %% ../nbs/35_evaluate.ipynb #ed15746e
 def _rounded(frame: pl.DataFrame) -> pl.DataFrame:
     return frame.with_columns(pl.col(pl.Float64).round(4))
 

@@ -373,7 +373,7 @@ def resolve_versions(
     successor = pl.col("known_at").shift(-1).over("event_id", order_by="known_at")
     return rows.with_columns(retracted_at=pl.min_horizontal("retracted_at", successor))
 
-# %% ../nbs/19_events.ipynb #012a0a0f
+# %% ../nbs/19_events.ipynb #b6684e0a
 FLIP = 0x7FFF_FFFF_FFFF_FFFF
 
 
@@ -416,6 +416,7 @@ class Encoded:
     keys: pl.DataFrame
     ids: pl.Series
     time: np.ndarray  # happened
+    known: np.ndarray  # became known
     start: np.ndarray  # visible from: max(time, known_at)
     end: np.ndarray  # visible until
     columns: dict[str, np.ndarray]
@@ -426,10 +427,10 @@ class Encoded:
         columns = {c: v[rows] for c, v in self.columns.items()}
         masks = {c: m[rows] for c, m in self.masks.items()}
         picked = pl.Series(rows)
-        time, start, end = self.time[rows], self.start[rows], self.end[rows]
+        time, known, start, end = (a[rows] for a in (self.time, self.known, self.start, self.end))
         keys = self.keys[picked] if self.keys.height else self.keys
         ids = self.ids.gather(picked) if len(self.ids) else self.ids
-        return Encoded(self.events, keys, ids, time, start, end, columns, masks)
+        return Encoded(self.events, keys, ids, time, known, start, end, columns, masks)
 
 
 def encode(
@@ -454,6 +455,7 @@ def encode(
         rows.select(list(events.keys)),
         rows["event_id"],
         time,
+        known,
         np.maximum(time, known),
         rows["retracted_at"].cast(pl.Int64).fill_null(NEVER).to_numpy(),
         encoded,

@@ -16,7 +16,7 @@ import polars as pl
 
 from .markup import Html, figure
 
-# %% ../nbs/80_figures.ipynb #16b35b02
+# %% ../nbs/80_figures.ipynb #8b1be36a
 @dataclass(frozen=True)
 class Picture:
     "An image with the words for those who cannot see it."
@@ -46,7 +46,7 @@ def draw(
     import matplotlib
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(dict(STYLE)):
+    with matplotlib.rc_context(dict(STYLE)):  # type: ignore[arg-type]
         canvas, out = Figure(figsize=(width, height), layout="constrained"), io.BytesIO()
         alt = paint(canvas)
         canvas.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
@@ -130,7 +130,7 @@ def _dates(axes: Any, moments: list[datetime], most: int = 9) -> None:
     axes.set_xticks(shown, [f"{m:%d %b}" if len(moments) < 2 else f"{m:%b %y}" for m in shown])
     axes.margins(x=0.04)
 
-# %% ../nbs/80_figures.ipynb #58759d46
+# %% ../nbs/80_figures.ipynb #cf7bdd7a
 def reliability_figure(
     table: pl.DataFrame,  # n, mean_prediction, mean_label, low, high (see `Evaluation.reliability`)
     title: str = "Do the probabilities keep their word?",
@@ -138,35 +138,17 @@ def reliability_figure(
     "What happened against what was predicted."
     rows = table.drop_nulls(["mean_prediction", "mean_label"]).sort("mean_prediction")
     x, y = rows["mean_prediction"].to_list(), rows["mean_label"].to_list()
-    low, high = (rows[name].fill_null(rows["mean_label"]).to_list() for name in ("low", "high"))
+    edges = (("mean_label", "low"), ("high", "mean_label"))
+    bars = [(rows[upper] - rows[lower]).fill_null(0).clip(0).to_list() for upper, lower in edges]
+    worst = max((abs(a - b) for a, b in zip(x, y, strict=True)), default=0.0)
 
     def paint(canvas: Any) -> str:
         axes = canvas.subplots()
         axes.plot([0, 1], [0, 1], color="black", linewidth=1, linestyle="--")
-        axes.annotate(
-            "kept word",
-            (0.04, 0.04),
-            rotation=45,
-            rotation_mode="anchor",
-            xytext=(0, 5),
-            textcoords="offset points",
-        )
-        bars = [
-            [max(b - a, 0) for a, b in zip(low, y, strict=True)],
-            [max(b - a, 0) for a, b in zip(y, high, strict=True)],
-        ]
-        axes.errorbar(
-            x, y, yerr=bars, color="#0072B2", marker="o", linewidth=1.5, capsize=3, ecolor="#0072B2"
-        )
-        axes.set(
-            title=title,
-            xlim=(0, 1),
-            ylim=(0, 1),
-            aspect="equal",
-            xlabel="predicted probability",
-            ylabel="share that happened",
-        )
-        return f"{len(x)} groups of decisions; largest distance from the diagonal {max(abs(a - b) for a, b in zip(x, y, strict=True)):.2f}"
+        axes.errorbar(x, y, yerr=bars, color="#0072B2", marker="o", linewidth=1.5, capsize=3)
+        axes.set(title=title, xlim=(0, 1), ylim=(0, 1), aspect="equal")
+        axes.set(xlabel="predicted probability (dashed: kept word)", ylabel="share that happened")
+        return f"{len(x)} groups of decisions; largest distance from the diagonal {worst:.2f}"
 
     n = int(rows["n"].sum())
     return draw(

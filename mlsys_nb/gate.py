@@ -4,23 +4,23 @@
 
 # %% auto #0
 __all__ = ['Check', 'Limits', 'Verdict', 'decide', 'gained', 'enough', 'ranking', 'calibration', 'slice_check', 'money_check',
-           'at_most', 'Predictions', 'gate']
+           'at_most', 'Predictions', 'refit_check', 'gate']
 
-# %% ../nbs/38_gate.ipynb #ab835299
+# %% ../nbs/38_gate.ipynb #fea294f9
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import polars as pl
-from .problem import Costs
 
 from .bootstrap import Estimate, clusters
-from .evaluate import Comparison, Evaluation, compare, evaluate
+from .evaluate import Comparison, Evaluation, compare, evaluate, pairs
 from .markup import card, table
+from .problem import Costs
 from .slices import slice_gains
 
-# %% ../nbs/38_gate.ipynb #ce89f1cc
+# %% ../nbs/38_gate.ipynb #90c1731b
 @dataclass(frozen=True)
 class Check:
     "One question of the gate and its answer."
@@ -50,7 +50,8 @@ class Limits:
     auc_loss: float = 0.02  # So much ranking may be lost at most
     calibration: float = 0.10  # Mean prediction may differ so much from the mean outcome
     slice_loss: float = 0.02  # So much log-loss may be lost in a slice at most
-    refit: float = 0.10  # Mean distance allowed between the judged fit and the shipped one
+    slice_entities: int = 50  # A slice with fewer entities is not judged: no interval can be trusted there
+    refit: float = 0.15  # Mean distance allowed between the judged fit and the shipped one
     latency_ms: float = 5.0  # One prediction
     package_bytes: int = 20_000_000
 
@@ -110,7 +111,7 @@ def gained(
         return Check(name, False, gain.value, 0.0, f"no difference worth a release: {shown}")
     return Check(name, None, gain.value, 0.0, f"the interval includes zero: {shown}")
 
-# %% ../nbs/38_gate.ipynb #09fc1148
+# %% ../nbs/38_gate.ipynb #3483f1a1
 def enough(y: np.ndarray, groups: np.ndarray, n_moments: int, limits: Limits) -> Check:
     "Whether the holdout can carry a decision."
     least_class = int(min(y.sum(), len(y) - y.sum()))
@@ -132,20 +133,16 @@ def ranking(found: Comparison, limits: Limits, over: str) -> Check:
     if gain.value is None or gain.low is None or gain.high is None:
         return Check("ranking", None, None, least, "the ranking cannot be compared on these rows")
     shown = f"AUC {gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}] against {over}, at least {least:+.4f} asked"
-    return Check(
-        "ranking",
-        True if gain.low >= least else False if gain.high < least else None,
-        gain.value,
-        least,
-        shown,
-    )
+    passed = True if gain.low >= least else False if gain.high < least else None
+    return Check("ranking", passed, gain.value, least, shown)
 
-
+# %% ../nbs/38_gate.ipynb #ddaa7da0
 def calibration(new: Evaluation, old: Evaluation | None, limits: Limits) -> Check:
     "Whether predictions promise on average what happens."
     gap, limit = new.calibration_in_the_large, limits.calibration
     off, low, high = gap.value or 0.0, gap.low or 0.0, gap.high or 0.0
-    shown = f"mean prediction {new.mean_prediction:.3f}, mean outcome {new.base_rate:.3f}, gap {off:+.3f} within {limit:g}"
+    means = f"mean prediction {new.mean_prediction:.3f}, mean outcome {new.base_rate:.3f}"
+    shown = f"{means}, gap {off:+.3f} within {limit:g}"
     if abs(off) <= limit:
         return Check("calibration", True, off, limit, shown)
     before = old.calibration_in_the_large.value if old else None
@@ -156,17 +153,19 @@ def calibration(new: Evaluation, old: Evaluation | None, limits: Limits) -> Chec
     passed = None if min(abs(low), abs(high)) <= limit else False
     return Check("calibration", passed, off, limit, f"{shown} is exceeded")
 
-# %% ../nbs/38_gate.ipynb #3ad9a374
+# %% ../nbs/38_gate.ipynb #a9c117a5
 def slice_check(gains: pl.DataFrame, limits: Limits, over: str) -> Check:
     "Whether any slice is clearly worse than before."
+    gains = gains.filter(pl.col("entities") >= limits.slice_entities)
     worst = gains.filter(pl.col("high") < -limits.slice_loss).sort("gain")
     if worst.height:
         w = worst.row(0, named=True)
-        said = f"worse in {w['slice']} = {w['value']} (n={w['n']}): log-loss {w['gain']:+.4f} [{w['low']:+.4f}, {w['high']:+.4f}]"
-        return Check("slices", False, w["gain"], -limits.slice_loss, f"{said} against {over}")
-    least = gains["gain"].min() if gains.height else None
+        gain = f"log-loss gain {w['gain']:+.4f} [{w['low']:+.4f}, {w['high']:+.4f}]"
+        said = f"worse in {w['slice']} = {w['value']} (n={w['n']}): {gain} against {over}"
+        return Check("slices", False, w["gain"], -limits.slice_loss, said)
+    least = min(gains["gain"].to_list(), default=None)
     said = f"no slice of {gains.height} is worse than {over} by more than {limits.slice_loss:g} beyond doubt"
-    return Check("slices", True, least if least is None else float(least), -limits.slice_loss, said)  # type: ignore[arg-type]
+    return Check("slices", True, least, -limits.slice_loss, said)
 
 
 def money_check(saving: Estimate, costs: Costs, over: str) -> Check:
@@ -183,7 +182,7 @@ def at_most(name: str, value: float, limit: float, unit: str) -> Check:
         name, value <= limit, float(value), float(limit), f"{shown[0]} {unit}, at most {shown[1]} allowed"
     )
 
-# %% ../nbs/38_gate.ipynb #45916078
+# %% ../nbs/38_gate.ipynb #6499b89c
 @dataclass(frozen=True)
 class Predictions:
     "What everybody predicted for the holdout rows, in their order."
@@ -193,7 +192,15 @@ class Predictions:
     champion: np.ndarray | None = None
     refit: np.ndarray | None = None  # The fit that would ship, if it exists already
 
-# %% ../nbs/38_gate.ipynb #77b34c52
+
+def refit_check(p: Predictions, limits: Limits) -> list[Check]:
+    "How far the fit that ships is from the one that was judged, if it exists already."
+    if p.refit is None:
+        return []
+    moved = float(np.abs(p.refit - p.challenger).mean())
+    return [at_most("refit", moved, limits.refit, "mean distance of the shipped fit from the judged one")]
+
+# %% ../nbs/38_gate.ipynb #eb278c94
 def gate(
     rows: pl.DataFrame,  # Holdout rows: keys, moment, label, and the slice features
     predictions: Predictions,
@@ -209,7 +216,7 @@ def gate(
     moment: str = "moment",
 ) -> Verdict:
     "Whether the challenger may replace the champion."
-    y, groups = rows[label].to_numpy().astype(np.float64), clusters(rows, entity)
+    y, groups = pairs(rows[label], predictions.challenger)[0], clusters(rows, entity)
     checks = [enough(y, groups, rows[moment].n_unique(), limits)]
     if checks[0].passed is None:
         return decide(checks, "")
@@ -218,11 +225,11 @@ def gate(
     found = compare(y, p.challenger, old, costs=costs, **same)
     against_rule = compare(y, p.challenger, p.rule, **same)
     new, before = (evaluate(y, x, **same) for x in (p.challenger, old))
+    if p.champion is not None:
+        checks.append(
+            gained("better than the champion", found.log_loss_gain, "log-loss gain", over, limits.same)
+        )
     checks += [
-        *(
-            [gained("better than the champion", found.log_loss_gain, "log-loss gain", over, limits.same)]
-            * (old is p.champion)
-        ),
         gained("better than the rule", against_rule.log_loss_gain, "log-loss gain", "the rule", limits.same),
         gained("ranks better than the rule", against_rule.auc_gain, "AUC gain", "the rule"),
         ranking(found, limits, over),
@@ -231,10 +238,6 @@ def gate(
         money_check(found.saving_per_1000, costs, over),
         at_most("latency", latency_ms, limits.latency_ms, "ms per prediction"),
         at_most("package size", package_bytes, limits.package_bytes, "bytes"),
+        *refit_check(p, limits),
     ]
-    if p.refit is not None:
-        moved = float(np.abs(p.refit - p.challenger).mean())
-        checks.append(
-            at_most("refit", moved, limits.refit, "mean distance of the shipped fit from the judged one")
-        )
     return decide(checks, found.sentence)

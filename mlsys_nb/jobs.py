@@ -113,10 +113,10 @@ def code_state(
             state["commit"] = commit + ("+changes" if dirty else "")
     return state
 
-# %% ../nbs/82_jobs.ipynb #3a7f70c6
+# %% ../nbs/82_jobs.ipynb #8f12a717
 PRELOAD = (
     "polars", "sklearn.ensemble", "sklearn.linear_model", "sklearn.metrics", "optuna", "sqlalchemy", "lmdb",
-    "matplotlib.figure", "matplotlib.backends.backend_svg", "fastapi", "orjson",
+    "matplotlib.figure", "matplotlib.backends.backend_svg", "orjson", "mlsys_nb.pipeline",
 )  # fmt: skip
 
 

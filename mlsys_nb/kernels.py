@@ -6,9 +6,10 @@
 __all__ = ['THREAD_VARIABLES', 'thread_limits', 'become_kernel', 'serve_forks', 'ForkedKernel', 'start_parent', 'order_kernel',
            'Kernels', 'kernel_environment', 'engine', 'Execution', 'execute']
 
-# %% ../nbs/08_kernels.ipynb #445b1d7e
+# %% ../nbs/08_kernels.ipynb #84fa8a53
 import itertools
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -241,7 +242,7 @@ def engine() -> str:  # Its name
     papermill_engines.register("mlsys", Keeping)
     return "mlsys"
 
-# %% ../nbs/08_kernels.ipynb #91052cbd
+# %% ../nbs/08_kernels.ipynb #8bf51f49
 @dataclass(frozen=True)
 class Execution:
     "A notebook after its run."
@@ -261,6 +262,7 @@ def execute(
     from papermill.exceptions import PapermillExecutionError
     from papermill.execute import remove_error_markers
 
+    logging.getLogger("papermill").setLevel(logging.ERROR)  # it warns of parameters that only we can read
     kept: list[Any] = []
     kernel, error = kernels.take(), ""
     try:

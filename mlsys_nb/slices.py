@@ -15,16 +15,15 @@ import polars as pl
 from .bootstrap import resample
 from .evaluate import evaluate, log_losses, pairs
 
-# %% ../nbs/36_slices.ipynb #72e8880a
+# %% ../nbs/36_slices.ipynb #ec8cb2ca
 def slice_labels(
     values: pl.Series,  # One feature of the rows
     n_bins: int = 4,  # Slices of a number with many values
     max_levels: int = 6,  # Values of a text that get a slice of their own
 ) -> pl.Series:  # The slice of each row: an enumeration in a sensible order
     "The slice that each row belongs to."
+    values = values.fill_nan(None) if values.dtype.is_float() else values
     present = values.drop_nulls()
-    if values.dtype.is_numeric():
-        present = present.filter(present.is_not_nan()) if values.dtype.is_float() else present
     if values.dtype.is_numeric() and present.n_unique() > max_levels:
         names, order = _by_quantile(values, present, n_bins)
     else:
@@ -33,7 +32,7 @@ def slice_labels(
     levels = [*order, "other", "missing"] if "other" not in order else [*order, "missing"]
     return names.cast(pl.Enum(list(dict.fromkeys(levels)))).alias(values.name)
 
-
+# %% ../nbs/36_slices.ipynb #146147cf
 def _by_quantile(values: pl.Series, present: pl.Series, n_bins: int) -> tuple[pl.Series, list[str]]:
     cuts = np.unique(np.quantile(present.to_numpy(), np.arange(1, n_bins) / n_bins))
     ends = [f"{cut:g}" for cut in cuts]
@@ -61,7 +60,7 @@ def _by_level(values: pl.Series, present: pl.Series, max_levels: int) -> tuple[p
         pl.when(known | names.is_null()).then(names).otherwise(pl.lit("other"))
     ).to_series(), order
 
-# %% ../nbs/36_slices.ipynb #f4ba23d9
+# %% ../nbs/36_slices.ipynb #1814003a
 def pieces(
     frame: pl.DataFrame,
     slices: Sequence[str],  # Feature columns to slice by
@@ -77,7 +76,7 @@ def pieces(
             if inside.any():
                 yield name, value, inside
 
-
+# %% ../nbs/36_slices.ipynb #2c1ed9be
 def slice_report(
     frame: pl.DataFrame,  # The rows that were predicted
     y: Any,  # Their outcomes

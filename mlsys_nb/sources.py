@@ -6,7 +6,7 @@
 __all__ = ['Derive', 'FORMATS', 'SourceError', 'RawBatch', 'Source', 'read_table', 'arrival', 'FilesSource', 'ReplaySource',
            'SqlSource']
 
-# %% ../nbs/11_sources.ipynb #fcfed3e9
+# %% ../nbs/11_sources.ipynb #d779b47f
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass

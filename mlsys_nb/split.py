@@ -15,11 +15,11 @@ import polars as pl
 from .markup import card
 from .settings import MlsysError
 
-# %% ../nbs/32_split.ipynb #ba809afb
+# %% ../nbs/32_split.ipynb #1ff20696
 class TooLittleData(MlsysError):
     "There are not enough matured moments to train on one part of time and judge on another."
 
-
+# %% ../nbs/32_split.ipynb #1b67b070
 @dataclass(frozen=True)
 class Split:
     "Moments of each part of a time-ordered split, oldest first."
@@ -59,7 +59,7 @@ def _spell(moments: Sequence[datetime]) -> str:
         return "no moment"
     return f"{len(moments)} moments, {moments[0]:%Y-%m-%d} to {moments[-1]:%Y-%m-%d}"
 
-# %% ../nbs/32_split.ipynb #9a8ad067
+# %% ../nbs/32_split.ipynb #fa435476
 def time_split(
     moments: Sequence[datetime],  # All matured moments, in any order
     horizon: timedelta,  # Time from a moment until its outcome is known
@@ -93,7 +93,7 @@ def time_split(
     )
     return Split(known, train, valid, between, holdout, refit, horizon, purged, note)
 
-
+# %% ../nbs/32_split.ipynb #a55c6a53
 def _within(moments: tuple[datetime, ...], lookback: timedelta | None) -> tuple[datetime, ...]:
     return tuple(m for m in moments if lookback is None or m >= moments[-1] - lookback)
 

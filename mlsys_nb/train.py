@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from .problem import Rule
 
 from .encoding import Column, Encoder, demand
 from .markup import card
+from .problem import Rule
 
 # %% ../nbs/33_train.ipynb #ea2c25f7
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def _terms(columns: Sequence[Column], X: np.ndarray, segments: int) -> list[Term
     values = [(term, term.value(X)) for term in found]
     return [replace(t, centre=float(v.mean()), scale=float(v.std())) for t, v in values if v.std() > 1e-9]
 
-# %% ../nbs/33_train.ipynb #19d8c25b
+# %% ../nbs/33_train.ipynb #928b180b
 FAMILIES = ("rule", "logistic", "boosting")
 
 
@@ -111,13 +111,8 @@ def default_params(
     if family == "logistic":
         return {"C": 0.1, "segments": 5}
     if family == "boosting":
-        return {
-            "max_iter": 120,
-            "learning_rate": 0.05,
-            "max_leaf_nodes": 8,
-            "min_samples_leaf": 40,
-            "l2_regularization": 1.0,
-        }
+        size = {"max_iter": 120, "max_leaf_nodes": 8, "min_samples_leaf": 40}
+        return {**size, "learning_rate": 0.05, "l2_regularization": 1.0}
     return {}
 
 
@@ -166,7 +161,7 @@ def _boosting(
     )
     return model.fit(X, y)
 
-# %% ../nbs/33_train.ipynb #29e61998
+# %% ../nbs/33_train.ipynb #f44ca0c8
 @dataclass(frozen=True)
 class Fitted:
     "A trained model with what it was trained from."
@@ -196,7 +191,8 @@ class Fitted:
             return np.asarray(self.estimator.predict_proba(X)[:, 1], dtype=np.float64)
 
     def _repr_html_(self) -> str:
-        seen = f"{self.n_rows:,} rows, {self.n_positive:,} positive, {self.train_start:%Y-%m-%d} to {self.train_end:%Y-%m-%d}"
+        when = f"{self.train_start:%Y-%m-%d} to {self.train_end:%Y-%m-%d}"
+        seen = f"{self.n_rows:,} rows, {self.n_positive:,} positive, {when}"
         params = ", ".join(f"{k}={v:.4g}" for k, v in self.params.items()) or "none"
         facts = {
             "family": self.family,

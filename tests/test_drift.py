@@ -29,11 +29,15 @@ def week(rng: np.random.Generator, number: int, effect: np.ndarray, rows: int) -
     columns["x0"] = np.where(rng.random(rows) < 0.05, np.nan, columns["x0"])
     columns["x1"] = np.floor(columns["x1"])
     kind = np.digitize(z[-2], [-1.2, 0.3, 1.5])
-    frame = pl.DataFrame({**columns, "kind": np.array(["a", "b", "c", "d"])[kind], "score": 1 / (1 + np.exp(-z[-1]))})
+    frame = pl.DataFrame(
+        {**columns, "kind": np.array(["a", "b", "c", "d"])[kind], "score": 1 / (1 + np.exp(-z[-1]))}
+    )
     return frame.with_columns(moment=pl.lit(START + timedelta(weeks=number)).cast(pl.Datetime("us", "UTC")))
 
 
-def quiet(rng, n_reference, n_current, rows=150, wobble=0.05, rho=0.0, common=0.5) -> tuple[Profile, list[pl.DataFrame]]:
+def quiet(
+    rng, n_reference, n_current, rows=150, wobble=0.05, rho=0.0, common=0.5
+) -> tuple[Profile, list[pl.DataFrame]]:
     n = n_reference + GAP + n_current
     effect = wobble * wobbles(rng, n, rho, common, len(NUMBERS) + 2)
     weeks = [week(rng, i, effect[:, i], rows) for i in range(n)]
@@ -91,21 +95,34 @@ def test_profile_survives_json_and_order():
     again = profile_from(json.loads(json.dumps(profile.to_json(), allow_nan=False)))
     assert again == profile
     shuffled = drift_check(again, current[0].sample(fraction=1.0, shuffle=True, seed=3))
-    assert shuffled.frame.select("feature", "drifted").equals(drift_check(profile, current[0]).frame.select("feature", "drifted"))
+    assert shuffled.frame.select("feature", "drifted").equals(
+        drift_check(profile, current[0]).frame.select("feature", "drifted")
+    )
 
 
 def test_odd_columns():
     "All missing, constant, infinite, boolean, a category that collides with our own words."
+
     def at(n, **columns):
-        frame = pl.DataFrame({k: [v[i % len(v)] for i in range(100)] for k, v in columns.items()}, strict=False)
+        frame = pl.DataFrame(
+            {k: [v[i % len(v)] for i in range(100)] for k, v in columns.items()}, strict=False
+        )
         return frame.with_columns(moment=pl.lit(START + timedelta(weeks=n)).cast(pl.Datetime("us", "UTC")))
 
-    usual = {"empty": [None], "constant": [3], "huge": [1.0, float("inf")], "flag": [True, False], "word": ["other", "missing", None]}
+    usual = {
+        "empty": [None],
+        "constant": [3],
+        "huge": [1.0, float("inf")],
+        "flag": [True, False],
+        "word": ["other", "missing", None],
+    }
     frames = [at(i, **usual).with_columns(pl.col("empty").cast(pl.Float64)) for i in range(12)]
     profile = reference_profile(pl.concat(frames), list(usual))
     same = drift_check(profile, at(16, **usual))
     assert same.verdict == "quiet" and json_safe(profile)
-    changed = drift_check(profile, at(16, **{**usual, "empty": [1.5], "constant": [4], "flag": [True], "word": ["new"]}))
+    changed = drift_check(
+        profile, at(16, **{**usual, "empty": [1.5], "constant": [4], "flag": [True], "word": ["new"]})
+    )
     assert set(changed.drifted) == {"empty", "constant", "flag", "word"}
 
 

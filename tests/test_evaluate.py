@@ -55,7 +55,9 @@ def test_weighted_auc_equals_repeated_rows():
 
 
 def test_log_loss_is_clipped_at_certainty():
-    assert log_losses(np.array([1.0, 0.0]), np.array([0.0, 1.0])) == pytest.approx([-np.log(CLIP)] * 2, rel=1e-4)
+    assert log_losses(np.array([1.0, 0.0]), np.array([0.0, 1.0])) == pytest.approx(
+        [-np.log(CLIP)] * 2, rel=1e-4
+    )
     assert np.isfinite(evaluate([0, 1, 1], [0.0, 1.0, 0.0]).log_loss.value)
 
 
@@ -168,7 +170,11 @@ def test_reports_are_html_and_escape():
 
 
 @settings(deadline=None, max_examples=80)
-@given(st.lists(st.one_of(st.none(), st.floats(allow_infinity=False), st.integers(-5, 5)), min_size=1, max_size=40))
+@given(
+    st.lists(
+        st.one_of(st.none(), st.floats(allow_infinity=False), st.integers(-5, 5)), min_size=1, max_size=40
+    )
+)
 def test_every_number_has_one_slice(values):
     labels = slice_labels(pl.Series("x", values, dtype=pl.Float64, strict=False))
     assert len(labels) == len(values) and labels.null_count() == 0
@@ -177,7 +183,13 @@ def test_every_number_has_one_slice(values):
 
 
 @settings(deadline=None, max_examples=50)
-@given(st.lists(st.one_of(st.none(), st.text(max_size=5), st.sampled_from(["other", "missing"])), min_size=1, max_size=40))
+@given(
+    st.lists(
+        st.one_of(st.none(), st.text(max_size=5), st.sampled_from(["other", "missing"])),
+        min_size=1,
+        max_size=40,
+    )
+)
 def test_every_text_has_one_slice(values):
     assert slice_labels(pl.Series("x", values, dtype=pl.String)).null_count() == 0
 

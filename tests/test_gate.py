@@ -23,7 +23,9 @@ def holdout(seed, n_entities=600, moments=2):
     z = 0.8 + known + 0.5 * hidden
     y = (rng.uniform(size=len(z)) < sigmoid(z)).astype(np.int8)
     moment = np.repeat(np.arange(moments), n_entities)
-    frame = pl.DataFrame({"customer_id": entity, "moment": moment, "label": y, "size": rng.normal(size=len(z))})
+    frame = pl.DataFrame(
+        {"customer_id": entity, "moment": moment, "label": y, "size": rng.normal(size=len(z))}
+    )
     return frame, z, sigmoid(0.5 + 0.3 * (known + 1.5 * rng.normal(size=len(z)))), rng
 
 
@@ -41,7 +43,9 @@ def test_equal_models_are_promoted_at_most_at_the_stated_level():
 
     def one(seed):
         frame, z, rule, rng = holdout(seed)
-        return gate(frame, Predictions(noisy(z, rng, 0.6), rule, noisy(z, rng, 0.6)), COSTS, **ABOUT, seed=seed)
+        return gate(
+            frame, Predictions(noisy(z, rng, 0.6), rule, noisy(z, rng, 0.6)), COSTS, **ABOUT, seed=seed
+        )
 
     n = 200
     assert rate("promote", n, one) <= 0.025 + 3 * np.sqrt(0.025 * 0.975 / n)
@@ -52,7 +56,9 @@ def test_nearly_identical_models_are_promoted_at_most_at_the_stated_level():
 
     def one(seed):
         frame, z, rule, rng = holdout(seed)
-        return gate(frame, Predictions(noisy(z, rng, 0.05), rule, noisy(z, rng, 0.05)), COSTS, **ABOUT, seed=seed)
+        return gate(
+            frame, Predictions(noisy(z, rng, 0.05), rule, noisy(z, rng, 0.05)), COSTS, **ABOUT, seed=seed
+        )
 
     n = 150
     assert rate("promote", n, one) <= 0.025 + 3 * np.sqrt(0.025 * 0.975 / n)
@@ -63,7 +69,9 @@ def test_a_clearly_better_model_is_promoted():
 
     def one(seed):
         frame, z, rule, rng = holdout(seed, 1500)
-        return gate(frame, Predictions(noisy(z, rng, 0.3), rule, noisy(z - 0.7, rng, 0.3)), COSTS, **ABOUT, seed=seed)
+        return gate(
+            frame, Predictions(noisy(z, rng, 0.3), rule, noisy(z - 0.7, rng, 0.3)), COSTS, **ABOUT, seed=seed
+        )
 
     assert rate("promote", 60, one) >= 0.9
 
@@ -71,7 +79,9 @@ def test_a_clearly_better_model_is_promoted():
 def test_a_clearly_worse_model_never_is():
     def one(seed):
         frame, z, rule, rng = holdout(seed)
-        return gate(frame, Predictions(noisy(z, rng, 1.2), rule, noisy(z, rng, 0.3)), COSTS, **ABOUT, seed=seed)
+        return gate(
+            frame, Predictions(noisy(z, rng, 1.2), rule, noisy(z, rng, 0.3)), COSTS, **ABOUT, seed=seed
+        )
 
     assert rate("promote", 40, one) == 0
 
@@ -108,7 +118,12 @@ def test_a_spoilt_slice_is_refused_and_named():
     frame, z, rule, rng = holdout(3, 3000)
     small = (frame["size"] < -0.67).to_numpy()
     challenger = np.where(small, sigmoid(z - 1.2), sigmoid(z))
-    verdict = gate(frame, Predictions(challenger, rule, noisy(z - 0.9, rng, 0.5) * ~small + sigmoid(z) * small), COSTS, **ABOUT)
+    verdict = gate(
+        frame,
+        Predictions(challenger, rule, noisy(z - 0.9, rng, 0.5) * ~small + sigmoid(z) * small),
+        COSTS,
+        **ABOUT,
+    )
     (check,) = [check for check in verdict.checks if check.name == "slices"]
     assert check.passed is False and "size = up to" in check.meaning and verdict.decision == "refuse"
 
@@ -120,7 +135,9 @@ def test_equal_models_rarely_fail_the_slice_check_however_many_slices():
         frame = frame.with_columns(**{f"s{i}": rng.normal(size=len(z)) for i in range(6)})
         about = ABOUT | {"slices": [f"s{i}" for i in range(6)]}
         limits = Limits(slice_loss=0.0)
-        verdict = gate(frame, Predictions(noisy(z, rng, 0.5), rule, noisy(z, rng, 0.5)), COSTS, **about, limits=limits)
+        verdict = gate(
+            frame, Predictions(noisy(z, rng, 0.5), rule, noisy(z, rng, 0.5)), COSTS, **about, limits=limits
+        )
         failed.append(any(check.name == "slices" and check.passed is False for check in verdict.checks))
     assert np.mean(failed) <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 60)
 

@@ -1,0 +1,119 @@
+"Guard: strict JSON and limits, against bodies that hypothesis makes."
+
+import asyncio
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mlsys_nb.guard import MAX_DEPTH, Limits, Refusal, clip, error_body, guard, read_json, read_object
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(st.characters(exclude_categories=("Cs",))),
+    lambda inner: st.lists(inner, max_size=4)
+    | st.dictionaries(st.text(st.characters(exclude_categories=("Cs",))), inner, max_size=4),
+    max_leaves=20,
+)  # fmt: skip
+
+
+@given(st.binary(max_size=300))
+@settings(max_examples=400, deadline=None)
+def test_any_bytes_are_read_or_refused(body):
+    try:
+        value = read_json(body)
+    except Refusal as e:
+        assert e.status == 400 and json.loads(error_body(e))["error"]["rule"]
+    else:
+        assert json.loads(body) == value
+
+
+@given(json_values)
+@settings(max_examples=300, deadline=None)
+def test_what_python_writes_is_read_back(value):
+    read = read_json(json.dumps(value).encode())
+    assert json.dumps(read) == json.dumps(value)
+
+
+@pytest.mark.parametrize("depth", [MAX_DEPTH, MAX_DEPTH + 1, 900, 30_000])
+def test_depth(depth):
+    for opening, closing in ((b"[", b"]"), (b'{"a":', b"}")):
+        body = opening * depth + b"1" + closing * depth
+        if depth <= MAX_DEPTH:
+            read_json(body)
+        else:
+            with pytest.raises(Refusal, match="deep"):
+                read_json(body)
+    wide = b"[" + b",".join([b"[]"] * 500) + b"]"
+    assert len(read_json(wide)) == 500
+    assert read_json(b'"' + b"[" * 500 + b'"') == "[" * 500
+
+
+@given(
+    st.from_type(object).filter(lambda x: True) | json_values | st.text() | st.integers(10**5000, 10**5001)
+)
+@settings(max_examples=100, deadline=None)
+def test_clip_is_always_short_ascii(value):
+    assert len(clip(value)) <= 80 and clip(value).isascii()
+
+
+def test_duplicate_keys_at_any_depth():
+    with pytest.raises(Refusal, match="twice"):
+        read_json(b'[{"x": {"a": 1, "b": 2, "a": 3}}]')
+    with pytest.raises(Refusal, match="JSON object"):
+        read_object(b"[]", frozenset({"a"}))
+
+
+def call(app, parts, path="/", headers=(), type_="http"):
+    queue, sent = list(parts), []
+
+    async def receive():
+        return queue.pop(0)
+
+    async def send(message):
+        sent.append(message)
+
+    asyncio.run(app({"type": type_, "method": "POST", "path": path, "headers": list(headers)}, receive, send))
+    return sent
+
+
+async def echo(scope, receive, send):
+    message = await receive()
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": message["body"]})
+
+
+def test_a_client_that_hangs_up_gets_no_answer_and_frees_its_place():
+    app = guard(echo, Limits(concurrency=1))
+    assert (
+        call(app, [{"type": "http.request", "body": b"x", "more_body": True}, {"type": "http.disconnect"}])
+        == []
+    )
+    assert call(app, [{"type": "http.request", "body": b"x"}])[0]["status"] == 200
+
+
+def test_websockets_are_not_served():
+    assert call(guard(echo, Limits()), [], type_="websocket") == []
+
+
+def test_an_answer_that_has_begun_is_not_followed_by_another():
+    async def half(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        raise RuntimeError("in the middle")
+
+    sent = call(guard(half, Limits()), [{"type": "http.request", "body": b""}])
+    assert [m["type"] for m in sent] == ["http.response.start"]
+
+
+@given(st.lists(st.binary(max_size=40), min_size=1, max_size=8))
+@settings(max_examples=60, deadline=None)
+def test_the_cap_counts_all_parts(parts):
+    messages = [
+        {"type": "http.request", "body": p, "more_body": i < len(parts) - 1} for i, p in enumerate(parts)
+    ]
+    sent = call(guard(echo, Limits(max_body=100)), messages)
+    whole = b"".join(parts)
+    assert sent[0]["status"] == (200 if len(whole) <= 100 else 413)
+    if len(whole) <= 100:
+        assert sent[1]["body"] == whole
