@@ -47,7 +47,7 @@ class BatchScore:
         }
         return card(f"Batch {self.batch_id}", facts)
 
-# %% ../nbs/53_batch.ipynb #0ebe4e7a
+# %% ../nbs/53_batch.ipynb #470f7eb1
 def batch_id_of(problem: Problem, model: Model, now: datetime) -> str:
     "The name of the batch that `model` scores at `now`."
     return f"{problem.name}-v{model.version}-{stamp(now)}"
@@ -72,7 +72,7 @@ def _rows(problem: Problem, model: Model, lake: Lake, now: datetime) -> pl.DataF
         feature_set_hash=pl.lit(problem.features.hash),
     )
 
-
+# %% ../nbs/53_batch.ipynb #5a0267ce
 def score_batch(
     settings: Settings,  # The system's settings
     problem: Problem,  # What to predict
@@ -93,6 +93,6 @@ def score_batch(
     else:
         rows = _rows(problem, model, lake or load_events(problem, settings, now), now)
         frame = append_batch(settings, problem.name, batch_id, rows, problem.keys)
-    mean = frame["score"].mean() if frame.height else None
+    mean = float(frame["score"].to_numpy().mean()) if frame.height else None
     actions = frame.filter(pl.col("action") == problem.costs.action).height
-    return BatchScore(batch_id, frame.height, None if mean is None else float(mean), actions, already, frame)
+    return BatchScore(batch_id, frame.height, mean, actions, already, frame)

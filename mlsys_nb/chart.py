@@ -8,7 +8,7 @@ __all__ = ['autocorrelation', 'limit']
 # %% ../nbs/06_chart.ipynb #f8f35357
 import numpy as np
 
-# %% ../nbs/06_chart.ipynb #f1391153
+# %% ../nbs/06_chart.ipynb #e280f615
 _LAGS = (*(i / 20 for i in range(20)), 0.98)
 
 
@@ -29,16 +29,20 @@ def _neighbour_correlation(series: np.ndarray) -> np.ndarray:
 
 def autocorrelation(
     series: np.ndarray,  # One row a part, one column a period
+    noise: float = 0.0,  # Variance that drawing rows at random gives each value
     seed: int = 0,
 ) -> float:  # Between 0 and 0.98; the cautious end of what the series allows
     "How strongly neighbouring periods resemble each other."
     measured = _neighbour_correlation(series)
     if series.shape[1] < 4 or np.isnan(measured).all():
         return _LAGS[-1]
+    real = np.clip(1 - noise / np.maximum(series.var(axis=1, ddof=1), 1e-18), 0, 1)[~np.isnan(measured)]
+    typical = float(np.nanmedian(measured))
+    typical /= max(float(np.median(real)), 0.3) if typical > 0 else 1.0
     quantiles = [
         np.quantile(_neighbour_correlation(_quiet_paths(2000, series.shape[1], a, seed)), 0.25) for a in _LAGS
     ]
-    return float(np.interp(np.nanmedian(measured), np.maximum.accumulate(quantiles), _LAGS))
+    return float(np.interp(typical, np.maximum.accumulate(quantiles), _LAGS))
 
 # %% ../nbs/06_chart.ipynb #b2729338
 def limit(

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['Data', 'TABLES', 'KINDS', 'Thing', 'table_of', 'row_of', 'thing_of', 'ControlError', 'Database']
 
-# %% ../nbs/03_database.ipynb #fc6a6e28
+# %% ../nbs/03_database.ipynb #eea78361
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
@@ -79,7 +80,7 @@ def thing_of(
             values[f.name] = instant(values[f.name])
     return kind(**values)
 
-# %% ../nbs/03_database.ipynb #71c4090f
+# %% ../nbs/03_database.ipynb #e036eb75
 class ControlError(MlsysError):
     "The control tables cannot be reached, or do not allow what was asked."
 
@@ -107,8 +108,9 @@ def _engine(uri: str) -> sa.Engine:
             )
         engine = sa.create_engine(url, poolclass=sa.NullPool, connect_args={"timeout": 60})
     except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as e:
+        shown = re.sub(r"//[^/]*@", "//***@", uri)
         raise ControlError(
-            f"control_uri is a database URL such as sqlite:///control.db, got {uri!r}: {e}"
+            f"control_uri is a database URL such as sqlite:///control.db, got {shown!r}: {e}"
         ) from e
     _prepare_sqlite(engine)
     return engine

@@ -83,7 +83,7 @@ def from_record(
     features = {name: _inexact(value) for name, value in record["features"].items()}
     return Decision(**{**record, "moment": instant(record["moment"]), "features": features})
 
-# %% ../nbs/50_decisions.ipynb #2988d0cd
+# %% ../nbs/50_decisions.ipynb #f295e4c2
 class DecisionError(MlsysError):
     "Something asked of the decision log that it cannot do."
 
@@ -108,6 +108,21 @@ def _next_log(folder: Path) -> Path:
 def _mint(problem: str, log: int, n: int) -> str:
     name = f"h{log}-{n}"
     return f"{name}-{zlib.crc32(f'{problem}/{name}'.encode()):08x}"
+
+
+class _Minter:
+    "Files and ids for one writer: a new file for the first decision and after every `rotate`."
+
+    def __init__(self, folder: Path, problem: str, rotate: int) -> None:
+        self.folder, self.problem, self.rotate = folder, problem, rotate
+        self.path, self.log, self.n = folder, 0, rotate
+
+    def next(self) -> tuple[Path, str]:
+        if self.n >= self.rotate:
+            self.path = _next_log(self.folder)
+            self.log, self.n = int(self.path.stem), 0
+        self.n += 1
+        return self.path, _mint(self.problem, self.log, self.n)
 
 # %% ../nbs/50_decisions.ipynb #9ba1a256
 _Waiting = tuple[Path, Decision, "Future[Decision]"]
@@ -174,22 +189,18 @@ class _Memory:
             self.by_id.pop(decision.decision_id, None)
             self.by_request.pop(decision.request_id or "", None)
 
-# %% ../nbs/50_decisions.ipynb #98d663cf
+# %% ../nbs/50_decisions.ipynb #3bf99108
 class DecisionLog:
     "The writing end of the log for one serving process: thread-safe; acknowledged means on disk."
 
     def __init__(
         self, settings: Settings, problem: str, remember: int = 10_000, rotate: int = 50_000
     ) -> None:
-        self.problem, self.rotate = problem, rotate
-        self._folder = _folder(settings, problem)
-        self._memory, self._guard = _Memory(remember), threading.Lock()
-        for decision in _newest(self._folder, remember):
-            past: Future[Decision] = Future()
-            past.set_result(decision)
-            self._memory.keep(decision, past)
-        self._path: Path | None = None  # made for the first decision
-        self._minted, self._closed = 0, False
+        folder = _folder(settings, problem)
+        self._minter, self._memory = _Minter(folder, problem, rotate), _Memory(remember)
+        for decision in _newest(folder, remember):
+            self._memory.keep(decision, _past(decision))
+        self._guard, self._closed = threading.Lock(), False
         self._disk = _GroupCommit(f"decisions-{problem}")
 
     def submit(self, decision: Decision) -> "Future[Decision]":
@@ -201,14 +212,11 @@ class DecisionLog:
                 )
             if decision.request_id is not None and decision.request_id in self._memory.by_request:
                 return self._memory.by_request[decision.request_id]
-            if self._path is None or self._minted >= self.rotate:
-                self._path, self._minted = _next_log(self._folder), 0
-            self._minted += 1
-            named = replace(decision, decision_id=_mint(self.problem, int(self._path.stem), self._minted))
-            future: Future[Decision] = Future()
+            path, decision_id = self._minter.next()
+            named, future = replace(decision, decision_id=decision_id), Future[Decision]()
             self._memory.keep(named, future)
             future.add_done_callback(lambda done: self._memory.forget_if_failed(named, done))
-            self._disk.queue.put((self._path, named, future))
+            self._disk.queue.put((path, named, future))
             return future
 
     def append(self, decisions: Sequence[Decision]) -> list[Decision]:
@@ -229,7 +237,13 @@ class DecisionLog:
             self._closed = True
         self._disk.close()
 
-# %% ../nbs/50_decisions.ipynb #adc86d34
+# %% ../nbs/50_decisions.ipynb #ef9eee2a
+def _past(decision: Decision) -> "Future[Decision]":
+    done = Future[Decision]()
+    done.set_result(decision)
+    return done
+
+
 def _newest(folder: Path, n: int) -> list[Decision]:
     "The last `n` decisions that earlier writers acknowledged, oldest first."
     found: list[Decision] = []

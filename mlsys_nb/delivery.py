@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LONGEST', 'key_part', 'joined', 'id_bytes', 'text_code', 'Changes', 'Version', 'versions_in', 'Served', 'Delivery',
-           'register', 'deliver', 'changes_of']
+           'Registered', 'register', 'correct', 'deliver', 'changes_of']
 
 # %% ../nbs/27_delivery.ipynb #d37ce5ce
 import hashlib
@@ -22,7 +22,7 @@ from .events import NEVER, Encoded, Events, encode
 from .lookup import Probe
 from .timeline import Layout
 
-# %% ../nbs/27_delivery.ipynb #8c3ca025
+# %% ../nbs/27_delivery.ipynb #81857cfc
 LONGEST = 400  # bytes of a key; longer ones are hashed
 
 
@@ -57,7 +57,8 @@ def id_bytes(
 ) -> list[bytes]:  # In the same order as the ids
     "Event ids as bytes that sort as they do."
     if ids.dtype.is_integer():
-        return [b"i" + struct.pack(">Q", i + 2**63) for i in ids.to_list()]
+        raw = (ids.cast(pl.Int64).to_numpy().view(np.uint64) ^ np.uint64(2**63)).astype(">u8").tobytes()
+        return [b"i" + raw[i : i + 8] for i in range(0, len(raw), 8)]
     found = [b"s" + i.encode() for i in ids.cast(pl.String).to_list()]
     if max(map(len, found), default=0) > LONGEST:
         raise ValueError(f"an event id is at most {LONGEST} bytes long, got one of {max(map(len, found))}")
@@ -110,7 +111,7 @@ def versions_in(
         found.append(Version(known, tuple(parts)))
     return found
 
-# %% ../nbs/27_delivery.ipynb #236ed1b4
+# %% ../nbs/27_delivery.ipynb #15ba66d8
 @dataclass(frozen=True)
 class Served:
     "One family as the store serves it."
@@ -133,58 +134,80 @@ class Served:
         return joined([parts[i] for i in self.positions])
 
 
-@dataclass
+@dataclass(frozen=True)
 class Delivery:
     "Encoded rows on their way into the store."
 
     events: Encoded
     ids: list[bytes]
     parts: list[tuple[bytes, ...]]  # key parts of each row
+    versions: list[bytes]  # each row as the index remembers it
     texts: dict[int, str]  # new codes
 
-    def version(self, row: int) -> Version:
-        "A row as the index remembers it."
-        return Version(int(self.events.known[row]), self.parts[row])
+
+@dataclass(frozen=True)
+class Registered:
+    "What the index says about a delivery."
+
+    new: list[int]  # rows of versions that were not known
+    ended: list[tuple[int, int, Version]]  # (end, a row of the event, the version that ends)
+    repeated: list[int]  # rows of versions that were known
 
 
 def register(
     get: Get,  # Reads the store
     put: Put,  # Writes it
     delivery: Delivery,  # What came
-) -> tuple[
-    list[int], list[tuple[int, int, Version]], list[int]
-]:  # New rows, (end, row, version) that end, repeated rows
-    "Enter rows into the index of event ids; say which are new, and which versions end."
-    name = delivery.events.events.name.encode()
-    n_keys, end = len(delivery.events.events.keys), delivery.events.end
-    new: list[int] = []
-    ended: list[tuple[int, int, Version]] = []
-    repeated: list[int] = []
-    pending: dict[bytes, list[int]] = {}
+) -> Registered:  # What is new, and what ends
+    "Enter rows into the index of event ids."
+    prefix = b"i" + delivery.events.events.name.encode() + b":"
+    found = Registered([], [], [])
+    if len(set(delivery.ids)) < len(delivery.ids):
+        rows: dict[bytes, list[int]] = {}
+        for row, i in enumerate(delivery.ids):
+            rows.setdefault(i, []).append(row)
+        for i, together in rows.items():
+            correct(get(prefix + i), together, prefix + i, put, delivery, found)
+        return found
     for row, i in enumerate(delivery.ids):
-        pending.setdefault(i, []).append(row)
-    for i, rows in pending.items():
-        key = b"i" + name + b":" + i
-        record = get(key)
-        stored = {v.known: v for v in versions_in(bytes(record), n_keys)} if record else {}
-        fresh = [r for r in rows if int(delivery.events.known[r]) not in stored]
-        for r in rows:
-            if int(delivery.events.known[r]) in stored:
-                repeated.append(r)
-                ended.append((int(end[r]), r, stored[int(delivery.events.known[r])]))
-        if not fresh:
-            continue
-        if stored:
-            knowns = sorted({*stored, *(int(delivery.events.known[r]) for r in fresh)})
-            following = dict(zip(knowns, knowns[1:], strict=False))
-            for r in fresh:
-                end[r] = min(int(end[r]), following.get(int(delivery.events.known[r]), int(end[r])))
-            ended += [(following[k], fresh[0], v) for k, v in stored.items() if k in following]
-        put(key, b"".join(v.packed() for v in [*stored.values(), *(delivery.version(r) for r in fresh)]))
-        new += fresh
-    return new, ended, repeated
+        record = get(prefix + i)
+        if record is None:  # by far the most frequent: an event never seen
+            put(prefix + i, delivery.versions[row])
+            found.new.append(row)
+        else:
+            correct(record, [row], prefix + i, put, delivery, found)
+    return found
 
-# %% ../nbs/27_delivery.ipynb #727ce138
+
+def correct(
+    record: Any,  # What the index holds of an event, or None
+    rows: Sequence[int],  # Its rows in the delivery
+    key: bytes,  # Its place in the index
+    put: Put,  # Writes the store
+    delivery: Delivery,  # What came
+    found: Registered,  # Is added to
+) -> None:  # The index is up to date
+    "Enter versions of one event beside those that are known: each ends when the next became known."
+    known, end = delivery.events.known, delivery.events.end
+    stored = (
+        {v.known: v for v in versions_in(bytes(record), len(delivery.events.events.keys))} if record else {}
+    )
+    fresh = [r for r in rows if int(known[r]) not in stored]
+    for r in rows:
+        if int(known[r]) in stored:
+            found.repeated.append(r)
+            found.ended.append((int(end[r]), r, stored[int(known[r])]))
+    if not fresh:
+        return
+    knowns = sorted({*stored, *(int(known[r]) for r in fresh)})
+    following = dict(zip(knowns, knowns[1:], strict=False))
+    for r in fresh:
+        end[r] = min(int(end[r]), following.get(int(known[r]), int(end[r])))
+    found.ended.extend((following[k], fresh[0], v) for k, v in stored.items() if k in following)
+    put(key, b"".join([v.packed() for v in stored.values()] + [delivery.versions[r] for r in fresh]))
+    found.new.extend(fresh)
+
+# %% ../nbs/27_delivery.ipynb #249d007b
 def deliver(
     events: Events,  # The declaration
     frame: pl.DataFrame,  # Event rows with event_id
@@ -206,25 +229,33 @@ def deliver(
     conditions = list(dict.fromkeys(c for f in families for c in f.layout.bits))
     encoded = encode(events, frame, columns, conditions, coded)
     encoded = replace(encoded, end=encoded.end.copy())  # versions may be ended while they are registered
-    parts = [[key_part(v, t) for v in encoded.keys[k].to_list()] for k, t in events.keys.items()]
-    return Delivery(encoded, id_bytes(encoded.ids), list(zip(*parts, strict=True)), texts)
+    entities = encoded.keys.unique(maintain_order=True).with_row_index("entity")
+    parts = [[key_part(v, t) for v in entities[k].to_list()] for k, t in events.keys.items()]
+    named = list(zip(*parts, strict=True))
+    tails = [Version(0, p).packed()[8:] for p in named]
+    entity = encoded.keys.join(
+        entities, on=list(events.keys), how="left", nulls_equal=True, maintain_order="left"
+    )["entity"].to_list()
+    times = encoded.known.astype(">i8").tobytes()
+    versions = [times[8 * i : 8 * i + 8] + tails[e] for i, e in enumerate(entity)]
+    return Delivery(encoded, id_bytes(encoded.ids), [named[e] for e in entity], versions, texts)
 
 
 def changes_of(
     family: Served,  # One family
     delivery: Delivery,  # What came
-    new: Sequence[int],  # Rows that are new
-    ended: Sequence[tuple[int, int, Version]],  # Versions that end, as `register` says
+    found: Registered,  # What the index says about it
 ) -> Changes:  # What to do to its timelines
     "What a delivery changes in one family."
     changes = Changes()
-    keys = [family.key(delivery.parts[r]) for r in new]
-    rows = np.array([r for r, k in zip(new, keys, strict=True) if k], dtype=np.int64)
+    cache: dict[tuple[bytes, ...], bytes] = {p: family.key(p) for p in set(delivery.parts)}
+    keys = [cache[delivery.parts[r]] for r in found.new]
+    rows = np.array([r for r, k in zip(found.new, keys, strict=True) if k], dtype=np.int64)
     if len(rows):
         changes.keys = [k for k in keys if k]
         changes.rows = [family.raw(delivery.events)[rows]]
         changes.ids = [delivery.ids[r] for r in rows.tolist()]
-    for end, row, version in ended:
+    for end, row, version in found.ended:
         key = family.key(version.parts)
         if key and end < NEVER:
             changes.ends.setdefault(key, []).append((delivery.ids[row], version.known, end))

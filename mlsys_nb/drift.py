@@ -152,7 +152,7 @@ def _feature_from(document: Mapping[str, Any]) -> FeatureProfile:
     series = tuple(tuple(row) for row in document["series"])
     return FeatureProfile(document["name"], document["kind"], series=series, **lists)
 
-# %% ../nbs/61_drift.ipynb #d1118e40
+# %% ../nbs/61_drift.ipynb #00fb7d2a
 def reference_profile(
     frame: pl.DataFrame,  # The reference rows
     features: Sequence[str],  # Columns to watch; add "score" to watch the predictions
@@ -165,7 +165,7 @@ def reference_profile(
     parts = [_summaries(feature, frame, code, n) for feature in bare]
     rows = [tuple(tuple(row) for row in part.tolist()) for part in parts]
     described = tuple(replace(feature, series=row) for feature, row in zip(bare, rows, strict=True))
-    rho = autocorrelation(np.vstack(parts), seed)
+    rho = autocorrelation(np.vstack(parts), noise=1 / float(n.mean()), seed=seed)
     return Profile(tuple(m.isoformat() for m in moments), tuple(n.tolist()), rho, described)
 
 
@@ -182,7 +182,7 @@ def _unsummarised(name: str, frame: pl.DataFrame, n_categories: int = 10) -> Fea
     commonest = counts.sort(["n", "c"], descending=[True, False])["c"].head(n_categories)
     return FeatureProfile(name, "category", (), (), tuple(commonest.to_list()), ())
 
-# %% ../nbs/61_drift.ipynb #b807f2be
+# %% ../nbs/61_drift.ipynb #e509d75f
 @dataclass(frozen=True)
 class DriftReport:
     "What has moved, how far, and how sure that is."
@@ -210,21 +210,22 @@ class DriftReport:
             "current": f"{self.rows:,} rows in {len(self.current)} period(s) to {self.current[-1][:10]}",
             "reference": f"{len(self.reference)} periods to {self.reference[-1][:10]}, autocorrelation {self.autocorrelation:.2f}",
             "false alarms": f"at most {self.false_alarm_rate:.1%} of quiet checks, over {self.charts} charts together",
-            "blind spot": "sees inputs and predictions, not whether the outcome still follows from them",
+            "blind spot": "sees inputs and predictions, not whether outcomes still follow from them",
         }
         shown = self.frame.with_columns(pl.col(pl.Float64).round(3)).drop("drifted")
         return card("Drift", facts, body=table(shown), tone="warn" if self.drifted else "plain")
 
-# %% ../nbs/61_drift.ipynb #dd335003
+# %% ../nbs/61_drift.ipynb #0a2c6c20
 def drift_check(
     profile: Profile,
     current: pl.DataFrame,  # Rows of one or more current periods, with the profile's columns
     false_alarm_rate: float = 0.01,  # Of the whole check: all features, parts and charts
     period: str = "moment",
+    wobble: float = 0.1,  # How far quiet period means may spread, in reference standard deviations
 ) -> DriftReport:
     "Hold the current periods against the reference."
     moments, code, n = _periods(current, period)
-    check = _check(profile, moments, n, false_alarm_rate)
+    check = _check(profile, moments, n, false_alarm_rate, wobble)
     rows = [_worst(feature, _summaries(feature, current, code, n), check) for feature in profile.features]
     order = pl.col("statistic") / pl.col("limit")
     frame = pl.DataFrame(rows, schema=_COLUMNS).sort(order, "feature", descending=[True, False])
@@ -240,7 +241,7 @@ def drift_check(
         verdict=verdict if check.enough else "not enough reference periods",
     )
 
-# %% ../nbs/61_drift.ipynb #5f7b2607
+# %% ../nbs/61_drift.ipynb #2afa0f33
 _COLUMNS = {
     "feature": pl.String, "part": pl.String, "chart": pl.String, "reference": pl.Float64, "current": pl.Float64,
     "size": pl.Float64, "statistic": pl.Float64, "limit": pl.Float64, "direction": pl.String, "drifted": pl.Boolean,
@@ -254,18 +255,20 @@ class _Check:
     names: list[str]  # Of the charts
     weights: np.ndarray  # One row a chart, over the current periods
     limits: np.ndarray  # One a chart
+    z: float  # The same limit for a series whose spread is known
+    wobble: float  # Largest spread between periods that is quiet by declaration
     floor: float  # Least variance of a part between periods: that of drawing rows at random
     extra: np.ndarray  # What each current period may vary more, for having fewer rows
     enough: bool  # Reference periods
 
 
-def _check(profile: Profile, moments: list[datetime], n: np.ndarray, false_alarm_rate: float) -> _Check:
+def _check(profile: Profile, moments: list[datetime], n: np.ndarray, rate: float, wobble: float) -> _Check:
     names, weights = _charts(len(moments))
-    alpha = false_alarm_rate / (_n_parts(profile) * len(names))
+    alpha = rate / (_n_parts(profile) * len(names))
     enough, m, gaps = len(profile.periods) >= 4, len(profile.periods), _gaps(profile, moments)
     limits = [limit(m, gaps, w, profile.autocorrelation, alpha) if enough else 1.0 for w in weights]
-    floor = 1 / float(np.mean(profile.rows))
-    return _Check(names, weights, np.array(limits), floor, np.maximum(1 / n - floor, 0), enough)
+    floor, z = 1 / float(np.mean(profile.rows)), NormalDist().inv_cdf(1 - alpha / 2)
+    return _Check(names, weights, np.array(limits), z, wobble, floor, np.maximum(1 / n - floor, 0), enough)
 
 
 def _n_parts(profile: Profile) -> int:
@@ -286,16 +289,19 @@ def _charts(n_periods: int, memory: float = 0.3) -> tuple[list[str], np.ndarray]
     ewma = memory * (1 - memory) ** np.arange(n_periods)[::-1]
     return [*(f"period {i + 1}" for i in range(n_periods)), "ewma"], np.vstack([np.eye(n_periods), ewma])
 
-# %% ../nbs/61_drift.ipynb #65dced65
+# %% ../nbs/61_drift.ipynb #adb2ad3e
 def _worst(feature: FeatureProfile, now: np.ndarray, check: _Check) -> dict[str, Any]:
     "The most suspicious part and chart of one feature."
     series, w = np.array(feature.series), check.weights
     mean, spread = series.mean(axis=1), series.std(axis=1, ddof=min(1, series.shape[1] - 1))
     moved = (now - mean[:, None]) @ w.T
-    extra = (w**2 @ check.extra) / (w**2).sum(axis=1)
-    statistic = np.abs(moved) / np.sqrt(np.maximum(spread**2, check.floor)[:, None] + extra)
-    part, chart = np.unravel_index(np.argmax(statistic / check.limits), statistic.shape)
-    far, allowed, size = statistic[part, chart], check.limits[chart], moved[part, chart] / w[chart].sum()
+    extra, total = (w**2 @ check.extra) / (w**2).sum(axis=1), w.sum(axis=1)
+    noise = np.sqrt(np.maximum(spread**2, check.floor)[:, None] + extra)
+    widest = np.sqrt(2 * (np.maximum(spread**2, check.floor + check.wobble**2)[:, None] + extra)) * total
+    limits = np.minimum(check.limits, check.z * widest / noise)
+    statistic = np.abs(moved) / noise
+    part, chart = np.unravel_index(np.argmax(statistic / limits), statistic.shape)
+    far, allowed, size = statistic[part, chart], limits[part, chart], moved[part, chart] / total[chart]
     before, after = (_plain(feature, int(part), value) for value in (mean[part], mean[part] + size))
     return {
         "feature": feature.name, "part": feature.parts[part], "chart": check.names[chart], "reference": before,

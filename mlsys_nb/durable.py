@@ -172,12 +172,12 @@ def write_frame(path: Path, frame: pl.DataFrame) -> str:  # SHA-256 of the file
     "Write a frame as a Parquet file in one step."
     return write_bytes(path, frame_bytes(frame))
 
-# %% ../nbs/02_durable.ipynb #6deaac06
+# %% ../nbs/02_durable.ipynb #b28234f2
 MANIFEST = "manifest.json"
 
 
 def _manifest(files: Mapping[str, bytes], meta: Mapping[str, Any]) -> dict[str, Any]:
-    wrong = [n for n in files if n != Path(n).name or n.startswith(".") or n == MANIFEST]
+    wrong = [n for n in files if not n or n != Path(n).name or n.startswith(".") or n == MANIFEST]
     if wrong or {"files", "seal"} & set(meta):
         raise ValueError(
             f"a sealed folder has plain file names, and files and seal are its own words in the manifest; "
@@ -202,7 +202,7 @@ def read_folder_manifest(
         raise SealError(
             f"a sealed folder has a {MANIFEST}; {path} has none; restore it or write it again"
         ) from e
-    except (ValueError, KeyError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         sealed = False
     if not sealed:
         raise SealError(f"{file} is not as it was written; restore the folder or write it again")

@@ -265,7 +265,7 @@ class Events:
         ]
         return card(f"Events {self.name}", {"meaning": self.meaning} if self.meaning else {}, table(rows))
 
-# %% ../nbs/19_events.ipynb #224c18b7
+# %% ../nbs/19_events.ipynb #4d5e1c5b
 POLARS = {
     "int": pl.Int64,
     "float": pl.Float64,
@@ -305,7 +305,9 @@ def typed_column(
             f"column {name!r} of {owner} is declared {dtype}, got {found}; convert it or declare it so"
         )
     column = pl.col(name).cast(POLARS[dtype])
-    return (column.fill_nan(None) + 0.0).alias(name) if dtype == "float" else column
+    if dtype == "float":  # adding 0.0 would do, but polars optimises that away
+        column = pl.when(column == 0).then(0.0).otherwise(column.fill_nan(None)).alias(name)
+    return column
 
 
 def normal(

@@ -55,7 +55,7 @@ class Limits:
     latency_ms: float = 5.0  # One prediction
     package_bytes: int = 20_000_000
 
-# %% ../nbs/38_gate.ipynb #8227e836
+# %% ../nbs/38_gate.ipynb #89431337
 @dataclass(frozen=True)
 class Verdict:
     "What the gate decided, and why."
@@ -73,8 +73,12 @@ class Verdict:
         measured: bool = True,  # False leaves out what depends on the machine, for a manifest that must not vary
     ) -> dict[str, Any]:
         "The verdict as plain data."
-        checks = [asdict(c) for c in self.checks if measured or c.name not in ("latency", "package size")]
-        return {"decision": self.decision, "reason": self.reason, "checks": checks}
+        by_machine = [] if measured else [c for c in self.checks if c.name in ("latency", "package size")]
+        reason = self.reason
+        for check in by_machine:
+            reason = reason.replace(check.meaning, f"{check.name} {check.answer}")
+        checks = [asdict(c) for c in self.checks if c not in by_machine]
+        return {"decision": self.decision, "reason": reason, "checks": checks}
 
     def _repr_html_(self) -> str:
         tone = {"promote": "good", "refuse": "bad"}.get(self.decision, "warn")

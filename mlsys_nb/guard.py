@@ -92,7 +92,7 @@ def _too_deep(body: bytes) -> bool:
             depth -= 1
     return deepest > MAX_DEPTH
 
-# %% ../nbs/52_guard.ipynb #3415e33e
+# %% ../nbs/52_guard.ipynb #297d552f
 def read_json(
     body: bytes,  # The whole request body
 ) -> Any:  # The value it stands for
@@ -106,7 +106,7 @@ def read_json(
         raise
     except (ValueError, RecursionError) as e:
         rule = "the body is one JSON value in UTF-8, with finite numbers and whole characters"
-        raise Refusal(400, rule, f"{clip(body)}: {clip(str(e), 120)}", "send valid JSON (RFC 8259)") from e
+        raise Refusal(400, rule, f"{clip(body)}: {str(e)[:120]}", "send valid JSON (RFC 8259)") from e
 
 
 def read_object(

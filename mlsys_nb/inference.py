@@ -42,7 +42,7 @@ def sigmoid(
         1.0 + _exp(-np.clip(z, -700.0, 700.0), np.rint, lambda v, k: np.ldexp(v, k.astype(np.int32)))
     )
 
-# %% ../nbs/39_inference.ipynb #92d06f45
+# %% ../nbs/39_inference.ipynb #7fa8a77d
 class InputError(ValueError):
     "A row that the model cannot read."
 
@@ -66,7 +66,7 @@ class Inputs:
         "The numeric matrix of `rows`."
         return _frame_matrix(self, rows) if isinstance(rows, pl.DataFrame) else _rows_matrix(self, rows)
 
-
+# %% ../nbs/39_inference.ipynb #7917840c
 def _rows_matrix(inputs: Inputs, rows: Sequence[Mapping[str, Any]]) -> Floats:
     matrix = np.full((len(rows), len(inputs.names)), np.nan)
     columns = list(zip(inputs.names, inputs.codes, strict=True))
@@ -109,7 +109,7 @@ def _frame_matrix(inputs: Inputs, frame: pl.DataFrame) -> Floats:
         matrix[:, i] = column.cast(pl.Float64).fill_null(math.nan).to_numpy()
     return matrix
 
-# %% ../nbs/39_inference.ipynb #e2f94805
+# %% ../nbs/39_inference.ipynb #a4be58cb
 SEGMENT, MISSING, CATEGORY = 0, 1, 2
 
 
@@ -143,7 +143,7 @@ class Linear:
         )
         return np.add.accumulate(terms, axis=1)[:, -1]
 
-
+# %% ../nbs/39_inference.ipynb #a812a6eb
 def linear_of(
     estimator: Any,  # A linear model of `train`: an intercept and terms
 ) -> Linear:
@@ -164,7 +164,7 @@ def linear_of(
         **numbers,
     )
 
-# %% ../nbs/39_inference.ipynb #bda6635e
+# %% ../nbs/39_inference.ipynb #7c48fe76
 @dataclass(frozen=True)
 class Trees:
     "Boosted trees as one flat forest."
@@ -192,36 +192,42 @@ class Trees:
     ) -> Floats:
         "The baseline plus one leaf of every tree, added in the order of the trees."
         if len(matrix) == 1:
-            return self._sum(self._walk_one(self._columns(matrix)[0])[None])
+            return _sum(self, _walk_one(self, _columns(self, matrix)[0])[None])
         parts = [matrix[i : i + 256] for i in range(0, len(matrix), 256)]
-        return np.concatenate([self._sum(self._walk_many(self._columns(p))) for p in parts] or [np.empty(0)])
+        return np.concatenate(
+            [_sum(self, _walk_many(self, _columns(self, p))) for p in parts] or [np.empty(0)]
+        )
 
-    def _columns(self, matrix: Floats) -> Floats:
-        absent = np.isnan(matrix)
-        codes = np.where(absent, -1.0, matrix)[:, self.table_input].astype(np.intp) + 1
-        looked_up = self.table[self.table_row, codes]
-        return np.concatenate([np.where(absent, -np.inf, matrix), matrix, looked_up], axis=1)
+# %% ../nbs/39_inference.ipynb #65958102
+def _columns(trees: Trees, matrix: Floats) -> Floats:
+    absent = np.isnan(matrix)
+    codes = np.where(absent, -1.0, matrix)[:, trees.table_input].astype(np.intp) + 1
+    looked_up = trees.table[trees.table_row, codes]
+    return np.concatenate([np.where(absent, -np.inf, matrix), matrix, looked_up], axis=1)
 
-    def _sum(self, leaves: np.ndarray) -> Floats:
-        terms = np.empty((len(leaves), len(self.roots) + 1))
-        terms[:, 0] = self.baseline
-        terms[:, 1:] = self.value.take(leaves)
-        return np.add.accumulate(terms, axis=1)[:, -1]
 
-    def _walk_one(self, columns: Floats) -> np.ndarray:
-        following = np.where(columns.take(self.column) <= self.threshold, self.left, self.right)
-        node = self.roots
-        for _ in range(self.depth):
-            node = following.take(node)
-        return node
+def _walk_one(trees: Trees, columns: Floats) -> np.ndarray:
+    following = np.where(columns.take(trees.column) <= trees.threshold, trees.left, trees.right)
+    node = trees.roots
+    for _ in range(trees.depth):
+        node = following.take(node)
+    return node
 
-    def _walk_many(self, columns: Floats) -> np.ndarray:
-        flat, start = columns.ravel(), (np.arange(len(columns)) * columns.shape[1])[:, None]
-        node = np.broadcast_to(self.roots, (len(columns), len(self.roots)))
-        for _ in range(self.depth):
-            goes_left = flat.take(self.column.take(node) + start) <= self.threshold.take(node)
-            node = self.children.take(2 * node + goes_left)
-        return node
+
+def _walk_many(trees: Trees, columns: Floats) -> np.ndarray:
+    flat, start = columns.ravel(), (np.arange(len(columns)) * columns.shape[1])[:, None]
+    node = np.broadcast_to(trees.roots, (len(columns), len(trees.roots)))
+    for _ in range(trees.depth):
+        goes_left = flat.take(trees.column.take(node) + start) <= trees.threshold.take(node)
+        node = trees.children.take(2 * node + goes_left)
+    return node
+
+
+def _sum(trees: Trees, leaves: np.ndarray) -> Floats:
+    terms = np.empty((len(leaves), len(trees.roots) + 1))
+    terms[:, 0] = trees.baseline
+    terms[:, 1:] = trees.value.take(leaves)
+    return np.add.accumulate(terms, axis=1)[:, -1]
 
 # %% ../nbs/39_inference.ipynb #b2e52ffd
 def _code_table(node: Any, bitset: Any, known: Floats, width: int) -> Floats:

@@ -95,21 +95,22 @@ def _commit(folder: Path, batch: _Prepared) -> None:
 
 ROWS, QUARANTINE = "rows.parquet", "quarantine.parquet"
 
-# %% ../nbs/12_ingest.ipynb #d4881f6d
+# %% ../nbs/12_ingest.ipynb #8356a7ca
 def _compare(folder: Path, batch: _Prepared) -> None:
     there, meta = read_folder_manifest(folder), batch.meta
+    same = there["counts"] == meta["counts"] and there["known_at"] == meta["known_at"]
+    if same and frame_from(read_sealed(folder, ROWS, there)).equals(batch.rows):
+        return
     if there["contract"] != meta["contract"]:
         raise IngestError(
             f"{folder.name} of {meta['source']!r} stands in the lake under another contract ({there['contract'][:12]}, "
             f"now {meta['contract'][:12]}); name the changed source anew, or remove {folder.parent} and ingest again"
         )
-    same = there["counts"] == meta["counts"] and there["known_at"] == meta["known_at"]
-    if not (same and frame_from(read_sealed(folder, ROWS, there)).equals(batch.rows)):
-        raise IngestError(
-            f"{folder.name} of {meta['source']!r} is already in the lake with other content ({there['counts']['rows']} rows "
-            f"from {there['origin']['name']}, now {meta['counts']['rows']}); a batch never changes: deliver corrections "
-            f"as a new batch, or remove {folder} and ingest again"
-        )
+    raise IngestError(
+        f"{folder.name} of {meta['source']!r} is already in the lake with other content ({there['counts']['rows']} rows "
+        f"from {there['origin']['name']}, now {meta['counts']['rows']}); a batch never changes: deliver corrections "
+        f"as a new batch, or remove {folder} and ingest again"
+    )
 
 # %% ../nbs/12_ingest.ipynb #f12ead0d
 @dataclass(frozen=True)
@@ -228,7 +229,7 @@ def ingest(
     skipped = sum(instant(m["known_at"]) <= until for m in there.values())
     return _report(source.name, taken, skipped)
 
-# %% ../nbs/12_ingest.ipynb #f4af035b
+# %% ../nbs/12_ingest.ipynb #edc08b80
 @dataclass(frozen=True)
 class Snapshot:
     "The batches of a source that were known at a moment."
@@ -251,9 +252,9 @@ def snapshot(
 ) -> Snapshot:
     "Which batches of a source were known by a moment."
     found = _manifests(settings.lake / source, known_by)
-    seals = "\n".join(f"{path.name} {manifest['seal']}" for path, manifest in found)
+    content = "\n".join(f"{p.name} {m['known_at']} {m['files'][ROWS]['sha256']}" for p, m in found)
     rows = sum(manifest["counts"]["rows"] for _, manifest in found)
-    return Snapshot(source, tuple(path.name for path, _ in found), sha256(seals.encode()), rows)
+    return Snapshot(source, tuple(path.name for path, _ in found), sha256(content.encode()), rows)
 
 # %% ../nbs/12_ingest.ipynb #d52e5d25
 def _versions(events: pl.DataFrame) -> pl.DataFrame:

@@ -102,7 +102,7 @@ def serve_forks(
         with suppress(OSError):
             os.killpg(child, signal.SIGKILL)
 
-# %% ../nbs/08_kernels.ipynb #423d3437
+# %% ../nbs/08_kernels.ipynb #11c5c696
 class ForkedKernel(KernelManager):
     "A kernel that another process forked; known by its process id."
 
@@ -118,6 +118,9 @@ class ForkedKernel(KernelManager):
         except OSError:
             return False
         return self.pid > 0
+
+    async def _async_is_alive(self) -> bool:  # what a client asks while it waits for an answer
+        return self.is_alive()
 
     def shutdown_kernel(self, now: bool = True, restart: bool = False) -> None:  # type: ignore[override]
         "End the process and all that it started. Nothing it holds needs a farewell (law L3)."
@@ -225,19 +228,21 @@ def kernel_environment(
         "MLFLOW_DISABLE_TELEMETRY": "true",
     }
 
-# %% ../nbs/08_kernels.ipynb #3b11790b
+# %% ../nbs/08_kernels.ipynb #fb5e3554
 @lru_cache(maxsize=1)
 def engine() -> str:  # Its name
-    "A papermill engine that keeps hold of the notebook, also when a cell fails or the kernel dies."
+    "A papermill engine for a kernel that is there already; it keeps hold of the notebook in any case."
+    from papermill.clientwrap import PapermillNotebookClient
     from papermill.engines import NBClientEngine, papermill_engines
 
     class Keeping(NBClientEngine):  # type: ignore[misc]
         @classmethod
-        def execute_managed_notebook(
-            cls, nb_man: Any, kernel_name: str, keep: Any = None, **kwargs: Any
-        ) -> Any:
-            keep.append(nb_man.nb)
-            return super().execute_managed_notebook(nb_man, kernel_name, **kwargs)
+        def execute_managed_notebook(cls, nb_man: Any, kernel_name: str, **kwargs: Any) -> Any:
+            kwargs["keep"].append(nb_man.nb)
+            client = PapermillNotebookClient(
+                nb_man, km=kwargs["km"], kernel_name=kernel_name, startup_timeout=60
+            )
+            return client.execute(cleanup_kc=True)  # the kernel ends with its only notebook
 
     papermill_engines.register("mlsys", Keeping)
     return "mlsys"

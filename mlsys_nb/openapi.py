@@ -5,13 +5,12 @@
 # %% auto #0
 __all__ = ['operations', 'page_of']
 
-# %% ../nbs/56_openapi.ipynb #d70c6dcb
+# %% ../nbs/56_openapi.ipynb #89d41c4f
 from collections.abc import Mapping
 from typing import Any
 
+from .markup import page, table
 from .problem import Problem
-
-from .markup import escape, page, table
 
 # %% ../nbs/56_openapi.ipynb #7843c3b4
 _ERRORS: Mapping[int, tuple[str, str, str, str]] = {
@@ -54,7 +53,7 @@ def _responses(answer: tuple[Mapping[str, Any], Any], *errors: int) -> dict[int 
         found[status] = {"description": title, "content": _json(_ERROR_SCHEMA, example)}
     return found
 
-# %% ../nbs/56_openapi.ipynb #9700d2c2
+# %% ../nbs/56_openapi.ipynb #27be86b3
 _TYPES = {"int": "integer", "text": "string", "bool": "boolean"}
 _SAMPLES: Mapping[str, Any] = {"int": 13085, "text": "C-13085", "bool": True}
 
@@ -106,7 +105,7 @@ def _prediction(problem: Problem) -> tuple[dict[str, Any], dict[str, Any]]:
     }  # fmt: skip
     return schema, shown
 
-
+# %% ../nbs/56_openapi.ipynb #29fd9892
 def _ask(problem: Problem) -> tuple[dict[str, Any], dict[str, Any]]:
     "What a prediction request may hold."
     properties, example = _entity(problem)
@@ -167,7 +166,7 @@ def operations(
         "metrics": {"summary": "Figures for Prometheus", "responses": {200: {"description": "Text format"}}},
     }  # fmt: skip
 
-# %% ../nbs/56_openapi.ipynb #943c39d5
+# %% ../nbs/56_openapi.ipynb #dcd69c2a
 def page_of(
     description: Mapping[str, Any],  # An OpenAPI document
 ) -> str:  # A page of HTML that makes no request
@@ -182,7 +181,7 @@ def page_of(
                 {"request": name, "part": part, "example": text} for part, text in _examples(operation)
             ]
     title = description["info"]["title"]
-    body = f"<h1>{escape(title)}</h1>{table(rows, 'Requests')}{table(details, 'Examples')}"
+    body = table(rows, "Requests") + table(details, "Examples")
     return page(title, body)
 
 

@@ -6,7 +6,7 @@
 __all__ = ['TOLERANCE', 'PackageError', 'Model', 'serving_form', 'Evidence', 'code_version', 'Package', 'build', 'seal',
            'open_package', 'load', 'latency_ms']
 
-# %% ../nbs/40_package.ipynb #e6776da9
+# %% ../nbs/40_package.ipynb #b95594ba
 import hashlib
 import io
 import json
@@ -16,6 +16,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
+from importlib.resources import files as resources
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ class Model:
         facts = {name: json.dumps(self.manifest[name]) for name in shown}
         return card(f"Model {self.version or ''} {self.digest[:12]}", facts)
 
-# %% ../nbs/40_package.ipynb #de8a2a7b
+# %% ../nbs/40_package.ipynb #27aa017f
 _FORMS: dict[str, type[Linear] | type[Trees]] = {"linear": Linear, "trees": Trees}
 
 
@@ -99,7 +100,7 @@ def _array_bytes(array: np.ndarray) -> bytes:
     np.lib.format.write_array(buffer, np.ascontiguousarray(array), version=(1, 0), allow_pickle=False)
     return buffer.getvalue()
 
-
+# %% ../nbs/40_package.ipynb #b96f680d
 def _model_files(family: str, inputs: Inputs, form: Linear | Trees) -> dict[str, bytes]:
     "The serving form as files: model.json and one .npy per array."
     name = next(name for name, kind in _FORMS.items() if isinstance(form, kind))
@@ -155,7 +156,7 @@ def _replay(model: Model, golden: Mapping[str, Any]) -> None:
                 f"instead of {want}; rebuild the model on this installation or restore the one it was built on"
             )
 
-# %% ../nbs/40_package.ipynb #d5779011
+# %% ../nbs/40_package.ipynb #75c64be2
 @dataclass(frozen=True)
 class Evidence:
     "What is known about a model's quality, as plain JSON-able dictionaries."
@@ -176,7 +177,7 @@ def _git(folder: Path, *words: str) -> str | None:
 
 def code_version() -> dict[str, str | None]:  # commit (None outside a checkout), sources (a hash), version
     "Which code is running."
-    folder = Path(__file__).parent
+    folder = Path(str(resources("mlsys_nb")))
     sources = hashlib.sha256()
     for path in sorted(folder.rglob("*.py")):
         sources.update(f"{path.relative_to(folder)}\0{sha256(path)}\n".encode())
@@ -226,7 +227,7 @@ def _meta(fitted: Fitted, dataset: Dataset, evidence: Evidence, difference: floa
         "simulated": problem.simulated,
     }
 
-# %% ../nbs/40_package.ipynb #6acce342
+# %% ../nbs/40_package.ipynb #16bd7d79
 TOLERANCE = 1e-12
 
 
@@ -249,7 +250,7 @@ class Package:
     def size(self) -> int:  # Bytes
         return sum(len(content) for content in self.files.values())
 
-
+# %% ../nbs/40_package.ipynb #8d90370a
 def build(
     fitted: Fitted,  # A trained model
     dataset: Dataset,  # The rows it learnt from

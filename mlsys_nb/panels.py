@@ -5,15 +5,14 @@
 # %% auto #0
 __all__ = ['PANELS', 'Loop', 'loops', 'months_panel', 'champions_panel', 'alerts_panel', 'calibration_panel', 'panel']
 
-# %% ../nbs/87_panels.ipynb #fb5c120c
+# %% ../nbs/87_panels.ipynb #5ec91550
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from functools import cached_property
 
 import polars as pl
 
-from .alerts import Alert, alerts
+from .alerts import alerts
 from .backtest import Backtest, backtest
 from .clock import open_clock
 from .control import Control, open_control
@@ -26,7 +25,7 @@ from .problem import Problem, load_problem
 from .registry import champion, champion_history
 from .settings import MlsysError, Settings
 
-# %% ../nbs/87_panels.ipynb #a03a62f3
+# %% ../nbs/87_panels.ipynb #e05a49e2
 @dataclass(frozen=True)
 class Loop:
     "One problem of one system, as a dashboard reads it."
@@ -48,25 +47,13 @@ class Loop:
         return open_control(self.settings)
 
     @cached_property
-    def now(self) -> datetime:
-        return open_clock(self.settings.clock_file).now()
-
-    @cached_property
     def decisions(self) -> pl.DataFrame:
         "Every decision of the model, with its outcome where it is known."
-        return labelled(self.settings, self.problem, self.now)
+        return labelled(self.settings, self.problem, open_clock(self.settings.clock_file).now())
 
     @cached_property
     def backtest(self) -> Backtest | None:
-        return backtest(self.settings, self.control, self.problem, self.now)
-
-    @cached_property
-    def alerts(self) -> list[Alert]:
-        return alerts(self.control, self.name)
-
-    @cached_property
-    def history(self) -> pl.DataFrame:
-        return champion_history(self.control, self.name)
+        return backtest(self.settings, self.control, self.problem, open_clock(self.settings.clock_file).now())
 
 
 def loops(
@@ -106,13 +93,14 @@ def months_panel(loop: Loop) -> Html:
         body=months_figure(found.frame)._repr_html_() + table(shown),
     )
 
-# %% ../nbs/87_panels.ipynb #25b1a538
+# %% ../nbs/87_panels.ipynb #78665e37
 def champions_panel(loop: Loop) -> Html:
     "Which version served when, and who decided it."
-    if loop.history.height == 0:
+    history = champion_history(loop.control, loop.name)
+    if history.height == 0:
         return _nothing(loop, "No model has been released yet")
     now = champion(loop.control, loop.name)
-    rows = loop.history.reverse().select("version", pl.col("at").alias("from"), "actor", "reason")
+    rows = history.reverse().select("version", pl.col("at").alias("from"), "actor", "reason")
     known = {row.version: row.summary.get("family") for row in loop.control.versions(loop.name)}
     rows = rows.insert_column(
         1, pl.Series("family", [known.get(v) for v in rows["version"]], dtype=pl.String)
@@ -120,14 +108,19 @@ def champions_panel(loop: Loop) -> Html:
     facts = {
         "champion": f"version {now.version}",
         "versions registered": len(known),
-        "changes of champion": loop.history.height,
+        "changes of champion": history.height,
     }
-    return card("Champions", facts, body=champion_figure(loop.history, loop.now)._repr_html_() + table(rows))
+    return card(
+        "Champions",
+        facts,
+        body=champion_figure(history, open_clock(loop.settings.clock_file).now())._repr_html_() + table(rows),
+    )
 
-
+# %% ../nbs/87_panels.ipynb #fb582a8a
 def alerts_panel(loop: Loop) -> Html:
     "What waits for somebody, and what has passed."
-    waiting = [alert for alert in loop.alerts if alert.closed_at is None]
+    every = alerts(loop.control, loop.name)
+    waiting = [alert for alert in every if alert.closed_at is None]
     past = [
         {
             "subject": a.subject,
@@ -137,10 +130,10 @@ def alerts_panel(loop: Loop) -> Html:
             "opened": a.opened_at,
             "closed": a.closed_at,
         }
-        for a in reversed(loop.alerts)
+        for a in reversed(every)
         if a.closed_at is not None
     ]
-    if not loop.alerts:
+    if not every:
         return card(
             "No alert, open or past", {"watched by": f"mlsys run monitor problem={loop.name}"}, tone="good"
         )

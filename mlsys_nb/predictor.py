@@ -12,13 +12,13 @@ from datetime import datetime
 from typing import Any, Protocol
 
 import polars as pl
-from .package import Model
-from .problem import Problem
 
 from .decisions import Decision
+from .package import Model
+from .problem import Problem
 from .settings import MlsysError
 
-# %% ../nbs/51_predictor.ipynb #eed84ded
+# %% ../nbs/51_predictor.ipynb #47d568c7
 class EntityError(MlsysError, ValueError):
     "An entity that is not named as the problem declares."
 
@@ -42,15 +42,16 @@ _KINDS: dict[str, type] = {"int": int, "text": str, "bool": bool}
 
 
 def _key(name: str, dtype: str, value: Any) -> Any:
-    kind = _KINDS[dtype]
-    if type(value) is not kind:
-        got = f"{ascii(value)[:60] if isinstance(value, (str, int, float)) else 'one'} of type {type(value).__name__}"
-        raise EntityError(f"{name} is of type {dtype}", got, f"send {dtype}")
-    if kind is int and not -(2**63) <= value < 2**63:
+    if type(value) is not _KINDS[dtype]:
+        shown = ascii(value)[:60] if isinstance(value, (str, bool, float)) else "one"
+        raise EntityError(
+            f"{name} is of type {dtype}", f"{shown} of type {type(value).__name__}", f"send {dtype}"
+        )
+    if dtype == "int" and not -(2**63) <= value < 2**63:
         raise EntityError(
             f"{name} is a whole number of 64 bits", f"one of {value.bit_length()} bits", "check it"
         )
-    if kind is str and not 0 < len(value) <= 200:
+    if dtype == "text" and not 0 < len(value) <= 200:
         raise EntityError(f"{name} is a text of 1 to 200 characters", f"{len(value)}", "check it")
     return value
 
@@ -66,7 +67,7 @@ def entity_of(
         raise EntityError(rule, f"nothing for {missing}", "send it")
     return {key: _key(key, dtype, given[key]) for key, dtype in problem.features.keys.items()}
 
-# %% ../nbs/51_predictor.ipynb #f7099db0
+# %% ../nbs/51_predictor.ipynb #c912034f
 class Store(Protocol):
     "What a predictor needs of the online store."
 
@@ -91,7 +92,7 @@ class Answer:
     version: int
     moment: datetime
 
-
+# %% ../nbs/51_predictor.ipynb #ba0ba365
 @dataclass(frozen=True)
 class Predictor:
     "A model, the store it reads from, and the problem whose costs decide."

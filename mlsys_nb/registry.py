@@ -21,7 +21,7 @@ from .package import Model, Package, load, seal
 from .problem import Problem
 from .settings import MlsysError, Settings
 
-# %% ../nbs/41_registry.ipynb #47820f51
+# %% ../nbs/41_registry.ipynb #1faa4719
 class RegistryError(MlsysError):
     "A version that is not there, or a change that is not allowed."
 
@@ -56,7 +56,7 @@ def _version(settings: Settings, row: VersionRow) -> Version:
         row.problem, row.version, row.digest, where, row.created_at, row.run_id, row.status, summary
     )
 
-
+# %% ../nbs/41_registry.ipynb #6acee72b
 def register(
     control: Control,  # The control tables
     settings: Settings,  # Says where packages stand
@@ -78,7 +78,7 @@ def register(
         row = VersionRow(package.problem, 0, package.digest, path, at, run_id, summary=summary)
         return _version(settings, control.add_version(row))
 
-
+# %% ../nbs/41_registry.ipynb #0ca77877
 def versions(
     control: Control,  # The control tables
     settings: Settings,  # Says where packages stand
@@ -101,7 +101,7 @@ def get_version(
         raise RegistryError(f"no version {number} of {problem!r} in the registry; known: {known or 'none'}")
     return _version(settings, row)
 
-# %% ../nbs/41_registry.ipynb #86f95b0c
+# %% ../nbs/41_registry.ipynb #a43b8b9a
 class Decided(Protocol):
     "What promotion needs of a gate's verdict."
 
@@ -133,7 +133,7 @@ def champion(
     pointer = control.get_pointer(_pointer(problem))
     return Champion(problem, int(pointer.value), pointer.epoch) if pointer else Champion(problem, None, 0)
 
-
+# %% ../nbs/41_registry.ipynb #7e5de02f
 def promote(
     control: Control,  # The control tables
     problem: str,  # Name of the problem

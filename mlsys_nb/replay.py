@@ -16,18 +16,18 @@ from datetime import datetime
 from typing import Any
 
 import polars as pl
-from .backtest import Backtest, backtest
-from .labels import labelled
-from .registry import champion
-from .service import running
 
+from .backtest import Backtest, backtest
 from .clock import SystemClock, elapsed, open_clock, pause, stamp
 from .control import Control, open_control
 from .decisions import read_decisions
 from .durable import sha256, write_json
 from .jobs import Runner
+from .labels import labelled
 from .markup import card, table
 from .problem import Problem, ReplayPlan, load_problem
+from .registry import champion
+from .service import running
 from .settings import MlsysError, Settings
 
 # %% ../nbs/84_replay.ipynb #099e51a1
@@ -75,7 +75,7 @@ def visitors(
     order = [sha256(json.dumps(row).encode()) for row in batch.select(keys).rows()]
     return batch.with_columns(order=pl.Series(order, dtype=pl.String)).sort("order").head(n).drop("order")
 
-# %% ../nbs/84_replay.ipynb #eccd2375
+# %% ../nbs/84_replay.ipynb #141b0869
 @dataclass(frozen=True)
 class Traffic:
     "What the service was asked in one month."
@@ -101,11 +101,7 @@ def visit(
         answer = call(f"{base}/predictions", {**entity, "request_id": name})
         equal += answer["prediction"] == row["score"] and answer["version"] == row["version"]
     for row in known.iter_rows(named=True):
-        told = {
-            "decision_id": row["decision_id"],
-            "outcome": row["label"],
-            "observed_at": row["matured_at"].isoformat(),
-        }
+        told = {"decision_id": row["decision_id"], "outcome": row["label"]}
         call(f"{base}/outcomes", told)
     return Traffic(asking.height, equal, known.height)
 

@@ -112,7 +112,7 @@ class Settings(Places):
     report_days: int = 0
     problems: Mapping[str, str] = field(default_factory=dict)
 
-# %% ../nbs/00_settings.ipynb #5be6d6e9
+# %% ../nbs/00_settings.ipynb #260db077
 def find_settings(
     start: Path,  # A folder inside the project
 ) -> Path | None:  # The nearest settings.ini at or above it
@@ -126,7 +126,7 @@ def _sections(path: Path) -> dict[str, dict[str, str]]:
     parser.optionxform = str  # type: ignore[assignment,method-assign]  # problem names keep their capitals
     try:
         parser.read_string(path.read_text(encoding="utf-8"), source=str(path))
-    except (configparser.Error, UnicodeDecodeError) as e:
+    except (configparser.Error, UnicodeDecodeError, OSError) as e:
         why = " ".join(str(e).split())
         raise SettingsError(f"{path} must be sections of `key = value` lines; {why}; mend that line") from e
     return {name: dict(parser[name]) for name in parser.sections()}

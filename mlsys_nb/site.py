@@ -98,7 +98,7 @@ def page_key(
         todo |= imports_of(seen[room]) - seen.keys()
     return sha256(json_bytes([text, sorted(seen.items())]))
 
-# %% ../nbs/86_site.ipynb #6374a238
+# %% ../nbs/86_site.ipynb #9d6b416d
 ENGINES = (
     "polars",
     "sklearn.ensemble",
@@ -126,7 +126,9 @@ def executed(
             cell.metadata["tags"] = ["skip-execution"]
     kernel = kernels.take()
     try:
-        NotebookClient(notebook, km=kernel, timeout=300, skip_cells_with_tag="skip-execution").execute()
+        NotebookClient(notebook, km=kernel, timeout=300, skip_cells_with_tag="skip-execution").execute(
+            cleanup_kc=True
+        )
     except CellExecutionError as e:
         raise MlsysError(
             f"chapter {chapter.path.name} does not run: {e.ename}: {e.evalue}; run nbdev-test on it"

@@ -150,6 +150,10 @@ def test_limits_of_machine_and_refit():
     assert failed == {"latency", "package size", "refit"} and verdict.decision == "refuse"
     names = {check["name"] for check in verdict.to_dict(measured=False)["checks"]}
     assert not names & {"latency", "package size"} and "refit" in names
+    slower = gate(frame, seen, COSTS, **(ABOUT | {"latency_ms": 51.0, "package_bytes": 10**9}))
+    assert slower.to_dict(measured=False) == verdict.to_dict(measured=False) and "latency failed" in str(
+        verdict.to_dict(False)
+    )
 
 
 def test_same_input_same_verdict():

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from html.parser import HTMLParser
 from pathlib import Path
 
 import nbformat
@@ -73,7 +74,7 @@ def test_values_arrive_as_they_were_given(runner):
     run = runner.run("echo", {"texts": NASTY, "number": 1, "flag": True, "limit": -(2**53)})
     assert run.outputs == {"texts": NASTY, "number": 1.0, "flag": True, "limit": -(2**53)}
     page = (runner.settings.root / run.report / "report.html").read_text()
-    assert "<script" not in page
+    assert dangers(page) == []
 
 
 @pytest.mark.parametrize(
@@ -131,12 +132,30 @@ def test_the_kernel_sees_settings_that_no_file_holds(home, tmp_path):
     assert (seen["root"], seen["threads"]) == (str(tmp_path / "elsewhere"), "1")
 
 
+def dangers(page: str) -> list[tuple]:
+    "Whatever in a page could run or request something."
+    found = []
+
+    class Look(HTMLParser):
+        def handle_starttag(self, tag, attrs):
+            for name, value in attrs:
+                leads = name in ("src", "href", "action", "data", "srcset") and tag != "a"
+                if name.startswith("on") or (leads and not (value or "").startswith("data:image/")):
+                    found.append((tag, name, value))
+                if (value or "").strip().lower().startswith("javascript:"):
+                    found.append((tag, name, value))
+            if tag in ("script", "iframe", "object", "embed", "link", "form", "base"):
+                found.append((tag,))
+
+    Look().feed(page)
+    return found
+
+
 def test_reports_request_nothing_and_run_nothing(runner):
     run = runner.run("evil", {"name": "<script>alert(5)</script>"})
     page = (runner.settings.root / run.report / "report.html").read_text()
     assert "<b>ok</b>" in page
-    for never in ("<script", "onerror", "evil.example", "javascript:", "<iframe", "<link"):
-        assert never not in page.lower(), never
+    assert dangers(page) == []
     assert "default-src 'none'" in page
 
 

@@ -14,7 +14,9 @@ from mlsys_nb.settings import load_settings
 START = instant("2010-05-01")
 OUTCOMES = st.lists(
     st.builds(
-        lambda d, label, hours, actor, correction: Outcome(d, label, START + timedelta(hours=hours), actor, correction),
+        lambda d, label, hours, actor, correction: Outcome(
+            d, label, START + timedelta(hours=hours), actor, correction
+        ),
         st.sampled_from(["d1", "d2", "d3"]),
         st.integers(0, 1),
         st.integers(0, 50),
@@ -47,9 +49,14 @@ def test_rule_and_idempotence(outcomes, cut):
         open_before = conflicts(here, "churn")
         settled = ledger.post([o for o in outcomes if not o.correction])
         assert not settled.new and not settled.corrected
-        assert conflicts(here, "churn").select("decision_id", "label").unique().sort("decision_id").equals(
-            open_before.select("decision_id", "label").unique().sort("decision_id")
-        ) or settled.conflicting
+        assert (
+            conflicts(here, "churn")
+            .select("decision_id", "label")
+            .unique()
+            .sort("decision_id")
+            .equals(open_before.select("decision_id", "label").unique().sort("decision_id"))
+            or settled.conflicting
+        )
         again = len(read_outcomes(here, "churn"))
         ledger.post([o for o in outcomes if not o.correction])
         assert len(read_outcomes(here, "churn")) == again
