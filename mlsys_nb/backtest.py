@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Gain', 'gain', 'Predicts', 'Backtest', 'compare_versions', 'backtest']
 
-# %% ../nbs/72_backtest.ipynb #3ecd4b36
+# %% ../nbs/72_backtest.ipynb #1f761792
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any, Protocol
@@ -19,6 +19,7 @@ from .clock import instant
 from .control import Control
 from .dataset import build, load_events, training_moments
 from .evaluate import auc, log_losses
+from .gate import Limits
 from .labels import labelled
 from .markup import card, table
 from .performance import by_period
@@ -152,7 +153,7 @@ def _long(scored: pl.DataFrame) -> pl.DataFrame:
     parts = [scored.select("moment", "label", score=name, who=pl.lit(name)) for name in ways]
     return pl.concat(parts)
 
-# %% ../nbs/72_backtest.ipynb #6c33dcaa
+# %% ../nbs/72_backtest.ipynb #a0bf4f48
 def _decay(frame: pl.DataFrame) -> str:
     "What became of the frozen model."
     left = frame.filter(pl.col("who") == "frozen").sort("moment")
@@ -173,12 +174,13 @@ def _bought(found: Gain, other: str) -> str:
         return (
             f"Retraining gained nothing over {other} that can be told from chance: log-loss {loss} {where}."
         )
-    if area.low <= 0 <= area.high:
-        ranked = "hardly ranking"
+    same = Limits().auc_loss
+    change = f"AUC {area.value:+.3f} [{area.low:+.3f}, {area.high:+.3f}]"
+    if -same < area.low and area.high < same:
+        ranked = f"the ranking hardly changed ({change}; the gate calls less than {same} no difference)"
     else:
-        ranked = "and some ranking" if area.low > 0 else "and lost some ranking"
-    figures = f"AUC {area.value:+.3f} [{area.low:+.3f}, {area.high:+.3f}]"
-    return f"Retraining gained {loss} nats a decision over {other} {where}; {found.share:.0%} of it is calibration, {ranked} ({figures})."
+        ranked = f"the ranking {'gained' if (area.value or 0.0) > 0 else 'lost'} ({change})"
+    return f"Retraining gained {loss} nats a decision over {other} {where}; {found.share:.0%} of it is calibration, {ranked}."
 
 # %% ../nbs/72_backtest.ipynb #e9fd3d03
 def backtest(

@@ -28,7 +28,7 @@ class Rule:
     expression: pl.Expr  # True for a good row
     meaning: str = ""
 
-# %% ../nbs/10_contract.ipynb #7ba7da80
+# %% ../nbs/10_contract.ipynb #be47dc77
 @dataclass(frozen=True, eq=False)
 class Contract:
     "What a source promises."
@@ -55,7 +55,9 @@ class Contract:
         return sha256(json_bytes([self.name, said, rules, self.unique, self.id]))
 
     def _repr_html_(self) -> str:
-        shown = [{k: v for k, v in asdict(c).items() if k not in ("zone", "scale")} for c in self.columns]
+        told = [{k: v for k, v in asdict(c).items() if k not in ("zone", "scale")} for c in self.columns]
+        used = {k for row in told for k, v in row.items() if v not in (None, "", False)}
+        shown = [{k: v for k, v in row.items() if k in used} for row in told]
         rules = table([{"rule": r.name, "meaning": r.meaning or str(r.expression)} for r in self.rules])
         return card(
             f"Contract {self.name}",

@@ -166,7 +166,7 @@ def _commit(log: Log, waiting: list[_Waiting]) -> None:
     for _, decision, future in waiting:
         future.set_result(decision)
 
-# %% ../nbs/50_decisions.ipynb #4afae540
+# %% ../nbs/50_decisions.ipynb #5011473e
 class _Memory:
     "The newest decisions, by decision id and by request id, bounded in number."
 
@@ -184,12 +184,18 @@ class _Memory:
             if oldest.exception() is None and oldest.result().request_id is not None:
                 self.by_request.pop(str(oldest.result().request_id), None)
 
+    def fill(self, decisions: Sequence[Decision]) -> None:
+        for decision in decisions:
+            past: Future[Decision] = Future()
+            past.set_result(decision)
+            self.keep(decision, past)
+
     def forget_if_failed(self, decision: Decision, future: "Future[Decision]") -> None:
         if future.exception() is not None:
             self.by_id.pop(decision.decision_id, None)
             self.by_request.pop(decision.request_id or "", None)
 
-# %% ../nbs/50_decisions.ipynb #3bf99108
+# %% ../nbs/50_decisions.ipynb #28d17e66
 class DecisionLog:
     "The writing end of the log for one serving process: thread-safe; acknowledged means on disk."
 
@@ -198,8 +204,7 @@ class DecisionLog:
     ) -> None:
         folder = _folder(settings, problem)
         self._minter, self._memory = _Minter(folder, problem, rotate), _Memory(remember)
-        for decision in _newest(folder, remember):
-            self._memory.keep(decision, _past(decision))
+        self._memory.fill(_newest(folder, remember))
         self._guard, self._closed = threading.Lock(), False
         self._disk = _GroupCommit(f"decisions-{problem}")
 
@@ -237,13 +242,7 @@ class DecisionLog:
             self._closed = True
         self._disk.close()
 
-# %% ../nbs/50_decisions.ipynb #ef9eee2a
-def _past(decision: Decision) -> "Future[Decision]":
-    done = Future[Decision]()
-    done.set_result(decision)
-    return done
-
-
+# %% ../nbs/50_decisions.ipynb #adc86d34
 def _newest(folder: Path, n: int) -> list[Decision]:
     "The last `n` decisions that earlier writers acknowledged, oldest first."
     found: list[Decision] = []
@@ -253,7 +252,7 @@ def _newest(folder: Path, n: int) -> list[Decision]:
         found = [from_record(record) for record in Log.read(path)][-(n - len(found)) :] + found
     return found
 
-# %% ../nbs/50_decisions.ipynb #96bd4365
+# %% ../nbs/50_decisions.ipynb #be9b044f
 META = pl.Schema({
     "decision_id": pl.String(), "problem": pl.String(), "moment": pl.Datetime("us", "UTC"), "version": pl.Int64(),
     "score": pl.Float64(), "threshold": pl.Float64(), "action": pl.String(), "eligible": pl.Boolean(),
@@ -265,11 +264,7 @@ def _segment(settings: Settings, problem: str, batch_id: str) -> Path:
     return _folder(settings, problem) / "batch" / batch_id
 
 
-def batch_written(
-    settings: Settings,  # The system's settings
-    problem: str,  # Name of the problem
-    batch_id: str,  # The batch asked about
-) -> bool:
+def batch_written(settings: Settings, problem: str, batch_id: str) -> bool:
     "Whether this batch is in the log already."
     return (_segment(settings, problem, batch_id) / "manifest.json").exists()
 
@@ -292,11 +287,7 @@ def append_batch(
     return frame
 
 
-def read_batch(
-    settings: Settings,  # The system's settings
-    problem: str,  # Name of the problem
-    batch_id: str,  # A batch that is in the log
-) -> pl.DataFrame:
+def read_batch(settings: Settings, problem: str, batch_id: str) -> pl.DataFrame:
     "The decisions of one batch, as logged."
     return frame_from(read_sealed(_segment(settings, problem, batch_id), "rows.parquet"))
 

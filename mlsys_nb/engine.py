@@ -5,11 +5,13 @@
 # %% auto #0
 __all__ = ['T', 'Get', 'Put', 'Engine', 'open_environment', 'LmdbEngine']
 
-# %% ../nbs/18_engine.ipynb #72eeee56
+# %% ../nbs/18_engine.ipynb #d2924658
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
+
+from .durable import make_folder
 
 # %% ../nbs/18_engine.ipynb #807afc1f
 T = TypeVar("T")
@@ -28,7 +30,7 @@ class Engine(Protocol):
 
     def close(self) -> None: ...
 
-# %% ../nbs/18_engine.ipynb #aedd40b3
+# %% ../nbs/18_engine.ipynb #8635d141
 _OPEN: dict[
     tuple[int, str], tuple[Any, int]
 ] = {}  # (process, path) -> environment, openings; LMDB demands one
@@ -43,7 +45,7 @@ def open_environment(
     key = (os.getpid(), str(path.resolve()))
     env, openings = _OPEN.get(key, (None, 0))
     if env is None:
-        path.mkdir(parents=True, exist_ok=True)
+        make_folder(path)
         for bits in (38, 34, 31):  # address space, not disk; small where the system limits it
             try:
                 env = lmdb.open(str(path), map_size=1 << bits, max_readers=1024, metasync=True, sync=True)

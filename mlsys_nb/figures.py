@@ -91,7 +91,7 @@ def _lines(axes: Any, lines: Mapping[str, pl.DataFrame], column: str) -> None:
         }
         axes.annotate(NAMES.get(name, name), **text, **plain)
 
-# %% ../nbs/80_figures.ipynb #1a461e82
+# %% ../nbs/80_figures.ipynb #296efd21
 def months_figure(
     frame: pl.DataFrame,  # moment, who, mean_label, mean_prediction, log_loss (see `backtest`)
 ) -> Picture:
@@ -125,9 +125,12 @@ def _said(name: str, part: pl.DataFrame) -> str:
 
 
 def _dates(axes: Any, moments: list[datetime], most: int = 9) -> None:
-    "Ticks on the moments themselves, not more than can be read."
+    "Ticks on the moments themselves, not more than can be read; the year where it is new."
     shown = moments[:: -(-len(moments) // most)]
-    axes.set_xticks(shown, [f"{m:%d %b}" if len(moments) < 2 else f"{m:%b %y}" for m in shown])
+    new_year = [i == 0 or m.year != shown[i - 1].year for i, m in enumerate(shown)]
+    axes.set_xticks(
+        shown, [f"{m:%b}\n{m:%Y}" if new else f"{m:%b}" for m, new in zip(shown, new_year, strict=True)]
+    )
     axes.margins(x=0.04)
 
 # %% ../nbs/80_figures.ipynb #cf7bdd7a

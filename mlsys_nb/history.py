@@ -6,7 +6,7 @@
 __all__ = ['Answer', 'asked_rows', 'split_disorder', 'passes', 'family_answers', 'Hand', 'hands', 'schema', 'family_columns',
            'placed', 'series', 'as_of']
 
-# %% ../nbs/25_history.ipynb #b1ad61dc
+# %% ../nbs/25_history.ipynb #90e1b533
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
@@ -25,7 +25,8 @@ from mlsys_nb.events import (
     typed_column,
 )
 from .features import Family, FeatureSet
-from .ranges import Asked, Track, entity_limit, evaluate, match_keys, order_of, sorted_events
+from .reduction import evaluate
+from .track import Asked, Track, entity_limit, match_keys, order_of, sorted_events
 
 # %% ../nbs/25_history.ipynb #d7cfbab5
 def asked_rows(

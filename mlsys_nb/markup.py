@@ -48,7 +48,7 @@ def escape(
     "`value` as HTML that means just its text."
     return value if isinstance(value, Html) else Html(_html.escape(shown(value), quote=True))
 
-# %% ../nbs/03_markup.ipynb #14c7bc31
+# %% ../nbs/03_markup.ipynb #c29ace68
 def _columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return list(dict.fromkeys(name for row in rows for name in row))
 
@@ -81,9 +81,8 @@ def table(
     )
     if not records:
         more = f'<tfoot><tr><td colspan="{max(1, len(names))}">nothing yet</td></tr></tfoot>'
-    return Html(
-        f'<table class="mls-table">{cut}<thead><tr>{head}</tr></thead><tbody>{body}</tbody>{more}</table>'
-    )
+    inner = f"{cut}<thead><tr>{head}</tr></thead><tbody>{body}</tbody>{more}"
+    return Html(f'<div class="mls-scroll"><table class="mls-table">{inner}</table></div>')
 
 # %% ../nbs/03_markup.ipynb #99bdad22
 TONES = {"plain": "#7a869a", "good": "#2e9e5b", "warn": "#c98a00", "bad": "#d2453d"}
@@ -133,7 +132,7 @@ def figure(
     below = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
     return Html(f'<figure class="mls-figure"><img src="{source}" alt="{escape(alt)}">{below}</figure>')
 
-# %% ../nbs/03_markup.ipynb #334ed445
+# %% ../nbs/03_markup.ipynb #217804a0
 STYLE = """
 :root{color-scheme:light dark;--ink:#1d2530;--soft:#5b6675;--line:#d9dfe7;--back:#fff;--tint:#f4f6f9;--link:#0b5cad}
 @media(prefers-color-scheme:dark){:root{--ink:#e4e8ee;--soft:#a2adbb;--line:#37414e;--back:#12171d;--tint:#1b222b;
@@ -143,7 +142,7 @@ main,header.mls-head,footer.mls-foot{max-width:1180px;margin:0 auto;padding:0 2r
 h1{font-size:1.8rem;line-height:1.2;margin:.2em 0}h2{margin-top:2em;border-bottom:1px solid var(--line)}
 h4{margin:.2em 0 .5em;font-size:1.02rem}p.mls-sub,footer.mls-foot,figcaption,caption,tfoot{color:var(--soft)}
 a{color:var(--link)}img,svg{max-width:100%;height:auto}figure{margin:1em 0}img{background:#fff;border-radius:4px}
-table{display:block;overflow-x:auto;border-collapse:collapse;font-size:.92rem;margin:.6em 0;max-width:100%}
+main,.mls-scroll{overflow-x:auto}table{border-collapse:collapse;font-size:.92rem;margin:.6em 0}
 caption{text-align:left;font-size:.88rem;padding-bottom:.3em}th,td{padding:.25em .8em;border-bottom:1px solid var(--line);
 text-align:left;vertical-align:top}td.mls-n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
 thead th{background:var(--tint)}.mls-facts th{color:var(--soft);font-weight:500;white-space:nowrap}

@@ -53,7 +53,7 @@ def _responses(answer: tuple[Mapping[str, Any], Any], *errors: int) -> dict[int 
         found[status] = {"description": title, "content": _json(_ERROR_SCHEMA, example)}
     return found
 
-# %% ../nbs/56_openapi.ipynb #27be86b3
+# %% ../nbs/56_openapi.ipynb #34aad4bc
 _TYPES = {"int": "integer", "text": "string", "bool": "boolean"}
 _SAMPLES: Mapping[str, Any] = {"int": 13085, "text": "C-13085", "bool": True}
 
@@ -63,7 +63,7 @@ def _entity(problem: Problem) -> tuple[dict[str, Any], dict[str, Any]]:
     keys = problem.features.keys
     return {k: {"type": _TYPES[t]} for k, t in keys.items()}, {k: _SAMPLES[t] for k, t in keys.items()}
 
-
+# %% ../nbs/56_openapi.ipynb #e0aa5eec
 def _prediction(problem: Problem) -> tuple[dict[str, Any], dict[str, Any]]:
     properties, example = _entity(problem)
     costs = problem.costs
@@ -100,8 +100,7 @@ def _prediction(problem: Problem) -> tuple[dict[str, Any], dict[str, Any]]:
         },
     }
     shown = {
-        "decision_id": "h1-7-8d1c2f3a", "problem": problem.name, "entity": example, "prediction": 0.731,
-        "action": costs.action, "eligible": True, "version": 3, "moment": "2010-12-01T00:00:00+00:00",
+        "decision_id": "h1-7-8d1c2f3a", "problem": problem.name, "entity": example, "prediction": 0.731, "action": costs.action, "eligible": True, "version": 3, "moment": "2010-12-01T00:00:00+00:00",
     }  # fmt: skip
     return schema, shown
 

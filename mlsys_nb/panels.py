@@ -62,7 +62,7 @@ def loops(
     "Every installed problem."
     return {name: Loop(settings, name) for name in sorted(settings.problems)}
 
-# %% ../nbs/87_panels.ipynb #5b7c5a6c
+# %% ../nbs/87_panels.ipynb #10fbd311
 def _nothing(loop: Loop, what: str) -> Html:
     "What to do where there is nothing to show yet."
     plan = f"mlsys demo --root {loop.settings.root}"
@@ -85,7 +85,7 @@ def months_panel(loop: Loop) -> Html:
             pl.col("mean_prediction").alias(f"{who} mean"),
         )  # fmt: skip
         ways = ways.join(part, on="moment", how="left")
-    shown = ways.with_columns(pl.col("moment").dt.strftime("%Y-%m-%d"), pl.col(pl.Float64).round(3))
+    shown = ways.with_columns(pl.col("moment").dt.strftime("%b\u00a0%Y"), pl.col(pl.Float64).round(3))
     shown = shown.rename({"moment": "month", "n": "labels", "mean_label": "truth"})
     return card(
         "What the loop was worth",
@@ -142,7 +142,7 @@ def alerts_panel(loop: Loop) -> Html:
         head + "".join(a._repr_html_() for a in reversed(waiting)) + (table(past, "Closed") if past else "")
     )
 
-# %% ../nbs/87_panels.ipynb #03d88128
+# %% ../nbs/87_panels.ipynb #a3fcc54e
 def calibration_panel(loop: Loop) -> Html:
     "Whether the serving version's probabilities keep their word, and how that went by version."
     known = loop.decisions.drop_nulls("label")
@@ -152,7 +152,7 @@ def calibration_panel(loop: Loop) -> Html:
     rows = known.filter(pl.col("version") == newest)
     judged = evaluate(rows["label"], rows["score"], repeats=100)
     by_version = by_period(known.filter(pl.col("source") == "batch"), ("version", "moment"))
-    shown = by_version.with_columns(pl.col("moment").dt.strftime("%Y-%m-%d"), pl.col(pl.Float64).round(3))
+    shown = by_version.with_columns(pl.col("moment").dt.strftime("%b\u00a0%Y"), pl.col(pl.Float64).round(3))
     facts = {
         "version": f"{newest}, the newest with outcomes",
         "mean prediction": f"{judged.mean_prediction:.3f}",

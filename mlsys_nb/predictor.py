@@ -18,7 +18,7 @@ from .package import Model
 from .problem import Problem
 from .settings import MlsysError
 
-# %% ../nbs/51_predictor.ipynb #47d568c7
+# %% ../nbs/51_predictor.ipynb #842d2a71
 class EntityError(MlsysError, ValueError):
     "An entity that is not named as the problem declares."
 
@@ -42,11 +42,10 @@ _KINDS: dict[str, type] = {"int": int, "text": str, "bool": bool}
 
 
 def _key(name: str, dtype: str, value: Any) -> Any:
-    if type(value) is not _KINDS[dtype]:
+    kind: Any = type(value)  # bool is no int here
+    if kind is not _KINDS[dtype]:
         shown = ascii(value)[:60] if isinstance(value, (str, bool, float)) else "one"
-        raise EntityError(
-            f"{name} is of type {dtype}", f"{shown} of type {type(value).__name__}", f"send {dtype}"
-        )
+        raise EntityError(f"{name} is of type {dtype}", f"{shown} of type {kind.__name__}", f"send {dtype}")
     if dtype == "int" and not -(2**63) <= value < 2**63:
         raise EntityError(
             f"{name} is a whole number of 64 bits", f"one of {value.bit_length()} bits", "check it"
@@ -92,7 +91,7 @@ class Answer:
     version: int
     moment: datetime
 
-# %% ../nbs/51_predictor.ipynb #ba0ba365
+# %% ../nbs/51_predictor.ipynb #381b2df5
 @dataclass(frozen=True)
 class Predictor:
     "A model, the store it reads from, and the problem whose costs decide."
@@ -119,15 +118,13 @@ class Predictor:
     ) -> list[Answer | UnknownEntity]:  # In the same order
         "Answer for several entities at once; the same bits as one by one."
         known = [self.store.knows(entity) for entity in entities]
-        asked = [entity for entity, seen in zip(entities, known, strict=True) if seen]
+        asked = [e for e, seen in zip(entities, known, strict=True) if seen]
         frame = self.store.read_many(asked, now) if asked else pl.DataFrame()
         scores = self.model.predict(frame).tolist() if asked else []
         rows = frame.select(self.problem.features.names).to_dicts() if asked else []
         found = iter([self._answer(e, s, row, now) for e, s, row in zip(asked, scores, rows, strict=True)])
-        name = self.problem.name
-        return [
-            next(found) if seen else UnknownEntity(name, e) for e, seen in zip(entities, known, strict=True)
-        ]
+        unknown = [UnknownEntity(self.problem.name, entity) for entity in entities]
+        return [next(found) if seen else unknown[i] for i, seen in enumerate(known)]
 
     def _answer(
         self, entity: Mapping[str, Any], score: float, features: Mapping[str, Any], now: datetime

@@ -23,7 +23,7 @@ class MlsysError(Exception):
 class SettingsError(MlsysError, ValueError):
     "The settings file, or an environment variable that overrides it, says something that cannot be followed."
 
-# %% ../nbs/00_settings.ipynb #9dc95051
+# %% ../nbs/00_settings.ipynb #d8d71b97
 @dataclass(frozen=True)
 class Key:
     "One setting: where it stands, what it is when nobody says, and which values make sense."
@@ -41,7 +41,7 @@ KEYS: Mapping[str, Key] = {
     "jobs": Key("system", "nbs/jobs", Path),
     "control_uri": Key("system", "", str),
     "tracking_uri": Key("system", "", str),
-    "threads": Key("system", "2", int, 1, 1024),
+    "threads": Key("system", "1", int, 1, 1024),
     "host": Key("service", "127.0.0.1", str),
     "port": Key("service", "8100", int, 0, 65535),
     "reload_seconds": Key("service", "1.0", float, 0.01, 86400),
@@ -90,7 +90,7 @@ class Places:
     def clock_file(self) -> Path:
         return self.root / "data" / "clock.json"
 
-# %% ../nbs/00_settings.ipynb #76f7590f
+# %% ../nbs/00_settings.ipynb #5ace043b
 @dataclass(frozen=True)
 class Settings(Places):
     "The checked settings of one installation."
@@ -101,7 +101,7 @@ class Settings(Places):
     jobs: Path
     control_uri: str
     tracking_uri: str
-    threads: int = 2
+    threads: int = 1
     host: str = "127.0.0.1"
     port: int = 8100
     reload_seconds: float = 1.0

@@ -48,7 +48,7 @@ def test_text_stays_text(title: str, name: str, value: str, caption: str) -> Non
     harmless = page(
         "t", card("t", {"n": "v"}, table([{"m": "v", "n": 1}], caption="c")), subtitle="c", footer="v"
     )
-    names = {t for t in parsed(drawn).tags}
+    names = set(parsed(drawn).tags)
     assert names <= set(parsed(harmless).tags)
     assert not any(a.startswith("on") for a, _ in parsed(drawn).attributes)
 

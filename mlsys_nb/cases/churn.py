@@ -124,7 +124,7 @@ features = FeatureSet(
 )
 features
 
-# %% ../../nbs/cases/churn.ipynb #5eaf65cd
+# %% ../../nbs/cases/churn.ipynb #264a9d98
 problem = Problem(
     name="churn",
     title="Customers about to stop ordering",
@@ -143,7 +143,7 @@ problem = Problem(
     every=timedelta(days=7),
     rule=Rule("days_since_order", "likelier", "the longer since the last order, the likelier"),
     costs=Costs("GBP", false_positive=3.0, false_negative=2.0, action="write", otherwise="leave"),
-    lookback=timedelta(days=120),
+    lookback=timedelta(days=90),
     slices=("country",),
     replay=ReplayPlan(datetime(2010, 4, 1, tzinfo=UTC), datetime(2010, 12, 1, tzinfo=UTC), "1mo"),
     owner="customer relations",

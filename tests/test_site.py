@@ -1,0 +1,183 @@
+"""The documentation site and the reports in a real browser: no error on the console, no request to anywhere.
+
+Screenshots stand in MLSYS_SCREENSHOTS, or in pytest's temporary folder.
+"""
+
+import json
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from mlsys_nb.jobs import Runner
+from mlsys_nb.kernels import Kernels
+from mlsys_nb.report import index
+from mlsys_nb.settings import MlsysError, load_settings
+from mlsys_nb.site import Chapter, build_site, chapters_of, executed, page_key
+
+ROOT = Path(__file__).resolve().parents[1]
+SOME = ["01_clock", "09_parameters", "38_gate", "80_figures"]
+FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+         "--disable-background-networking", "--disable-component-update"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    "A project with some of the chapters, a problem, a job, and a run of it."
+    home = tmp_path_factory.mktemp("project")
+    for name in SOME:
+        (home / "nbs").mkdir(exist_ok=True)
+        shutil.copy(ROOT / f"nbs/{name}.ipynb", home / "nbs")
+    for folder in ("cases", "jobs"):
+        shutil.copytree(ROOT / "nbs" / folder, home / "nbs" / folder)
+    for name in ("CHANGELOG.md", "CONTRIBUTING.md"):
+        shutil.copy(ROOT / name, home)
+    (home / "settings.ini").write_text(
+        f"[system]\nraw = {ROOT / 'data/raw'}\ntracking_uri = off\n[problems]\nchurn = mlsys_nb.cases.churn:problem\n"
+    )
+    with Runner(load_settings(home=home), preload=()) as runner:
+        runner.run("ingest", {"problem": "churn", "now": "2009-12-05"})
+    return home
+
+
+@pytest.fixture(scope="module")
+def site(home):
+    return build_site(load_settings(home=home))
+
+
+@pytest.fixture(scope="module")
+def look(tmp_path_factory):
+    "Open pages, and hold what the browser said against them."
+    playwright = pytest.importorskip("playwright.sync_api")
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if browser is None:
+        pytest.skip("no chromium here")
+    shots = Path(os.environ.get("MLSYS_SCREENSHOTS") or tmp_path_factory.mktemp("screenshots"))
+    shots.mkdir(parents=True, exist_ok=True)
+    with playwright.sync_playwright() as p:
+        window = p.chromium.launch(executable_path=browser, args=FLAGS)
+        page = window.new_page(viewport={"width": 1280, "height": 900})
+        said: list[str] = []
+        page.on("console", lambda m: said.append(m.text) if m.type in ("error", "warning") else None)
+        page.on("pageerror", lambda e: said.append(str(e)))
+        page.on(
+            "request", lambda r: None if r.url.startswith(("file:", "data:", "blob:")) else said.append(r.url)
+        )
+
+        def look(path: Path, name: str):
+            said.clear()
+            page.goto(path.as_uri())
+            page.wait_for_timeout(300)
+            page.screenshot(path=shots / f"{name}.png")
+            assert said == [], f"{path.name}: {said}"
+            wide = page.evaluate(
+                "document.documentElement.scrollWidth > document.documentElement.clientWidth"
+            )
+            assert not wide, f"{path.name} is wider than its window"
+            return page
+
+        yield look
+        window.close()
+
+
+def test_the_site_has_every_page(site, home):
+    names = {p.relative_to(site.folder).as_posix() for p in site.folder.rglob("*.html")}
+    assert {
+        "index.html",
+        "ground/clock.html",
+        "learning/gate.html",
+        "problems/churn.html",
+        "jobs/train.html",
+    } <= names
+    assert {
+        "project/changelog.html",
+        "project/contributing.html",
+        "project/reports.html",
+        "reports/index.html",
+    } <= names
+    assert [n for n in names if n.startswith("reports/churn/ingest/")]
+    clock = (site.folder / "ground/clock.html").read_text()
+    assert "The instant that" in clock or "UTC instant" in clock
+    assert "<td>Aware, in UTC</td>" in clock
+
+
+def test_a_second_build_runs_nothing(site, home):
+    again = build_site(load_settings(home=home))
+    assert (again.ran, again.pages) == (0, site.pages)
+
+
+def test_a_page_is_kept_until_something_it_stands_on_changes(home):
+    package = home / "package"
+    package.mkdir()
+    (package / "clock.py").write_text("import json\n")
+    (package / "pages.py").write_text("")
+    notebook = home / "one.ipynb"
+    notebook.write_text(json.dumps({"cells": [{"source": "from mlsys_nb.jobs import x"}]}))
+    (package / "jobs.py").write_text("from .clock import y\nfrom mlsys_nb.clock import y\n")
+    chapter = Chapter(notebook, "One", "", True)
+    before = page_key(chapter, package)
+    (package / "other.py").write_text("x = 1\n")
+    assert page_key(chapter, package) == before
+    (package / "clock.py").write_text("import json  # changed\n")
+    assert page_key(chapter, package) != before
+
+
+def test_a_chapter_that_fails_fails_the_build(home, tmp_path):
+    code = {
+        "cell_type": "code",
+        "id": "a",
+        "metadata": {},
+        "source": "1 / 0",
+        "outputs": [],
+        "execution_count": None,
+    }
+    path = tmp_path / "bad.ipynb"
+    path.write_text(json.dumps({"cells": [code], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}))
+    with (
+        Kernels(tmp_path, {}) as kernels,
+        pytest.raises(MlsysError, match=r"bad.ipynb does not run: ZeroDivisionError"),
+    ):
+        executed(Chapter(path, "Bad", "", True), kernels)
+
+
+def test_other_files_are_not_overwritten(home, tmp_path):
+    (tmp_path / "precious.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="holds other files"):
+        build_site(load_settings(home=home), tmp_path)
+    assert (tmp_path / "precious.txt").read_text() == "mine"
+
+
+def test_without_notebooks_the_answer_is_clear(home, tmp_path):
+    assert chapters_of(tmp_path) == []
+    with pytest.raises(MlsysError, match="source checkout"):
+        build_site(replace(load_settings(home=home), home=tmp_path))
+
+
+@pytest.mark.parametrize(
+    "name", ["index", "ground/clock", "learning/gate", "doors/figures", "problems/churn", "jobs/train"]
+)
+def test_pages_in_a_browser(site, look, name):
+    page = look(site.folder / f"{name}.html", "site-" + name.replace("/", "-"))
+    assert page.title()
+    for image in page.query_selector_all("img"):
+        assert image.evaluate("i => i.complete && i.naturalWidth > 0"), "a picture that does not show"
+
+
+def test_the_search_works_from_the_disk(site, look):
+    page = look(site.folder / "index.html", "site-search-before")
+    page.keyboard.press("/")
+    page.wait_for_timeout(300)
+    page.keyboard.type("instant")
+    page.wait_for_selector("text=Clock", timeout=10_000)
+
+
+def test_reports_in_a_browser(home, look):
+    reports = load_settings(home=home).reports
+    index(load_settings(home=home))
+    page = look(reports / "index.html", "reports-index")
+    page.click("a >> nth=0")
+    page.wait_for_load_state()
+    assert "ingest" in page.title()
+    look(next(reports.glob("churn/ingest/*/report.html")), "report-ingest")
