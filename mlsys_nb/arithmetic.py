@@ -71,7 +71,7 @@ def mapped_column(
     "The column form that every kernel can fall back to: the scalar form, row by row."
     return column_of([scalar(*row) for row in zip(*(c.items() for c in columns), strict=True)], dtype)
 
-# %% ../nbs/07_arithmetic.ipynb #f65209a6
+# %% ../nbs/07_arithmetic.ipynb #5ace1c11
 def whole(
     value: int,  # An exact result
 ) -> int | None:  # The same, or None when it does not fit
@@ -92,7 +92,7 @@ OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
     "multiply": lambda a, b: a * b,
 }
 
-
+# %% ../nbs/07_arithmetic.ipynb #9785ab38
 def combine(
     op: str,  # add, subtract or multiply
 ) -> Callable[[Any, Any], Any]:  # The scalar form
@@ -182,7 +182,7 @@ def spread(
 
     return scalar
 
-# %% ../nbs/07_arithmetic.ipynb #b46c678d
+# %% ../nbs/07_arithmetic.ipynb #12766bcf
 def log1p_value() -> Callable[[Any], Any]:  # The scalar form
     "Scalar log(1 + x); unknown for x <= -1."
     return lambda x: None if x is None or x <= -1 else math.log1p(x)
@@ -203,7 +203,7 @@ def clip_value(
 
     return scalar
 
-
+# %% ../nbs/07_arithmetic.ipynb #8ca3133e
 def clip_column(
     low: Any,  # Lower bound or None
     high: Any,  # Upper bound or None
@@ -230,7 +230,7 @@ def bucket_value(
 
     return scalar
 
-
+# %% ../nbs/07_arithmetic.ipynb #0d423b03
 @lru_cache(maxsize=64)
 def zone_of(
     name: str,  # IANA name such as Europe/London
@@ -304,7 +304,7 @@ def own(
 
     return scalar
 
-# %% ../nbs/07_arithmetic.ipynb #c005dfd0
+# %% ../nbs/07_arithmetic.ipynb #222fb9be
 @dataclass(frozen=True)
 class Kernel:
     "A row-wise operation: how to make its scalar form, and its column form where that is not just mapped."
@@ -319,7 +319,7 @@ def filled_value(
     "Scalar fill."
     return lambda x: default if x is None else x
 
-
+# %% ../nbs/07_arithmetic.ipynb #e028e029
 def age_value(
     unit: int,  # Microseconds of one unit
 ) -> Callable[[Any, Any], Any]:  # The scalar form over (moment, time)
@@ -336,7 +336,7 @@ def age_columns(
     age = Column(now.values - t.values, t.known, "int")
     return divide_columns(None, age, Column(np.full(len(t.values), unit), t.known, "int"))
 
-
+# %% ../nbs/07_arithmetic.ipynb #0ada1447
 KERNELS: dict[str, Kernel] = {
     "add": Kernel(lambda: combine("add"), lambda a, b: combine_columns("add", a, b)),
     "subtract": Kernel(lambda: combine("subtract"), lambda a, b: combine_columns("subtract", a, b)),

@@ -32,7 +32,7 @@ from mlsys_nb.timeline import (
     tail_record,
 )
 
-# %% ../nbs/27_compaction.ipynb #b9ef4627
+# %% ../nbs/27_compaction.ipynb #ef6ab576
 @dataclass
 class Pile:
     "Raw rows of several timelines that are about to be rebuilt."
@@ -78,7 +78,7 @@ def unpack(
         ids += ids_in(tail, HEAD.size + n * layout.raw * 8, n)
     return np.concatenate(rows), ids, horizon
 
-
+# %% ../nbs/27_compaction.ipynb #38a75f88
 def sorted_pile(
     pile: Pile,  # Timelines to rebuild
 ) -> tuple[Block, list[bytes]]:  # By timeline, time and event id
@@ -93,7 +93,7 @@ def sorted_pile(
         order = frame.with_row_index("row").sort("entity", "time", "id")["row"].to_numpy()
     return Block(raw[order], entity[order], len(pile.keys)), [ids[i] for i in order.tolist()]
 
-
+# %% ../nbs/27_compaction.ipynb #55377eaf
 def rebuild(
     family: Served,  # The family
     pile: Pile,  # Timelines to rebuild
@@ -124,7 +124,7 @@ def rebuild(
 SAFE_SUM = 2.0**62
 TAIL = 48  # versions that a long timeline's tail takes before it is merged
 
-
+# %% ../nbs/27_compaction.ipynb #4bb579ef
 def check_totals(
     layout: Layout,  # The family's layout
     block: Block,  # Raw rows
@@ -139,7 +139,7 @@ def check_totals(
                     f"the sizes of {column!r} of one entity add up to less than 2**62, got more; use a larger unit"
                 )
 
-# %% ../nbs/27_compaction.ipynb #fce04542
+# %% ../nbs/27_compaction.ipynb #cd32d96d
 def apply_changes(
     family: Served,  # The family
     changes: Changes,  # What a write does to it
@@ -174,7 +174,7 @@ def apply_changes(
     if pile.keys:
         rebuild(family, pile, put)
 
-
+# %% ../nbs/27_compaction.ipynb #c2c8eedc
 def end_versions(
     rows: np.ndarray,  # Raw rows of one timeline, changed in place
     ids: Sequence[bytes],  # Their ids

@@ -60,7 +60,7 @@ class Condition:
             return column if self.op == "is_true" else column.is_null()
         return compared(column, self.op, self.args[1], self.args[2])
 
-# %% ../nbs/18_conditions.ipynb #50898adc
+# %% ../nbs/18_conditions.ipynb #ec4a3aef
 def compared(
     column: pl.Expr,  # The column of the normalised frame
     op: str,  # A comparison, or "in"
@@ -87,7 +87,7 @@ def as_condition(
         f"a condition is made of comparisons and bool columns, got {value!r}; write events['x'] > 0"
     )
 
-
+# %% ../nbs/18_conditions.ipynb #3e5548ab
 @dataclass(frozen=True, eq=False)
 class Field:
     "One column of events, to be compared: `lines['amount'] > 0`."
@@ -143,7 +143,7 @@ class Field:
     def __invert__(self) -> Condition:
         return ~as_condition(self)
 
-
+# %% ../nbs/18_conditions.ipynb #8738e2cd
 def condition_columns(
     condition: Condition,  # Any condition
 ) -> set[str]:  # The columns it looks at

@@ -152,7 +152,7 @@ def _facts(dataset: Dataset) -> dict[str, object]:
         **{f"snapshot {source}": digest[:12] for source, digest in dataset.snapshots.items()},
     }
 
-# %% ../nbs/31_dataset.ipynb #ce32c9ae
+# %% ../nbs/31_dataset.ipynb #d7b0bc3c
 def build(
     problem: Problem,
     lake: Lake,  # Events as known by `now` (see `load_events`)
@@ -183,6 +183,8 @@ def labels(
 
 def _left_truncated(problem: Problem, rows: pl.DataFrame, lake: Lake) -> int:
     "Rows that look at less history than their longest window asks for."
-    starts = [lake.events[e.name][e.time].min() for e in problem.features.events]
+    start = pl.concat([lake.events[e.name].select(start=e.time) for e in problem.features.events])[
+        "start"
+    ].min()
     longest = max((w for w in problem.features.windows if w is not None), default=timedelta(0))
-    return rows.filter(pl.col("moment") - longest < min(starts)).height
+    return rows.filter(pl.col("moment") - longest < start).height

@@ -22,7 +22,7 @@ from .events import NEVER, Encoded, Events, encode
 from .lookup import Probe
 from .timeline import Layout
 
-# %% ../nbs/27_delivery.ipynb #81857cfc
+# %% ../nbs/27_delivery.ipynb #0c9f1157
 LONGEST = 400  # bytes of a key; longer ones are hashed
 
 
@@ -51,7 +51,7 @@ def joined(
     key = b"".join(struct.pack(">H", len(p)) + p for p in parts) if len(parts) > 1 else parts[0]
     return key if len(key) <= LONGEST else b"#" + hashlib.blake2b(key, digest_size=32).digest()
 
-
+# %% ../nbs/27_delivery.ipynb #498b60b7
 def id_bytes(
     ids: pl.Series,  # Event ids: whole numbers or text
 ) -> list[bytes]:  # In the same order as the ids
@@ -111,7 +111,7 @@ def versions_in(
         found.append(Version(known, tuple(parts)))
     return found
 
-# %% ../nbs/27_delivery.ipynb #15ba66d8
+# %% ../nbs/27_delivery.ipynb #6c6452ce
 @dataclass(frozen=True)
 class Served:
     "One family as the store serves it."
@@ -133,7 +133,7 @@ class Served:
         "The key of a row's entity, empty when it has none."
         return joined([parts[i] for i in self.positions])
 
-
+# %% ../nbs/27_delivery.ipynb #8b61f1fe
 @dataclass(frozen=True)
 class Delivery:
     "Encoded rows on their way into the store."
@@ -178,7 +178,7 @@ def register(
             correct(record, [row], prefix + i, put, delivery, found)
     return found
 
-
+# %% ../nbs/27_delivery.ipynb #179eed98
 def correct(
     record: Any,  # What the index holds of an event, or None
     rows: Sequence[int],  # Its rows in the delivery
@@ -207,7 +207,7 @@ def correct(
     put(key, b"".join([v.packed() for v in stored.values()] + [delivery.versions[r] for r in fresh]))
     found.new.extend(fresh)
 
-# %% ../nbs/27_delivery.ipynb #249d007b
+# %% ../nbs/27_delivery.ipynb #8ccd4262
 def deliver(
     events: Events,  # The declaration
     frame: pl.DataFrame,  # Event rows with event_id
@@ -240,7 +240,7 @@ def deliver(
     versions = [times[8 * i : 8 * i + 8] + tails[e] for i, e in enumerate(entity)]
     return Delivery(encoded, id_bytes(encoded.ids), [named[e] for e in entity], versions, texts)
 
-
+# %% ../nbs/27_delivery.ipynb #472f2085
 def changes_of(
     family: Served,  # One family
     delivery: Delivery,  # What came

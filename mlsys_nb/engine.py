@@ -30,7 +30,7 @@ class Engine(Protocol):
 
     def close(self) -> None: ...
 
-# %% ../nbs/18_engine.ipynb #8635d141
+# %% ../nbs/18_engine.ipynb #d6341bfd
 _OPEN: dict[
     tuple[int, str], tuple[Any, int]
 ] = {}  # (process, path) -> environment, openings; LMDB demands one
@@ -60,7 +60,7 @@ def open_environment(
     _OPEN[key] = (env, openings + 1)
     return env
 
-
+# %% ../nbs/18_engine.ipynb #b4d27194
 class LmdbEngine:
     "An embedded engine: one memory-mapped file, many readers, one writer at a time."
 

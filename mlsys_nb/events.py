@@ -136,7 +136,7 @@ class Events:
         ]
         return card(f"Events {self.name}", {"meaning": self.meaning} if self.meaning else {}, table(rows))
 
-# %% ../nbs/19_events.ipynb #4d5e1c5b
+# %% ../nbs/19_events.ipynb #0898fe4c
 POLARS = {
     "int": pl.Int64,
     "float": pl.Float64,
@@ -180,7 +180,7 @@ def typed_column(
         column = pl.when(column == 0).then(0.0).otherwise(column.fill_nan(None)).alias(name)
     return column
 
-
+# %% ../nbs/19_events.ipynb #e44626fe
 def normal(
     events: Events,  # The declaration
     frame: pl.DataFrame,  # Event rows: keys, time, columns; event_id, known_at, retracted_at where there are
@@ -246,7 +246,7 @@ def resolve_versions(
     successor = pl.col("known_at").shift(-1).over("event_id", order_by="known_at")
     return rows.with_columns(retracted_at=pl.min_horizontal("retracted_at", successor))
 
-# %% ../nbs/19_events.ipynb #1c952bfa
+# %% ../nbs/19_events.ipynb #dc0ded4f
 FLIP = 0x7FFF_FFFF_FFFF_FFFF
 
 
@@ -264,7 +264,7 @@ def float_values(
     "The inverse of `float_codes`."
     return np.where(codes >= 0, codes, codes ^ FLIP).view(np.float64)
 
-
+# %% ../nbs/19_events.ipynb #e4d3ab92
 def encode_column(
     series: pl.Series,  # A column in normal form
     dtype: str,  # Its declared type
@@ -305,7 +305,7 @@ class Encoded:
         ids = self.ids.gather(picked) if len(self.ids) else self.ids
         return Encoded(self.events, keys, ids, time, known, start, end, columns, masks)
 
-
+# %% ../nbs/19_events.ipynb #3ab1e4b1
 def encode(
     events: Events,  # The declaration
     frame: pl.DataFrame,  # Event rows in any reasonable form

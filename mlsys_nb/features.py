@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Family', 'Step', 'Plan', 'families_of', 'plan_of', 'FeatureSet', 'check_set']
 
-# %% ../nbs/23_features.ipynb #54c635a0
+# %% ../nbs/23_features.ipynb #583019c7
 import hashlib
 import json
 from collections.abc import Iterable
@@ -33,6 +33,8 @@ from mlsys_nb.transforms import (  # noqa: F401
     ratio,
     request,
 )
+
+# %% ../nbs/23_features.ipynb #4cb4a2b6
 from mlsys_nb.windows import (  # noqa: F401
     age,
     attribute,
@@ -143,7 +145,7 @@ def plan_of(
         requests, families, tuple(v for _, v in constants), tuple(s for _, s in steps.values()), outputs
     )
 
-# %% ../nbs/23_features.ipynb #00acc502
+# %% ../nbs/23_features.ipynb #6883183e
 @dataclass(frozen=True)
 class FeatureSet:
     "Features that are evaluated together: what a model sees."
@@ -225,7 +227,7 @@ class FeatureSet:
         }
         return card(f"Features {self.name}", facts, table(rows))
 
-
+# %% ../nbs/23_features.ipynb #6558e7f0
 def check_set(
     features: FeatureSet,  # A new set
 ) -> None:  # Raises on the first broken rule

@@ -47,7 +47,7 @@ def asked_rows(
         raise ValueError(f"every row has a moment, got {rows['moment'].null_count()} nulls; drop those rows")
     return rows
 
-# %% ../nbs/25_history.ipynb #486482f0
+# %% ../nbs/25_history.ipynb #840dd014
 Answer = tuple[np.ndarray, np.ndarray | None]
 
 
@@ -68,7 +68,7 @@ def split_disorder(
         parts.append((Track(e.take(events), track.entity[events], asked), orderly))
     return parts
 
-
+# %% ../nbs/25_history.ipynb #e4e1b79b
 def passes(
     entity: np.ndarray,  # Codes of the sorted events
     asked: Asked,  # The sorted moments
@@ -86,7 +86,7 @@ def passes(
         rows = Asked(asked.entity[c:d] - low, asked.time[c:d], asked.row[c:d])
         yield Track(events.take(np.arange(a, b)), entity[a:b] - low, rows)
 
-
+# %% ../nbs/25_history.ipynb #98a4eeb7
 def family_answers(
     family: Family,  # What is asked of one kind of events
     events: Encoded,  # Its events
@@ -162,7 +162,7 @@ def schema(
     types = lazy.collect_schema()
     return [(n, types[n]) for n in names]
 
-# %% ../nbs/25_history.ipynb #e603fe55
+# %% ../nbs/25_history.ipynb #5a41c0fa
 def family_columns(
     family: Family,  # What is asked
     rows: pl.DataFrame,  # The moments, normal
@@ -191,7 +191,7 @@ def family_columns(
             found[i] = column if partitions == 1 else placed(found[i], column, hand.place, rows.height)
     return [c for c in found if c is not None]
 
-
+# %% ../nbs/25_history.ipynb #62078fd2
 def placed(
     whole: Column | None,  # What earlier hands gave
     part: Column,  # This hand's answers
@@ -216,7 +216,7 @@ def series(
     values = pl.Series(name, column.values, dtype=POLARS[column.dtype])
     return values if column.known.all() else values.set(pl.Series(~column.known), None)
 
-
+# %% ../nbs/25_history.ipynb #5ee9ea6f
 def as_of(
     features: FeatureSet,  # What is asked
     moments: pl.DataFrame,  # Key columns and "moment" (UTC); values that come with a request

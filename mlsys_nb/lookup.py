@@ -21,7 +21,7 @@ from .events import NULL
 from .features import Aggregate
 from .timeline import BITS, BLOCK, END, HEAD, START, TIME, Layout
 
-# %% ../nbs/27_lookup.ipynb #e05806ec
+# %% ../nbs/27_lookup.ipynb #0dbfd382
 class View:
     "One entity's record as of one moment."
 
@@ -68,7 +68,7 @@ class View:
         begin += 4 * (self.n + 1)
         return bytes(self.main[begin + a : begin + b])
 
-
+# %% ../nbs/27_lookup.ipynb #2dc0d5b4
 def visible_tail(
     layout: Layout,  # The family's layout
     tail: Any,  # The tail of a record
@@ -96,7 +96,7 @@ def tail_id(
     begin += 4 * (n + 1)
     return bytes(tail[begin + a : begin + b])
 
-# %% ../nbs/27_lookup.ipynb #97efd525
+# %% ../nbs/27_lookup.ipynb #c3446c26
 @dataclass(frozen=True)
 class Probe:
     "An aggregate with the fields it reads."
@@ -131,7 +131,7 @@ STATE_OF = {
     "top": "code",
 }
 
-
+# %% ../nbs/27_lookup.ipynb #6e15a612
 def probe_of(
     layout: Layout,  # The family's layout
     part: Aggregate,  # The aggregate
@@ -153,7 +153,7 @@ def probe_of(
         code=states.get(("code", w, c, None), -1),
     )
 
-
+# %% ../nbs/27_lookup.ipynb #f73c8b45
 def values_at(
     probes: Sequence[Probe],  # The family's aggregates
     view: View,  # One entity at one moment
@@ -219,7 +219,7 @@ def best_between(
     begin = view.layout.index(view.n)[0] + 8 * view.layout.maxima.index(field) * -(-view.n // BLOCK)
     return max(best, int(np.frombuffer(view.main, dtype="<i8", count=b - a, offset=begin + 8 * a).max()))
 
-# %% ../nbs/27_lookup.ipynb #620cb795
+# %% ../nbs/27_lookup.ipynb #074dbfed
 def read_place(probe: Probe, view: View, low: Low, late: Late, smaller: Any) -> int | None:
     "The value or time of the first or nth last kept event."
     column = TIME if probe.column < 0 else probe.column
@@ -239,7 +239,7 @@ def read_place(probe: Probe, view: View, low: Low, late: Late, smaller: Any) -> 
     known.sort(reverse=not first)
     return known[probe.nth - 1][2] if len(known) >= probe.nth else None
 
-
+# %% ../nbs/27_lookup.ipynb #69030c23
 def read_distinct(probe: Probe, view: View, low: Low, late: Late, smaller: Any) -> int:
     "How many different values: events, less the pairs of one value in the window."
     n = 0
@@ -265,7 +265,7 @@ def read_top(probe: Probe, view: View, low: Low, late: Late, smaller: Any) -> in
             best = code
     return best
 
-
+# %% ../nbs/27_lookup.ipynb #a789dd7c
 def present(
     view: View,  # One entity's record
     probe: Probe,  # A distinct count
@@ -285,7 +285,7 @@ def present(
     last = bisect_left(places, hi, a, b) - 1
     return last >= a and places[last] >= lo
 
-
+# %% ../nbs/27_lookup.ipynb #973eafa0
 READ: dict[str, Callable[..., Any]] = {
     "count": read_count,
     "total": read_total,

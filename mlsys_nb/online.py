@@ -141,7 +141,7 @@ def open_online(
     "Open the embedded serving store of a feature set, or begin one."
     return online_store(LmdbEngine(Path(path)), features)
 
-# %% ../nbs/27_online.ipynb #f65ee597
+# %% ../nbs/27_online.ipynb #207d0ce9
 def write_events(
     store: OnlineStore,  # The store
     name: str,  # Of the events
@@ -173,7 +173,7 @@ def write_events(
 
     return store.engine.change(commit)
 
-
+# %% ../nbs/27_online.ipynb #46c6dcf1
 def write_texts(
     get: Get,  # Reads the store
     put: Put,  # Writes it
@@ -190,7 +190,7 @@ def write_texts(
                 f"two texts share the code {code}: {bytes(found).decode()!r:.60} and {text!r:.60}; rename one"
             )
 
-
+# %% ../nbs/27_online.ipynb #394c1175
 def check_repeated(
     family: Served,  # The family
     delivery: Delivery,  # What came
@@ -221,7 +221,7 @@ def check_repeated(
                 f"{delivery.events.events.name!r} again with another; give a correction its own known_at"
             )
 
-
+# %% ../nbs/27_online.ipynb #cc34331e
 def compact_store(
     store: OnlineStore,  # The store
     horizon: int,  # Microseconds

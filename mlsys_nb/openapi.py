@@ -12,15 +12,15 @@ from typing import Any
 from .markup import page, table
 from .problem import Problem
 
-# %% ../nbs/56_openapi.ipynb #7843c3b4
+# %% ../nbs/56_openapi.ipynb #689a1efc
 _ERRORS: Mapping[int, tuple[str, str, str, str]] = {
     400: ("Not JSON", "the body is one JSON value in UTF-8, with finite numbers and whole characters", "b'{'",
           "send valid JSON (RFC 8259)"),
-    404: ("Unknown", "an entity of churn has been seen before", "{'customer_id': 1}", "check the id"),
+    404: ("Unknown", "an entity has been seen before", "{'id': 1}", "check the id"),
     408: ("Too slow", "a request takes at most 10 s", "a body that had not arrived by then", "send the body at once"),
     409: ("Conflict", "a request_id names one request", "another entity under 'r-1'", "use a new request_id"),
     413: ("Too large", "a body has at most 65536 bytes", "70000 bytes or more", "send fewer entities at once"),
-    422: ("Wrong value", "customer_id is of type int", "'13085' of type str", "send int"),
+    422: ("Wrong value", "id is of type int", "'13085' of type str", "send int"),
     503: ("Not now", "a champion serves predictions", "no champion yet", "promote a version, then try again"),
 }  # fmt: skip
 

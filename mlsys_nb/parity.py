@@ -30,7 +30,7 @@ from .reference import Situation, feature_value, versions
 from .stream import fold
 from .worlds import World, world
 
-# %% ../nbs/29_parity.ipynb #383633b6
+# %% ../nbs/29_parity.ipynb #f851ab35
 Answers = list[dict[str, Any]]
 
 
@@ -62,7 +62,7 @@ def read_all(
     "As the service would answer."
     return [store.read(q, q["moment"], q) for q in moments.to_dicts()]
 
-
+# %% ../nbs/29_parity.ipynb #494b4730
 def by_store(
     features: FeatureSet,  # The set
     invented: World,  # Events and questions
@@ -97,7 +97,7 @@ def by_stream(
                     raise ValueError(f"the stream refused a message that history took: {folded.rejected[0]}")
         return read_all(store, invented.moments)
 
-
+# %% ../nbs/29_parity.ipynb #d14992f9
 def by_reference(
     features: FeatureSet,  # The set
     invented: World,  # Events and questions
@@ -118,7 +118,7 @@ def by_reference(
         answers.append({f.name: feature_value(f, now) for f in features.features})
     return answers
 
-# %% ../nbs/29_parity.ipynb #6ed15b9a
+# %% ../nbs/29_parity.ipynb #eddc817f
 def bits(
     value: Any,  # A feature's value
 ) -> Any:  # Equal only for equal bits of one type
@@ -171,7 +171,7 @@ class Certificate:
         body = table(rows) + table([{"example": e} for e in self.examples])
         return card(f"Parity of {self.features}", facts, body, tone="good" if self.passed else "bad")
 
-
+# %% ../nbs/29_parity.ipynb #a94badeb
 def certify(
     features: FeatureSet,  # The set
     cases: int = 10_000,  # Questions, and so cases of each feature

@@ -14,7 +14,7 @@ import numpy as np
 from .events import NULL
 from .track import Track
 
-# %% ../nbs/24_ranges.ipynb #d2f79bdc
+# %% ../nbs/24_ranges.ipynb #fefd64a4
 def running(
     values: np.ndarray,  # int64
 ) -> np.ndarray:  # One longer: the sum before each position
@@ -23,7 +23,7 @@ def running(
     np.cumsum(values, out=sums[1:])
     return sums
 
-
+# %% ../nbs/24_ranges.ipynb #d301e6c9
 @dataclass(frozen=True)
 class Ranges:
     "What counts at each moment, as a range of positions among the kept events."
@@ -144,7 +144,7 @@ class Lights:
         within = np.arange(len(event)) - np.repeat(np.cumsum(hi - lo) - (hi - lo), hi - lo)
         return np.repeat(lo, hi - lo) + within, event
 
-# %% ../nbs/24_ranges.ipynb #df7fabfb
+# %% ../nbs/24_ranges.ipynb #4491a221
 def nth_in_lights(
     view: Lights,  # What counts
     n: int,  # The nth last; 0 asks for the first
@@ -165,7 +165,7 @@ def nth_in_lights(
         found[moment[rank == n - 1]] = event[rank == n - 1]
     return found
 
-
+# %% ../nbs/24_ranges.ipynb #8a42e88f
 def distinct_in_lights(
     view: Lights,  # What counts
     track: Track,  # The events
@@ -182,7 +182,7 @@ def distinct_in_lights(
     last = np.append(run[1:], True)[: len(lo)]
     return view.spread(np.ones(int(run.sum()), dtype=np.int64), lo[run], (reach - group)[last])
 
-
+# %% ../nbs/24_ranges.ipynb #ae8810ab
 def lights(
     track: Track,  # Any events
     window: int | None,  # Length of the window

@@ -23,7 +23,7 @@ from mlsys_nb.ranges import (
 )
 from .track import Track
 
-# %% ../nbs/24_reduction.ipynb #be443223
+# %% ../nbs/24_reduction.ipynb #63f4022c
 SAFE_SUM = 2.0**62
 VIEW = Ranges | Lights
 
@@ -50,7 +50,7 @@ def check_sums(
             "declare it in a larger unit"
         )
 
-
+# %% ../nbs/24_reduction.ipynb #0fe8f0ad
 def squares(
     track: Track,  # The events
     view: VIEW,  # What counts
@@ -68,7 +68,7 @@ def squares(
             sums = sums + view.total(limb).astype(object) * (weight * factor)
     return sums
 
-
+# %% ../nbs/24_reduction.ipynb #d40cf05d
 def top_values(
     view: VIEW,  # What counts
     values: np.ndarray,  # The kept events' values
@@ -92,7 +92,7 @@ def top_values(
         top[best["moment"].to_numpy()] = best["value"].to_numpy()
     return top
 
-# %% ../nbs/24_reduction.ipynb #e2329223
+# %% ../nbs/24_reduction.ipynb #aac819e8
 def kept_events(
     track: Track,  # The events
     part: Aggregate,  # Which of them are wanted
@@ -105,7 +105,7 @@ def kept_events(
             kept = known if kept is None else kept & known
     return kept
 
-
+# %% ../nbs/24_reduction.ipynb #76f68a9f
 def reduced(
     track: Track,  # The events and moments
     part: Aggregate,  # The aggregate
@@ -136,7 +136,7 @@ def reduced(
         return np.zeros(len(place), dtype=np.int64), place >= 0
     return values[np.maximum(place, 0)], place >= 0
 
-
+# %% ../nbs/24_reduction.ipynb #3bd693bb
 def evaluate(
     track: Track,  # The events and moments of one family
     parts: tuple[Aggregate, ...],  # Its aggregates

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['ReplayError', 'set_clock', 'call', 'visitors', 'Traffic', 'visit', 'Production', 'live_through', 'wait_for',
-           'Replayed', 'months_table', 'replay', 'replayed']
+           'Replayed', 'months_table', 'replayable', 'replay', 'replayed']
 
-# %% ../nbs/84_replay.ipynb #52dd1f13
+# %% ../nbs/84_replay.ipynb #ed9f89b0
 import json
 import urllib.error
 import urllib.request
@@ -25,7 +25,7 @@ from .durable import sha256, write_json
 from .jobs import Runner
 from .labels import labelled
 from .markup import card, table
-from .problem import Problem, ReplayPlan, load_problem
+from .problem import Problem, load_problem
 from .registry import champion
 from .service import running
 from .settings import MlsysError, Settings
@@ -187,39 +187,42 @@ def _serving(address: str, problem: str) -> int | None:
     except ReplayError:
         return None  # no champion yet
 
-# %% ../nbs/84_replay.ipynb #ca4bf9a7
+# %% ../nbs/84_replay.ipynb #6d312a33
 @dataclass(frozen=True)
 class Replayed:
     "A year of production, one line a month, and what it shows."
 
-    months: pl.DataFrame
+    months: pl.DataFrame  # One row a moment of the plan: figures, alerts, decision and why
     finding: str
     runs: int
 
     def text(self) -> str:
         "For a terminal."
         with pl.Config(
-            tbl_rows=-1, tbl_cols=-1, tbl_width_chars=400, fmt_str_lengths=160, tbl_hide_column_data_types=True,
+            tbl_rows=-1, tbl_cols=-1, tbl_width_chars=400, tbl_hide_column_data_types=True,
             tbl_hide_dataframe_shape=True, float_precision=3, tbl_formatting="ASCII_MARKDOWN",
         ):  # fmt: skip
-            return f"{self.months}\n\n{self.finding}"
+            figures = str(self.months.drop("why")).replace("null", "   -")
+        reasons = [
+            f"{row['month']}  {row['decision']}: {row['why']}" for row in self.months.iter_rows(named=True)
+        ]
+        return "\n".join([figures, "", *reasons, "", self.finding])
 
     def _repr_html_(self) -> str:
         return card(
             "A year of production", {"finding": self.finding, "runs": self.runs}, body=table(self.months)
         )
 
-
+# %% ../nbs/84_replay.ipynb #a6652397
 def months_table(
     problem: Problem,
-    plan: ReplayPlan,
     control: Control,
     judged: Backtest | None,
     scored: Mapping[datetime, int],  # Rows of each month's batch
-) -> pl.DataFrame:  # One row a moment of the plan
+) -> pl.DataFrame:  # One row a moment of the problem's plan
     "What happened each month, and how everybody's predictions of that month turned out."
     rows = []
-    for moment in plan.moments():
+    for moment in problem.replay.moments() if problem.replay else ():
         label = f"{problem.name}/{stamp(moment)}"
         decided, watched = (control.get_doc(kind, label) or {} for kind in ("decision", "monitor"))
         row: dict[str, Any] = {
@@ -228,20 +231,23 @@ def months_table(
             "labels": 0,
             "truth": None,
         }
-        for who in ("frozen", "champion", "rule"):
+        for who, shown in _SHOWN.items():
             found = _figures(judged, moment, who)
-            row |= {f"{who} {name}": found.get(column) for name, column in _SHOWN}
-            if found:
-                row |= {"labels": found["n"], "truth": found["mean_label"]}
+            row |= {f"{who} {name}": found.get(column) for name, column in shown.items()}
+            row |= {"labels": found["n"], "truth": found["mean_label"]} if found else {}
         row |= {"alerts": len(watched.get("alerts", ())), "version": decided.get("champion")}
-        row["decision"] = (
-            f"{decided.get('decision', '')}: {decided.get('policy') or decided.get('reason', '')}"
-        )
-        rows.append(row)
+        rows.append({**row, "decision": decided.get("decision", "not reached"), "why": _why(decided)})
     return pl.DataFrame(rows, infer_schema_length=None)
 
 
-_SHOWN = (("AUC", "auc"), ("log-loss", "log_loss"), ("mean", "mean_prediction"))
+_RANK, _LOSS, _MEAN = {"AUC": "auc"}, {"log-loss": "log_loss"}, {"mean": "mean_prediction"}
+_SHOWN = {"frozen": _RANK | _LOSS | _MEAN, "champion": _RANK | _LOSS | _MEAN, "rule": _RANK | _LOSS}
+
+
+def _why(decided: Mapping[str, Any]) -> str:
+    "Why a challenger was trained or not, and what the gate said of it."
+    gate, policy = decided.get("reason", ""), decided.get("policy", "")
+    return gate if policy in ("", gate) else f"trained because {policy}. Gate: {gate}"
 
 
 def _figures(judged: Backtest | None, moment: datetime, who: str) -> dict[str, Any]:
@@ -249,7 +255,16 @@ def _figures(judged: Backtest | None, moment: datetime, who: str) -> dict[str, A
         return {}
     return next(iter(judged.frame.filter(moment=moment, who=who).iter_rows(named=True)), {})
 
-# %% ../nbs/84_replay.ipynb #0ba087db
+# %% ../nbs/84_replay.ipynb #e20d2c18
+def replayable(problem: Problem) -> list[datetime]:  # The moments of its plan
+    "The calendar of a problem that declares one."
+    if problem.replay is None:
+        raise ReplayError(
+            f"{problem.name} declares no ReplayPlan, so there is no year to replay; add `replay=` to the problem"
+        )
+    return problem.replay.moments()
+
+
 def replay(
     settings: Settings,
     problem_name: str,  # A name of settings.ini [problems]
@@ -257,11 +272,7 @@ def replay(
 ) -> Replayed:
     "Replay a problem's whole calendar, or what is left of it."
     problem, control = load_problem(settings, problem_name), open_control(settings)
-    if problem.replay is None:
-        raise ReplayError(
-            f"{problem_name} declares no ReplayPlan, so there is no calendar to replay; add `replay=` to the problem"
-        )
-    moments = problem.replay.moments()
+    moments = replayable(problem)
     set_clock(settings, moments[0])
     quick = replace(settings, reload_seconds=min(settings.reload_seconds, 0.05))
     if control.get_doc("traffic", f"{problem_name}/{stamp(moments[-1])}") is None:
@@ -276,13 +287,11 @@ def replay(
 
 def replayed(settings: Settings, problem: Problem, control: Control) -> Replayed:
     "What a replay has come to, read from the system it left."
-    if problem.replay is None:
-        raise ReplayError(f"{problem.name} declares no ReplayPlan")
     judged = backtest(settings, control, problem, open_clock(settings.clock_file).now())
     made = read_decisions(settings, problem.name)
     counts = made.filter(source="batch").group_by("moment").len() if made.height else made
     scored = dict(counts.iter_rows()) if made.height else {}
-    months = months_table(problem, problem.replay, control, judged, scored)
+    months = months_table(problem, control, judged, scored)
     runs = [
         run
         for run in control.runs(problem.name)

@@ -12,9 +12,6 @@ from datetime import datetime
 from typing import Any
 
 import polars as pl
-from .package import Evidence, Model, Package, latency_ms, open_package
-from .package import build as build_package
-from .registry import champion, promote, register
 
 from .alerts import record as record_alerts
 from .clock import instant
@@ -24,8 +21,11 @@ from .drift import reference_profile
 from .evaluate import Comparison, Evaluation, clusters, compare, evaluate
 from .gate import Predictions, Verdict, gate
 from .markup import card
+from .package import Evidence, Model, Package, latency_ms, open_package
+from .package import build as build_package
 from .performance import period_wobble
 from .problem import Problem
+from .registry import champion, promote, register
 from .settings import Settings
 from .split import Split, time_split
 from .train import Fitted, fit
@@ -149,7 +149,7 @@ def _profile(fits: _Fits) -> dict[str, Any]:
     scored = learnt.with_columns(score=pl.Series(fits.shipped.predict(learnt), dtype=pl.Float64))
     return reference_profile(scored, (*fits.dataset.features, "score")).to_json()
 
-# %% ../nbs/71_retrain.ipynb #1aa40c0a
+# %% ../nbs/71_retrain.ipynb #550bdd16
 @dataclass(frozen=True)
 class Release:
     "What became of a candidate, as it was noted before anything moved."
@@ -206,6 +206,7 @@ def carry_out(
     holder = champion(control, problem)
     if not release.promotes or holder.version == release.version:
         return
-    said = {"actor": "gate", "reason": release.reason, "at": now}
-    promote(control, problem, release.version, expected_epoch=release.epoch, verdict=release, **said)
+    promote(
+        control, problem, release.version, expected_epoch=release.epoch, at=now, actor="gate", reason=release.reason, verdict=release
+    )  # fmt: skip
     record_alerts(control, problem, [], now, kinds=("performance",))

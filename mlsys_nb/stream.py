@@ -21,7 +21,7 @@ from .clock import instant
 from .events import POLARS, Events
 from .online import OnlineStore
 
-# %% ../nbs/28_stream.ipynb #f1f5a5ae
+# %% ../nbs/28_stream.ipynb #0c8b3f7a
 KINDS: dict[str, Any] = {"int": int, "float": (int, float), "text": str, "bool": bool}
 
 
@@ -64,7 +64,7 @@ def event_of(
         raise ValueError(f"a message of {events.name!r} needs its time {events.time!r}")
     return row
 
-
+# %% ../nbs/28_stream.ipynb #22390f3f
 def frame_of(
     events: Events,  # The declaration
     rows: Sequence[Mapping[str, Any]],  # From `event_of`
@@ -75,7 +75,7 @@ def frame_of(
     schema |= {"known_at": POLARS["time"], "retracted_at": POLARS["time"]}
     return pl.DataFrame({c: [r[c] for r in rows] for c in schema}, schema=schema)
 
-# %% ../nbs/28_stream.ipynb #9c968c48
+# %% ../nbs/28_stream.ipynb #15dcf560
 @dataclass(frozen=True)
 class Folded:
     "What became of some messages."
@@ -116,7 +116,7 @@ def fold(
         store.note({**notes, **(marks or {})})
     return total
 
-
+# %% ../nbs/28_stream.ipynb #0ee95803
 def fold_kind(
     store: OnlineStore,  # The serving store
     events: Events,  # One kind
@@ -133,7 +133,7 @@ def fold_kind(
     parts = [fold_kind(store, events, [row]) for row in rows]
     return sum(parts[1:], parts[0])
 
-
+# %% ../nbs/28_stream.ipynb #ea492a2f
 def unseen(
     store: OnlineStore,  # The serving store
     name: str,  # Of the events
@@ -153,7 +153,7 @@ def unseen(
         kept.append(row)
     return kept
 
-# %% ../nbs/28_stream.ipynb #5b9deace
+# %% ../nbs/28_stream.ipynb #1aded49f
 class Stream(Protocol):
     "Where messages come from."
 
@@ -197,7 +197,7 @@ class JsonLines:
     def done(self, position: str) -> None:
         "Nothing: the position is in the store."
 
-
+# %% ../nbs/28_stream.ipynb #db663fa9
 @dataclass(frozen=True)
 class RedisStream:
     "A Redis Stream, read as a consumer group; each entry has one field `event`."
@@ -233,7 +233,7 @@ class RedisStream:
         if position:
             self.client.xack(self.key, self.group, *position.split())
 
-
+# %% ../nbs/28_stream.ipynb #6c2389fb
 def consume(
     stream: Stream,  # Where messages come from
     store: OnlineStore,  # Where they go

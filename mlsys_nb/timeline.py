@@ -106,7 +106,7 @@ def state_keys(
         return [("count", w, c, None), ("code", w, c, None), ("begun", w, c, part.window), *over]
     return [("count", w, c, None), *([("code", w, c, None)] if part.op == "top" else [])]
 
-# %% ../nbs/26_timeline.ipynb #5b610180
+# %% ../nbs/26_timeline.ipynb #e0fb57e3
 @dataclass(frozen=True)
 class Block:
     "Raw rows of several entities, sorted by entity, time and id, and where their table rows stand."
@@ -155,7 +155,7 @@ class Block:
         end = self.spread(self.begin + self.sizes)
         return np.minimum(ahead, end) - self.spread(self.begin)
 
-
+# %% ../nbs/26_timeline.ipynb #a03dd6cf
 def kept_rows(
     layout: Layout,  # The family's layout
     raw: np.ndarray,  # Raw rows
@@ -166,7 +166,7 @@ def kept_rows(
     kept = np.ones(len(raw), dtype=bool) if where is None else (raw[:, BITS] & layout.bits[where]) != 0
     return kept & (raw[:, layout.columns[column]] != NULL) if column else kept
 
-# %% ../nbs/26_timeline.ipynb #81947c4b
+# %% ../nbs/26_timeline.ipynb #8e514c93
 def pair_flags(
     block: Block,  # Raw rows
     kept: np.ndarray,  # Which of them count
@@ -185,7 +185,7 @@ def pair_flags(
     begun[newer], over[older] = 1, 1
     return begun, over
 
-
+# %% ../nbs/26_timeline.ipynb #bf11e474
 def state_values(
     layout: Layout,  # The family's layout
     block: Block,  # Raw rows
@@ -213,7 +213,7 @@ def state_values(
     table[block.place] = np.where(kept, -values if kind == "smallest" else values, NULL)
     return [table]
 
-
+# %% ../nbs/26_timeline.ipynb #48f17c84
 def square_limbs(
     upper: np.ndarray,  # |x| >> 27
     lower: np.ndarray,  # |x| & (2**27 - 1)
@@ -225,7 +225,7 @@ def square_limbs(
     b = (low >> 36) + ((mid >> 8) & mask) + ((high & 0x3FFFF) << 18)
     return [a, b, (mid >> 44) + (high >> 18)]
 
-# %% ../nbs/26_timeline.ipynb #3fefb38d
+# %% ../nbs/26_timeline.ipynb #a80e37a7
 def table_of(
     layout: Layout,  # The family's layout
     block: Block,  # Raw rows, orderly in each entity
@@ -258,7 +258,7 @@ def ids_bytes(
     ends = np.cumsum([0, *map(len, ids)]).astype("<i4")
     return ends.tobytes() + b"".join(ids)
 
-
+# %% ../nbs/26_timeline.ipynb #7f4b06be
 def main_record(
     layout: Layout,  # The family's layout
     table: np.ndarray,  # The entity's table rows

@@ -14,7 +14,7 @@ import polars as pl
 
 from .events import NEVER, Encoded
 
-# %% ../nbs/24_track.ipynb #25a0f909
+# %% ../nbs/24_track.ipynb #362d7016
 @dataclass(frozen=True)
 class Asked:
     "Moments of one family's entities, sorted by entity and time."
@@ -23,7 +23,7 @@ class Asked:
     time: np.ndarray  # microseconds
     row: np.ndarray  # where the answer belongs
 
-
+# %% ../nbs/24_track.ipynb #48936c5f
 @dataclass(frozen=True)
 class Track:
     "Event versions sorted by entity and time, with the sorted moments asked about them."
@@ -134,7 +134,7 @@ def match_dense(
     outside = (place < 0) | (place >= size)
     return codes[asked], codes[np.where(outside, size, place)]
 
-# %% ../nbs/24_track.ipynb #10fa3378
+# %% ../nbs/24_track.ipynb #dc7246df
 def order_of(
     entity: np.ndarray,  # Codes, -1 to leave out
     time: np.ndarray,  # Microseconds
@@ -164,7 +164,7 @@ def sorted_events(
             return events.take(order), entity[order]
     return events, entity
 
-
+# %% ../nbs/24_track.ipynb #4023c52e
 def tie_order(
     events: Encoded,  # Sorted by entity and time
     entity: np.ndarray,  # Their entity codes

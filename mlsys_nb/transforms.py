@@ -46,7 +46,7 @@ def moment() -> Feature:  # time
     "The moment asked about."
     return Feature("moment", "time", "moment")
 
-# %% ../nbs/22_transforms.ipynb #172575c0
+# %% ../nbs/22_transforms.ipynb #f66a189f
 def ratio(
     numerator: Feature,  # An int or float feature
     denominator: Feature,  # An int or float feature
@@ -73,7 +73,7 @@ def absolute(
     "The size of a number."
     return Feature(f"absolute_{x.name}", x.dtype, "absolute", (require(x, NUMBERS, "absolute"),), unit=x.unit)
 
-
+# %% ../nbs/22_transforms.ipynb #9e81e601
 def clip(
     x: Feature,  # An int or float feature
     low: float | None = None,  # Lower bound
@@ -102,7 +102,7 @@ def typed_bound(
         raise ValueError(f"{what} of the int feature {x.name} needs whole numbers, got {bound!r}")
     return int(bound) if x.dtype == "int" else float(bound)
 
-
+# %% ../nbs/22_transforms.ipynb #16a692e3
 def bucket(
     x: Feature,  # An int or float feature
     edges: Sequence[float],  # Ascending; a value equal to an edge belongs to the upper bucket
@@ -117,7 +117,7 @@ def bucket(
         )
     return Feature(f"bucket_{x.name}", "text" if labels else "int", "bucket", (x,), (bounds, tuple(labels)))
 
-
+# %% ../nbs/22_transforms.ipynb #d555626e
 def filled(
     x: Feature,  # Any feature
     default: Any,  # What stands for unknown

@@ -14,7 +14,7 @@ from typing import Any
 from .aggregates import Feature, Scope, aggregated
 from .events import UNITS, Condition, Events, Field, as_condition
 
-# %% ../nbs/21_windows.ipynb #76fcf71c
+# %% ../nbs/21_windows.ipynb #9232dccd
 def count(
     events: Events,  # What is counted
     window: str | timedelta,  # How far back: "30d", "lifetime"
@@ -49,7 +49,7 @@ def mean(
     name = parts[0].name.replace("_total_", "_mean_", 1)
     return Feature(name, "float", "divide", parts, (None,), unit=events.measure(column).unit)
 
-
+# %% ../nbs/21_windows.ipynb #e5323cb5
 def smallest(
     events: Events,  # The events
     column: str,  # An int, float or time column
@@ -71,7 +71,7 @@ def largest(
     "The largest known value of a column."
     return aggregated(events, "largest", column, Scope(window, where, by))
 
-# %% ../nbs/21_windows.ipynb #7bb2da58
+# %% ../nbs/21_windows.ipynb #8bf41096
 def first(
     events: Events,  # The events
     column: str,  # Any column
@@ -93,7 +93,7 @@ def last(
     "The latest known value of a column; events of one time are ordered by event_id."
     return aggregated(events, "last", column, Scope(window, where, by))
 
-
+# %% ../nbs/21_windows.ipynb #97ae1a17
 def attribute(
     events: Events,  # Events that tell an entity's attribute
     column: str,  # The attribute
@@ -114,7 +114,7 @@ def recent(
     "The last k known values of a column, one feature each."
     return tuple(aggregated(events, "last", column, Scope(window, where), n) for n in range(1, k + 1))
 
-
+# %% ../nbs/21_windows.ipynb #432baabd
 def distinct(
     events: Events,  # The events
     column: str,  # A column that is not float
@@ -136,7 +136,7 @@ def top(
     "The most frequent known value of a column; among equally frequent ones the smallest."
     return aggregated(events, "top", column, Scope(window, where, by))
 
-# %% ../nbs/21_windows.ipynb #dac29689
+# %% ../nbs/21_windows.ipynb #daffe5d0
 def first_time(
     events: Events,  # The events
     window: str | timedelta = "lifetime",  # How far back
@@ -156,7 +156,7 @@ def last_time(
     "When the latest event happened."
     return aggregated(events, "last_time", "", Scope(window, where, by))
 
-
+# %% ../nbs/21_windows.ipynb #026abefc
 def age(
     time: Feature,  # A feature typed time
     unit: str = "d",  # us, ms, s, min, h, d, w
@@ -180,7 +180,7 @@ def time_since_last(
     f = age(last_time(events, "lifetime", where, by), unit)
     return f.named(f.name.replace("age_", "", 1).replace("last_time", "time_since_last", 1))
 
-
+# %% ../nbs/21_windows.ipynb #44e05b22
 def time_since_first(
     events: Events,  # The events
     where: Condition | Field | None = None,  # Which of them
@@ -191,7 +191,7 @@ def time_since_first(
     f = age(first_time(events, "lifetime", where, by), unit)
     return f.named(f.name.replace("age_", "", 1).replace("first_time", "time_since_first", 1))
 
-
+# %% ../nbs/21_windows.ipynb #cffaaa5a
 def variance(
     events: Events,  # The events
     column: str,  # An int column
@@ -231,7 +231,7 @@ def spread_of(
         name, "float", "spread", parts, (ddof, root), unit=unit if root or not unit else f"{unit}²"
     )
 
-
+# %% ../nbs/21_windows.ipynb #0da9e9b6
 def share(
     events: Events,  # The events
     column: str,  # A column that is not float

@@ -83,7 +83,7 @@ def hostile(
         return instant(draw.choice(NIGHTS)) + timedelta(microseconds=draw.choice((-1, 0, 1)))
     return draw.choice(TEXTS) if dtype == "text" else draw.random() < 0.5
 
-# %% ../nbs/29_worlds.ipynb #5bd26401
+# %% ../nbs/29_worlds.ipynb #bca4dd39
 @dataclass(frozen=True)
 class World:
     "Generated events and questions of one feature set."
@@ -109,7 +109,7 @@ def times(
         at += draw.choice((-1, 1)) * timedelta(microseconds=draw.choice(windows))
     return at + timedelta(microseconds=draw.choice((-1, 0, 0, 0, 1, draw.randint(0, 10**10))))
 
-
+# %% ../nbs/29_worlds.ipynb #85e0eb8b
 def event_rows(
     events: Events,  # The declaration
     entities: Sequence[Mapping[str, Any]],  # Whom they may happen to
@@ -153,7 +153,7 @@ def event_rows(
     draw.shuffle(rows)
     return rows
 
-# %% ../nbs/29_worlds.ipynb #ff35c340
+# %% ../nbs/29_worlds.ipynb #9fe5d0d9
 def entity_pool(
     keys: Mapping[str, str],  # Key names and types
     n: int,  # How many
@@ -168,7 +168,7 @@ def entity_pool(
             entity[draw.choice(list(keys))] = None
     return pool
 
-
+# %% ../nbs/29_worlds.ipynb #770e0c74
 def world(
     features: FeatureSet,  # The set
     cases: int,  # Questions
@@ -203,7 +203,7 @@ def requests(
     "Hostile values of a request."
     return {name: hostile(dtype, (), draw) for name, dtype in features.requests.items()}
 
-
+# %% ../nbs/29_worlds.ipynb #cd029790
 def edges(
     features: FeatureSet,  # The set
     rows: Mapping[str, Sequence[Mapping[str, Any]]],  # Events

@@ -18,7 +18,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlsys_nb.decisions import (
-    Decision, DecisionLog, UnknownDecision, append_batch, find_decision, from_record, read_decisions, to_record,
+    Decision,
+    DecisionLog,
+    UnknownDecision,
+    append_batch,
+    find_decision,
+    from_record,
+    read_decisions,
+    to_record,
 )  # fmt: skip
 from mlsys_nb.durable import Log
 from mlsys_nb.settings import load_settings
