@@ -166,12 +166,12 @@ def _commit(log: Log, waiting: list[_Waiting]) -> None:
     for _, decision, future in waiting:
         future.set_result(decision)
 
-# %% ../nbs/50_decisions.ipynb #5011473e
+# %% ../nbs/50_decisions.ipynb #0fa3331d
 class _Memory:
     "The newest decisions, by decision id and by request id, bounded in number."
 
     def __init__(self, size: int) -> None:
-        self.size = size
+        self.size, self.guard = size, threading.Lock()
         self.by_id: OrderedDict[str, Future[Decision]] = OrderedDict()
         self.by_request: dict[str, Future[Decision]] = {}
 
@@ -192,10 +192,11 @@ class _Memory:
 
     def forget_if_failed(self, decision: Decision, future: "Future[Decision]") -> None:
         if future.exception() is not None:
-            self.by_id.pop(decision.decision_id, None)
-            self.by_request.pop(decision.request_id or "", None)
+            with self.guard:
+                self.by_id.pop(decision.decision_id, None)
+                self.by_request.pop(decision.request_id or "", None)
 
-# %% ../nbs/50_decisions.ipynb #28d17e66
+# %% ../nbs/50_decisions.ipynb #4db57949
 class DecisionLog:
     "The writing end of the log for one serving process: thread-safe; acknowledged means on disk."
 
@@ -205,12 +206,12 @@ class DecisionLog:
         folder = _folder(settings, problem)
         self._minter, self._memory = _Minter(folder, problem, rotate), _Memory(remember)
         self._memory.fill(_newest(folder, remember))
-        self._guard, self._closed = threading.Lock(), False
+        self._closed = False
         self._disk = _GroupCommit(f"decisions-{problem}")
 
     def submit(self, decision: Decision) -> "Future[Decision]":
         "Queue a decision; its id is minted here, and the future holds the decision that counts once it is on disk."
-        with self._guard:
+        with self._memory.guard:
             if self._closed:
                 raise DecisionError(
                     "a closed decision log takes nothing more, got a decision; open a new one"
@@ -238,7 +239,7 @@ class DecisionLog:
 
     def close(self) -> None:
         "Write what is queued, then stop."
-        with self._guard:
+        with self._memory.guard:
             self._closed = True
         self._disk.close()
 

@@ -6,17 +6,18 @@
 __all__ = ['MAX_ENTITIES', 'Desk', 'open_desk', 'predict', 'outcome', 'decision', 'model_card', 'readiness', 'refusal_of',
            'same_problem']
 
-# %% ../nbs/82_endpoints.ipynb #b48be377
+# %% ../nbs/82_endpoints.ipynb #a063ee33
 import asyncio
 from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import orjson
 
 from .champion import Serving
-from .clock import Clock, open_clock
+from .clock import open_clock
 from .control import open_control
 from .decisions import Decision, DecisionLog, UnknownDecision, find_decision
 from .guard import Refusal, clip, error_body, read_object
@@ -28,7 +29,7 @@ from .problem import Problem
 from .settings import Settings
 from .telemetry import Metrics
 
-# %% ../nbs/82_endpoints.ipynb #b6288d63
+# %% ../nbs/82_endpoints.ipynb #138eac3c
 MAX_ENTITIES = 500
 
 
@@ -38,12 +39,14 @@ class Desk:
 
     settings: Settings
     problem: Problem
-    clock: Clock
     store: OnlineStore
     log: DecisionLog
     ledger: Ledger
     serving: Serving
     metrics: Metrics
+
+    def now(self) -> datetime:
+        return open_clock(self.settings.clock_file).now()
 
     def close(self) -> None:
         self.log.close()
@@ -64,8 +67,8 @@ def open_desk(
     store = open_online(settings.online / problem.name, problem.features)
     serving = Serving(open_control(settings), settings, problem, store, changed)
     serving.look()
-    clock, log = open_clock(settings.clock_file), DecisionLog(settings, problem.name)
-    return Desk(settings, problem, clock, store, log, Ledger(settings, problem.name), serving, counted)
+    log = DecisionLog(settings, problem.name)
+    return Desk(settings, problem, store, log, Ledger(settings, problem.name), serving, counted)
 
 # %% ../nbs/82_endpoints.ipynb #37e761b5
 def _shown(decision: Decision, with_features: bool) -> dict[str, Any]:
@@ -115,7 +118,7 @@ def _disk_refused(error: OSError) -> Refusal:
         503, "an answer is given when it is on disk", clip(str(error)), "tell the operator", retry_after=5
     )
 
-# %% ../nbs/82_endpoints.ipynb #942a50c2
+# %% ../nbs/82_endpoints.ipynb #776a5f1d
 async def predict(
     desk: Desk,  # The open service
     body: bytes,  # A JSON object
@@ -134,7 +137,7 @@ async def predict(
     if earlier is not None:
         decision = await _on_disk(desk, earlier)
     else:
-        answer = _predictor(desk).predict(entity, desk.clock.now())
+        answer = _predictor(desk).predict(entity, desk.now())
         decision = await _on_disk(
             desk, desk.log.submit(decision_of(answer, desk.problem, request_id=request_id))
         )
@@ -144,7 +147,7 @@ async def predict(
         raise Refusal(409, "a request_id names one request", got, "use a new request_id for a new request")
     return _shown(decision, with_features)
 
-# %% ../nbs/82_endpoints.ipynb #f39d4936
+# %% ../nbs/82_endpoints.ipynb #546e072b
 async def _predict_many(desk: Desk, given: Any, with_features: bool) -> dict[str, Any]:
     if not (
         isinstance(given, list) and 0 < len(given) <= MAX_ENTITIES and all(isinstance(e, dict) for e in given)
@@ -157,7 +160,7 @@ async def _predict_many(desk: Desk, given: Any, with_features: bool) -> dict[str
             422, f"an entity has the keys {list(desk.problem.keys)}", clip(unknown), "leave them out"
         )
     entities = [entity_of(desk.problem, one) for one in given]
-    answers = _predictor(desk).predict_many(entities, desk.clock.now())
+    answers = _predictor(desk).predict_many(entities, desk.now())
     made = [desk.log.submit(decision_of(a, desk.problem)) for a in answers if isinstance(a, Answer)]
     decisions = iter([await _on_disk(desk, future) for future in made])
     shown = []
@@ -173,7 +176,7 @@ async def _predict_many(desk: Desk, given: Any, with_features: bool) -> dict[str
 def _count(desk: Desk, answer: Answer) -> None:
     desk.metrics.predictions.labels(desk.problem.name, str(answer.version), answer.action).inc()
 
-# %% ../nbs/82_endpoints.ipynb #05882282
+# %% ../nbs/82_endpoints.ipynb #dcee544a
 async def _find(desk: Desk, decision_id: str) -> Decision:
     recent = desk.log.recent(decision_id)
     if recent is not None:
@@ -199,7 +202,7 @@ async def outcome(
     if said not in (0, 1) or isinstance(said, float):
         raise Refusal(422, "outcome is 1 (it happened) or 0 (it did not)", clip(said), "send 0 or 1")
     await _find(desk, decision_id)
-    posted = Outcome(decision_id, int(said), desk.clock.now(), actor or "", _flag(asked, "correction"))
+    posted = Outcome(decision_id, int(said), desk.now(), actor or "", _flag(asked, "correction"))
     try:
         posting = await asyncio.to_thread(desk.ledger.post, [posted])
     except OSError as e:

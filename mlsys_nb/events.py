@@ -83,7 +83,7 @@ def window_name(
     unit = next(u for u in ("d", "h", "min", "s", "ms", "us") if length % UNITS[u] == 0)
     return f"{length // UNITS[unit]}{unit}"
 
-# %% ../nbs/19_events.ipynb #00075c7a
+# %% ../nbs/19_events.ipynb #318a8a06
 SYSTEM_COLUMNS = ("event_id", "known_at", "retracted_at")
 
 
@@ -125,19 +125,15 @@ class Events:
         return self.columns[column]
 
     def _repr_html_(self) -> str:
-        rows = [{"column": k, "type": t, "role": "key"} for k, t in self.keys.items()]
-        rows += [{"column": self.time, "type": "time", "role": "when it happened"}]
-        rows += [
-            {"column": c, "type": m.dtype, "role": m.meaning, "unit": m.unit} for c, m in self.columns.items()
+        told = [(k, t, "", "key") for k, t in self.keys.items()] + [
+            (self.time, "time", "", "when it happened")
         ]
-        rows = [
-            {"column": r["column"], "type": r["type"], "unit": r.get("unit", ""), "role": r["role"]}
-            for r in rows
-        ]
+        told += [(c, m.dtype, m.unit, m.meaning) for c, m in self.columns.items()]
+        rows = [dict(zip(("column", "type", "unit", "meaning"), r, strict=True)) for r in told]
         return card(f"Events {self.name}", {"meaning": self.meaning} if self.meaning else {}, table(rows))
 
-# %% ../nbs/19_events.ipynb #0898fe4c
-POLARS = {
+# %% ../nbs/19_events.ipynb #ac888856
+POLARS: dict[str, Any] = {
     "int": pl.Int64,
     "float": pl.Float64,
     "text": pl.String,
@@ -180,7 +176,7 @@ def typed_column(
         column = pl.when(column == 0).then(0.0).otherwise(column.fill_nan(None)).alias(name)
     return column
 
-# %% ../nbs/19_events.ipynb #e44626fe
+# %% ../nbs/19_events.ipynb #3445b201
 def normal(
     events: Events,  # The declaration
     frame: pl.DataFrame,  # Event rows: keys, time, columns; event_id, known_at, retracted_at where there are
@@ -207,7 +203,7 @@ def normal(
     check_rows(events, rows, columns)
     return rows
 
-
+# %% ../nbs/19_events.ipynb #06d0015f
 def check_rows(
     events: Events,  # The declaration
     rows: pl.DataFrame,  # A frame in normal form
@@ -224,7 +220,7 @@ def check_rows(
             low, high = rows[c].min(), rows[c].max()
             if low is not None and (low < -LARGEST or high > LARGEST):  # type: ignore[operator]
                 raise ValueError(
-                    f"{c!r} of {events.name!r} is at most 2**53 in size, got {low} to {high}; use a larger unit"
+                    f"{c!r} of {events.name!r} is at most 2**53 in size, got {low!r} to {high!r}; use a larger unit"
                 )
 
 # %% ../nbs/19_events.ipynb #483aef02

@@ -108,7 +108,7 @@ def family_answers(
                 known[i][track.asked.row] = True if k is None else k
     return list(zip(values, known, strict=True))
 
-# %% ../nbs/25_history.ipynb #3db7aa8d
+# %% ../nbs/25_history.ipynb #d9a2c6ba
 @dataclass(frozen=True)
 class Hand:
     "The moments of some entities, and where their answers belong; and the events of the same entities."
@@ -153,7 +153,7 @@ def hands(
         mine = again.filter(pl.struct(family.by).hash(7) % partitions == i)
         yield Hand(rows[pl.Series(place)], place, pl.concat([part, mine.select(part.columns)]))
 
-
+# %% ../nbs/25_history.ipynb #19cb68f8
 def schema(
     lazy: pl.LazyFrame,  # Events
     names: tuple[str, ...],  # Key columns

@@ -279,7 +279,7 @@ def build(
     manifest = {"files": hashes, **_meta(fitted, dataset, evidence, difference)}
     return Package(files, json.loads(json_bytes({**manifest, "seal": sha256(json_bytes(manifest))})))
 
-# %% ../nbs/40_package.ipynb #fbfd879f
+# %% ../nbs/40_package.ipynb #d1fbe7b0
 def seal(
     package: Package,  # What to write
     path: Path,  # The folder that will be the package; written once
@@ -293,7 +293,7 @@ def open_package(package: Package) -> Model:  # For example to measure it before
     "The model of a package in memory."
     return _open_model(package.files, package.manifest)
 
-
+# %% ../nbs/40_package.ipynb #17df63c8
 def load(
     path: Path,  # A sealed package
     digest: str | None = None,  # The digest it must have, from the registry
@@ -316,8 +316,14 @@ def load(
             f"model package {path}: it was trained on feature set {manifest['feature_set_hash'][:12]}, "
             f"installed is {feature_set_hash[:12]}; retrain, or install the features it was trained on"
         )
-    model = _open_model(files, manifest, version)
-    _replay(model, json.loads(files["golden.json"]))
+    try:
+        model = _open_model(files, manifest, version)
+        golden = json.loads(files["golden.json"])
+    except (KeyError, TypeError, ValueError, AttributeError) as e:
+        raise PackageError(
+            f"model package {path}: this house cannot read its files: {e!r}; retrain it here"
+        ) from e
+    _replay(model, golden)
     return model
 
 # %% ../nbs/40_package.ipynb #907d106e

@@ -118,7 +118,7 @@ def by_reference(
         answers.append({f.name: feature_value(f, now) for f in features.features})
     return answers
 
-# %% ../nbs/29_parity.ipynb #eddc817f
+# %% ../nbs/29_parity.ipynb #c2db1524
 def bits(
     value: Any,  # A feature's value
 ) -> Any:  # Equal only for equal bits of one type
@@ -128,7 +128,7 @@ def bits(
 
 LIBRARIES = ("numpy", "polars", "lmdb")
 
-
+# %% ../nbs/29_parity.ipynb #65f3fd5f
 @dataclass(frozen=True)
 class Certificate:
     "What was compared, and what differed."
@@ -159,26 +159,26 @@ class Certificate:
         }
 
     def _repr_html_(self) -> str:
-        facts = {
+        facts: dict[str, Any] = {
             "cases of each feature": self.cases,
             "differing": sum(self.differing.values()),
-            "seed": self.seed,
         }
-        facts |= {"features": self.feature_set_hash[:12], **self.versions}
+        facts |= {"seed": self.seed, "features": self.feature_set_hash[:12], **self.versions}
         rows = [
             {"feature": f, "cases": self.cases, "differing": self.differing.get(f, 0)} for f in self.compared
         ]
         body = table(rows) + table([{"example": e} for e in self.examples])
         return card(f"Parity of {self.features}", facts, body, tone="good" if self.passed else "bad")
 
-# %% ../nbs/29_parity.ipynb #a94badeb
+# %% ../nbs/29_parity.ipynb #fafecfc9
 def certify(
     features: FeatureSet,  # The set
     cases: int = 10_000,  # Questions, and so cases of each feature
     seed: int = 0,  # Of every draw
 ) -> Certificate:  # What differed
     "Compare history, store, stream and reference, bit for bit, on invented cases."
-    differing, examples, done = dict.fromkeys(features.names, 0), [], 0
+    differing, done = dict.fromkeys(features.names, 0), 0
+    examples: list[str] = []
     while done < cases:
         n = min(2_500, cases - done)
         invented = world(features, n, seed + done)
@@ -189,10 +189,10 @@ def certify(
                 if len({bits(row[name]) for row in rows}) > 1:
                     differing[name] += 1
                     if len(examples) < 20:
-                        told = ", ".join(
+                        answers = ", ".join(
                             f"{way}: {row[name]!r}" for way, row in zip(found, rows, strict=True)
                         )
-                        examples.append(f"{name} (seed {seed + done}, question {i}) {told}")
+                        examples.append(f"{name} (seed {seed + done}, question {i}) {answers}")
         done += n
     told = {"python": platform.python_version(), **{lib: version(lib) for lib in LIBRARIES}}
     wrong = {name: n for name, n in differing.items() if n}
@@ -200,7 +200,7 @@ def certify(
         features.name, features.hash, cases, seed, features.names, wrong, tuple(examples), told
     )
 
-# %% ../nbs/29_parity.ipynb #ace8508c
+# %% ../nbs/29_parity.ipynb #edd882a0
 @dataclass(frozen=True)
 class Replayed:
     "How many served values are the bits of the as-of rows."
@@ -229,7 +229,7 @@ def replay_check(
     asked = served.select([*features.keys, "moment", *features.requests])
     truth = as_of(features, asked, events).select(features.names).to_dicts()
     given = served.select(features.names).to_dicts()
-    wrong, examples = dict.fromkeys(features.names, 0), []
+    wrong, examples = dict.fromkeys(features.names, 0), list[str]()
     for i, (row, right) in enumerate(zip(given, truth, strict=True)):
         for name in features.names:
             if bits(row[name]) != bits(right[name]):

@@ -105,7 +105,7 @@ def kept_events(
             kept = known if kept is None else kept & known
     return kept
 
-# %% ../nbs/24_reduction.ipynb #76f68a9f
+# %% ../nbs/24_reduction.ipynb #502a049e
 def reduced(
     track: Track,  # The events and moments
     part: Aggregate,  # The aggregate
@@ -121,8 +121,9 @@ def reduced(
     if part.op == "squares":
         return squares(track, view, values), None
     if part.op == "distinct":
-        count = distinct_in_ranges if isinstance(view, Ranges) else distinct_in_lights
-        return count(view, track, values), None  # type: ignore[operator]
+        if isinstance(view, Ranges):
+            return distinct_in_ranges(view, track, values), None
+        return distinct_in_lights(view, track, values), None
     if part.op == "top":
         best = top_values(view, values)
         return best, best != NULL

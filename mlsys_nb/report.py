@@ -52,7 +52,7 @@ def shown(
         )
     return {**notebook, "cells": cells, "metadata": {"language_info": {"name": "python"}}}
 
-# %% ../nbs/81_report.ipynb #05e1b288
+# %% ../nbs/81_report.ipynb #5658dc14
 TEMPLATE = """{%- extends 'basic/index.html.j2' -%}
 {% block input_group %}{% if 'error' in cell.outputs | map(attribute='output_type') %}{{ super() }}
 {% else %}<details><summary>code</summary>{{ super() }}</details>{% endif %}{% endblock %}
@@ -79,7 +79,7 @@ COLOURS = """<style>details>summary{cursor:pointer;color:var(--soft);font-size:.
 .highlight .c1{color:var(--soft);font-style:italic}.highlight .mi,.highlight .mf{color:#b35900}
 .ansi-red-fg,.ansi-red-intense-fg{color:#d2453d}.ansi-green-fg,.ansi-green-intense-fg{color:#2e9e5b}</style>"""
 
-
+# %% ../nbs/81_report.ipynb #cff325ba
 def body_of(
     notebook: Mapping[str, Any],  # An executed notebook
 ) -> str:  # Sanitised HTML
@@ -89,7 +89,7 @@ def body_of(
     html, _ = exporter().from_notebook_node(nbformat.from_dict(shown(notebook)))
     return sanitize(html)
 
-# %% ../nbs/81_report.ipynb #9760fd01
+# %% ../nbs/81_report.ipynb #9dc05c61
 def listed(
     title: str,  # Caption
     values: Mapping[str, Any],  # Names and plain values
@@ -133,7 +133,7 @@ def head_of(
         "inputs, outputs, metrics", "".join(parts)
     )
 
-
+# %% ../nbs/81_report.ipynb #664db548
 def render(
     notebook: Mapping[str, Any],  # The executed notebook
     record: Mapping[str, Any],  # Its `run.json`

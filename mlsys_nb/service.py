@@ -63,7 +63,7 @@ async def _answer(desk: Desk, problem: str, work: Callable[..., Awaitable[Any]],
     except (Refusal, UnknownEntity, EntityError) as e:
         return _error(refusal_of(e))
 
-# %% ../nbs/83_service.ipynb #8202cc08
+# %% ../nbs/83_service.ipynb #f3252e24
 class _Life:
     "The desk while the application runs, and the task that keeps the champion up to date."
 
@@ -71,15 +71,24 @@ class _Life:
         self.settings, self.problem, self.metrics = settings, problem, Metrics(problem.name)
         self.desk: Any = None
 
+    def open(self) -> None:
+        if self.desk is None:
+            self.desk = open_desk(self.settings, self.problem, self.metrics)
+
+    def close(self) -> None:
+        if self.desk is not None:
+            self.desk.close()
+            self.desk = None
+
     @contextlib.asynccontextmanager
     async def __call__(self, app: Any) -> AsyncIterator[None]:
-        self.desk = await asyncio.to_thread(open_desk, self.settings, self.problem, self.metrics)
+        await asyncio.to_thread(self.open)
         watching = asyncio.create_task(watch(self.desk.serving, self.settings.reload_seconds))
         try:
             yield
         finally:
             watching.cancel()
-            await asyncio.to_thread(self.desk.close)
+            await asyncio.to_thread(self.close)
 
 # %% ../nbs/83_service.ipynb #01d4110c
 def _errors(app: Any) -> None:
@@ -148,23 +157,27 @@ def _health(app: Any, life: _Life) -> None:
     async def docs() -> Any:
         return HTMLResponse(page_of(app.openapi()))
 
-# %% ../nbs/83_service.ipynb #0dcbeb8a
+# %% ../nbs/83_service.ipynb #1200fa16
 def create_app(
     settings: Settings,  # The system's settings
     problem_name: str,  # A problem of `settings.ini`
 ) -> App:  # An ASGI application; opens its files when its life begins
     "The service of one problem."
+    return _application(_Life(settings, load_problem(settings, problem_name)))
+
+
+def _application(life: _Life) -> App:
     from fastapi import FastAPI
 
-    life = _Life(settings, load_problem(settings, problem_name))
     title = f"{life.problem.title}: {life.problem.question}"
     app = FastAPI(title=title, version="1", docs_url=None, redoc_url=None, lifespan=life)
     _routes(app, life)
     _health(app, life)
     _errors(app)
-    return measured(guard(app, Limits(settings.max_body, settings.deadline_seconds)), life.metrics)
+    limits = Limits(life.settings.max_body, life.settings.deadline_seconds)
+    return measured(guard(app, limits), life.metrics)
 
-# %% ../nbs/83_service.ipynb #2bed167e
+# %% ../nbs/83_service.ipynb #10d5b534
 def _socket(host: str, port: int) -> socket.socket:
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
@@ -180,17 +193,23 @@ def _socket(host: str, port: int) -> socket.socket:
     return listening
 
 
-def _server(settings: Settings, problem_name: str) -> Any:
+@contextlib.contextmanager
+def _server(settings: Settings, problem_name: str) -> Iterator[Any]:
+    "A server whose desk is open already, so that what is wrong with it is told before anything listens."
     import uvicorn
 
-    app = create_app(settings, problem_name)
-    config = uvicorn.Config(
-        app, log_level="warning", access_log=False, lifespan="on", timeout_keep_alive=30,
-        timeout_graceful_shutdown=int(settings.deadline_seconds) + 1,
-    )  # fmt: skip
-    return uvicorn.Server(config)
+    life = _Life(settings, load_problem(settings, problem_name))
+    life.open()
+    try:
+        config = uvicorn.Config(
+            _application(life), log_level="warning", access_log=False, lifespan="on", timeout_keep_alive=30,
+            timeout_graceful_shutdown=int(settings.deadline_seconds) + 1,
+        )  # fmt: skip
+        yield uvicorn.Server(config)
+    finally:
+        life.close()
 
-# %% ../nbs/83_service.ipynb #f2e3affc
+# %% ../nbs/83_service.ipynb #cd67f08c
 def serve(
     settings: Settings,  # The system's settings
     problem_name: str,  # A problem of `settings.ini`
@@ -199,9 +218,9 @@ def serve(
 ) -> None:
     "Run the service until it is told to stop."
     listening = _socket(host or settings.host, settings.port if port is None else port)
-    server = _server(settings, problem_name)
-    logger.info("listening at http://%s:%s", *listening.getsockname()[:2])
-    server.run(sockets=[listening])
+    with contextlib.closing(listening), _server(settings, problem_name) as server:
+        logger.info("listening at http://%s:%s", *listening.getsockname()[:2])
+        server.run(sockets=[listening])
 
 
 @contextlib.contextmanager
@@ -211,16 +230,15 @@ def running(
 ) -> Iterator[str]:  # The service's address, for example http://127.0.0.1:41023
     "The service in a thread of this process, on a free port."
     listening = _socket("127.0.0.1", 0)
-    server = _server(settings, problem_name)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
-    thread.start()
-    try:
-        while not server.started and thread.is_alive():
-            thread.join(0.01)
-        if not server.started:
-            raise ServiceError("a service starts, this one stopped while starting; see the log")
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join()
-        listening.close()
+    with contextlib.closing(listening), _server(settings, problem_name) as server:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
+        thread.start()
+        try:
+            while not server.started and thread.is_alive():
+                thread.join(0.01)
+            if not server.started:
+                raise ServiceError("a service starts, this one stopped while starting; see the log")
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()

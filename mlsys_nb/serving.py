@@ -19,7 +19,7 @@ from .features import FeatureSet
 from .lookup import View, probe_of, values_at
 from .timeline import RAW, Layout
 
-# %% ../nbs/27_serving.ipynb #d687fd14
+# %% ../nbs/27_serving.ipynb #29a74cf6
 def served(
     number: int,  # The family's place in the plan
     layout: Layout,  # Its layout
@@ -41,7 +41,7 @@ def float_value(
 
 READERS: dict[str, Any] = {"float": float_value, "bool": bool, "text": str}  # str: by the table of texts
 
-
+# %% ../nbs/27_serving.ipynb #942df06c
 @dataclass(frozen=True)
 class Serving:
     "A feature set made ready for serving."
@@ -72,7 +72,7 @@ def serving(
         tuple(zip(features.names, features.plan.outputs, strict=True)),
     )
 
-# %% ../nbs/27_serving.ipynb #0ffa26f9
+# %% ../nbs/27_serving.ipynb #cc9d7ed1
 def entity_keys(
     serving: Serving,  # What is served
     keys: Mapping[str, Any],  # An entity
@@ -107,7 +107,7 @@ def requested(
         found.append(None if unknown else float(value) + 0.0 if dtype == "float" else value)  # type: ignore[arg-type]
     return found
 
-
+# %% ../nbs/27_serving.ipynb #b8ffe72e
 def text_of(
     serving: Serving,  # What is served
     get: Get,  # Reads it

@@ -153,7 +153,7 @@ def unseen(
         kept.append(row)
     return kept
 
-# %% ../nbs/28_stream.ipynb #1aded49f
+# %% ../nbs/28_stream.ipynb #771c0e81
 class Stream(Protocol):
     "Where messages come from."
 
@@ -180,7 +180,7 @@ class JsonLines:
                 f"a stream file only grows, but {self.path} is shorter than what was read of it ({begin} bytes); "
                 "begin a new file with a new name"
             )
-        texts = []
+        texts: list[str] = []
         with self.path.open("rb") as file:
             file.seek(begin)
             for line in file:

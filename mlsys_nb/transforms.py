@@ -146,7 +146,7 @@ def typed_value(
         raise ValueError(f"{what} of a feature typed {dtype} needs a {dtype} value, got {value!r}")
     return float(value) + 0.0 if dtype == "float" else value
 
-# %% ../nbs/22_transforms.ipynb #926f3e9e
+# %% ../nbs/22_transforms.ipynb #d231c43f
 def hour_of_day(
     x: Feature,  # A feature typed time: moment(), last_time(...)
     zone: str,  # IANA name; there is no default, because there is no default place
@@ -164,7 +164,7 @@ def day_of_week(
     zone_of(zone)
     return Feature(f"weekday_{x.name}", "int", "weekday", (require(x, ("time",), "day_of_week"),), (zone,))
 
-
+# %% ../nbs/22_transforms.ipynb #528e1994
 def mapped(
     x: Feature,  # An int, text or bool feature
     mapping: Mapping[Any, Any],  # From its values to others

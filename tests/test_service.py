@@ -259,3 +259,20 @@ def test_imports_of_the_service():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=HOME)
     assert done.stdout.strip() == "[]"
+
+
+def test_what_is_wrong_with_the_system_is_told_in_one_sentence(tmp_path):
+    from mlsys_nb.service import running
+    from mlsys_nb.settings import MlsysError
+
+    here = make(tmp_path)
+    log = here.decisions / "churn" / "http" / "000001.log"
+    log.parent.mkdir(parents=True)
+    log.write_bytes(b"00000000 []\n")
+    with pytest.raises(MlsysError, match="not as it was written"), running(here, "churn"):
+        pass
+    log.unlink()
+    with pytest.raises(MlsysError, match="known"), running(here, "nothing"):
+        pass
+    with running(here, "churn") as url:
+        assert httpx.get(f"{url}/healthz").status_code == 200
