@@ -22,7 +22,7 @@ from .performance import Finding, PerformanceReport
 from .problem import Problem
 from .slices import pieces
 
-# %% ../nbs/63_alerts.ipynb #b6fed1e4
+# %% ../nbs/63_alerts.ipynb #c441c735
 SEVERITIES = ("critical", "warning", "notice")
 
 
@@ -60,7 +60,7 @@ class Alert:
             "action": self.action, "open since": f"{self.opened_at:%Y-%m-%d}, last seen {last:%Y-%m-%d}",
         }  # fmt: skip
         tone = {"critical": "bad", "warning": "warn"}.get(self.severity, "plain")
-        return card(f"{self.severity}: {self.kind} of {self.subject}", facts, tone=tone)
+        return card(f"{self.severity}: {self.kind}, {self.subject.replace('_', ' ')}", facts, tone=tone)
 
 # %% ../nbs/63_alerts.ipynb #617cfcd5
 def from_drift(

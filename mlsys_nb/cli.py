@@ -133,10 +133,10 @@ def parity(settings: Settings, options: argparse.Namespace) -> int:
     say(json.dumps(certificate.to_dict(), indent=1))
     return 0 if certificate.passed else 1
 
-# %% ../nbs/89_cli.ipynb #3af406f6
+# %% ../nbs/89_cli.ipynb #243b31e2
 def entity_of(
     problem: "Problem",  # Whose keys
-    words: Sequence[str],  # For example ['customer_id=12347']
+    words: Sequence[str],  # For example ['account=12347']
 ) -> dict[str, Any]:  # Typed as the feature set declares
     "The entity that a command line names."
     from mlsys_nb.parameters import Parameter, value_from_text

@@ -91,7 +91,7 @@ def _lines(axes: Any, lines: Mapping[str, pl.DataFrame], column: str) -> None:
         }
         axes.annotate(NAMES.get(name, name), **text, **plain)
 
-# %% ../nbs/80_figures.ipynb #296efd21
+# %% ../nbs/80_figures.ipynb #41879f40
 def months_figure(
     frame: pl.DataFrame,  # moment, who, mean_label, mean_prediction, log_loss (see `backtest`)
 ) -> Picture:
@@ -118,7 +118,7 @@ def months_figure(
 
     return draw(paint, height=4.2)
 
-
+# %% ../nbs/80_figures.ipynb #e92c33b8
 def _said(name: str, part: pl.DataFrame) -> str:
     first, last = part["log_loss"][0], part["log_loss"][-1]
     return f"{NAMES.get(name, name)}: log-loss from {first:.3f} to {last:.3f}"

@@ -93,14 +93,15 @@ def months_panel(loop: Loop) -> Html:
         body=months_figure(found.frame)._repr_html_() + table(shown),
     )
 
-# %% ../nbs/87_panels.ipynb #78665e37
+# %% ../nbs/87_panels.ipynb #0cf97cd3
 def champions_panel(loop: Loop) -> Html:
     "Which version served when, and who decided it."
     history = champion_history(loop.control, loop.name)
     if history.height == 0:
         return _nothing(loop, "No model has been released yet")
     now = champion(loop.control, loop.name)
-    rows = history.reverse().select("version", pl.col("at").alias("from"), "actor", "reason")
+    begins = pl.col("at").dt.strftime("%d\u00a0%b\u00a0%Y").alias("from")
+    rows = history.reverse().select("version", begins, "actor", "reason")
     known = {row.version: row.summary.get("family") for row in loop.control.versions(loop.name)}
     rows = rows.insert_column(
         1, pl.Series("family", [known.get(v) for v in rows["version"]], dtype=pl.String)
@@ -142,7 +143,7 @@ def alerts_panel(loop: Loop) -> Html:
         head + "".join(a._repr_html_() for a in reversed(waiting)) + (table(past, "Closed") if past else "")
     )
 
-# %% ../nbs/87_panels.ipynb #a3fcc54e
+# %% ../nbs/87_panels.ipynb #41929da3
 def calibration_panel(loop: Loop) -> Html:
     "Whether the serving version's probabilities keep their word, and how that went by version."
     known = loop.decisions.drop_nulls("label")
@@ -153,6 +154,9 @@ def calibration_panel(loop: Loop) -> Html:
     judged = evaluate(rows["label"], rows["score"], repeats=100)
     by_version = by_period(known.filter(pl.col("source") == "batch"), ("version", "moment"))
     shown = by_version.with_columns(pl.col("moment").dt.strftime("%b\u00a0%Y"), pl.col(pl.Float64).round(3))
+    shown = shown.rename(
+        {"mean_label": "what happened", "mean_prediction": "predicted", "log_loss": "log-loss", "auc": "AUC"}
+    )
     facts = {
         "version": f"{newest}, the newest with outcomes",
         "mean prediction": f"{judged.mean_prediction:.3f}",

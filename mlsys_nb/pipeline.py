@@ -153,7 +153,7 @@ def _read(at: Site, model: Model | None = None) -> dict[str, str]:
     read = {f"snapshot {name}": digest for name, digest in at.lake.digests.items()}
     return {**read, "features": at.problem.features.hash, **({"package": model.digest} if model else {})}
 
-# %% ../nbs/73_pipeline.ipynb #54b374e9
+# %% ../nbs/73_pipeline.ipynb #639802f2
 @dataclass(frozen=True)
 class Monitored(Step):
     "What was found, and the alerts that are open after it."
@@ -167,7 +167,7 @@ class Monitored(Step):
         parts: list[Shown] = [*self.alerts, self.performance, self.drift]
         return head + "".join(part._repr_html_() for part in parts)
 
-
+# %% ../nbs/73_pipeline.ipynb #034794ce
 def monitor(at: Site) -> Monitored:
     "Watch inputs, predictions and matured outcomes of the champion."
     model = load_champion(at.control, at.settings, at.problem)
@@ -197,7 +197,7 @@ def monitor(at: Site) -> Monitored:
     }
     return Monitored(performance, drift, alerts, outputs=note, inputs=_read(at, model), metrics=metrics)
 
-
+# %% ../nbs/73_pipeline.ipynb #2d3fb3b6
 def newly_matured(
     at: Site,
     model: Model,  # Whose decisions
@@ -209,7 +209,7 @@ def newly_matured(
     fresh = (pl.col("matured_at") > at.now - at.problem.horizon) & (pl.col("version") == model.version)
     return rows.filter(fresh).unique([*at.problem.keys, "moment"], keep="first", maintain_order=True)
 
-# %% ../nbs/73_pipeline.ipynb #1d099449
+# %% ../nbs/73_pipeline.ipynb #14673a87
 @dataclass(frozen=True)
 class Trained(Step):
     "What was decided about training, and what came of it."
@@ -237,7 +237,7 @@ class Trained(Step):
             p._repr_html_() for p in parts
         )
 
-
+# %% ../nbs/73_pipeline.ipynb #f5ab241f
 def train(
     at: Site,
     *,
@@ -278,7 +278,7 @@ def _champion(at: Site) -> Model | None:
 def _certificate(at: Site) -> Mapping[str, Any] | None:
     return at.control.get_doc("parity", at.problem.features.hash)
 
-# %% ../nbs/73_pipeline.ipynb #a06a44d0
+# %% ../nbs/73_pipeline.ipynb #2becd69a
 def retrain(at: Site, *, n_trials: int = 12, seed: int = 0) -> Trained:
     "Ask the policy whether to train a challenger, and do so."
     key = f"{at.label}/policy"
@@ -292,7 +292,7 @@ def retrain(at: Site, *, n_trials: int = 12, seed: int = 0) -> Trained:
         return train(at, n_trials=n_trials, seed=seed, policy=asked)
     return _finish(at, Trained("kept", asked.reason, asked))
 
-
+# %% ../nbs/73_pipeline.ipynb #2e3a98c3
 def state_of(at: Site) -> State:
     "What the policy needs to know of the champion."
     model, watched = _champion(at), at.control.get_doc("monitor", at.label) or {}

@@ -129,14 +129,16 @@ def aggregate_value(
         return values[0]
     return values[-part.nth] if len(values) >= part.nth else None
 
-# %% ../nbs/29_reference.ipynb #adc3c035
+# %% ../nbs/29_reference.ipynb #fb0f027e
 def quotient(
     a: Any,  # Dividend
     b: Any,  # Divisor, not zero
 ) -> float | None:  # One rounding
-    "A division as it is meant."
+    "A division as it is meant; beside a float, a whole number is a float first."
+    if isinstance(a, float) or isinstance(b, float):
+        a, b = float(a), float(b)
     if any(isinstance(x, float) and math.isinf(x) for x in (a, b)):
-        return clean(float(a) / float(b)) if not (math.isinf(a) and math.isinf(b)) else None
+        return float(a) / float(b) if not (math.isinf(a) and math.isinf(b)) else None
     try:
         exact = Fraction(a) / Fraction(b)
         negative_zero = exact == 0 and (math.copysign(1, a) * math.copysign(1, b) < 0)

@@ -105,7 +105,7 @@ def visit(
         call(f"{base}/outcomes", told)
     return Traffic(asking.height, equal, known.height)
 
-# %% ../nbs/84_replay.ipynb #133b9873
+# %% ../nbs/84_replay.ipynb #5aad1341
 @dataclass(frozen=True)
 class Production:
     "What a replay works with."
@@ -149,7 +149,7 @@ def live_through(at: Production, moment: datetime, first: bool) -> None:
         f"{seen.equal} of {seen.asked} answers of the service equal, {decided['decision']} ({elapsed() - began:.1f} s)"
     )
 
-
+# %% ../nbs/84_replay.ipynb #60c62257
 def _serve(at: Production, moment: datetime, version: int) -> Traffic:
     "Let the customers come, once the service has noticed the champion."
     wait_for(at.address, at.problem.name, version)
@@ -164,7 +164,7 @@ def _serve(at: Production, moment: datetime, version: int) -> Traffic:
     at.control.put_doc("traffic", f"{at.problem.name}/{stamp(moment)}", asdict(seen))
     return seen
 
-
+# %% ../nbs/84_replay.ipynb #f6661de2
 def wait_for(
     address: str,
     problem: str,
@@ -255,7 +255,7 @@ def _figures(judged: Backtest | None, moment: datetime, who: str) -> dict[str, A
         return {}
     return next(iter(judged.frame.filter(moment=moment, who=who).iter_rows(named=True)), {})
 
-# %% ../nbs/84_replay.ipynb #e20d2c18
+# %% ../nbs/84_replay.ipynb #192ddf77
 def replayable(problem: Problem) -> list[datetime]:  # The moments of its plan
     "The calendar of a problem that declares one."
     if problem.replay is None:
@@ -264,7 +264,7 @@ def replayable(problem: Problem) -> list[datetime]:  # The moments of its plan
         )
     return problem.replay.moments()
 
-
+# %% ../nbs/84_replay.ipynb #f8a84154
 def replay(
     settings: Settings,
     problem_name: str,  # A name of settings.ini [problems]
@@ -284,7 +284,7 @@ def replay(
         echo(f"{problem_name} was replayed to {moments[-1]:%Y-%m-%d} already; nothing is left to do")
     return replayed(settings, problem, control)
 
-
+# %% ../nbs/84_replay.ipynb #05c3bba9
 def replayed(settings: Settings, problem: Problem, control: Control) -> Replayed:
     "What a replay has come to, read from the system it left."
     judged = backtest(settings, control, problem, open_clock(settings.clock_file).now())

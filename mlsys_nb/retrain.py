@@ -93,7 +93,7 @@ def last_training_moment(
     "The newest moment that a model learnt from."
     return instant(model.manifest["training"]["last"]) if model else None
 
-# %% ../nbs/71_retrain.ipynb #fbfd56bf
+# %% ../nbs/71_retrain.ipynb #06685def
 @dataclass(frozen=True)
 class _Fits:
     problem: Problem
@@ -104,7 +104,7 @@ class _Fits:
     shipped: Fitted  # The same recipe on everything known
     champion: Model | None
 
-
+# %% ../nbs/71_retrain.ipynb #1c4eb7b8
 def _judge(fits: _Fits, certificate: Mapping[str, Any] | None, engine: Mapping[str, Any]) -> Candidate:
     "What the gate says of the judged fit, and the package of the shipped one."
     problem, seed = fits.problem, engine["seed"]
@@ -149,7 +149,7 @@ def _profile(fits: _Fits) -> dict[str, Any]:
     scored = learnt.with_columns(score=pl.Series(fits.shipped.predict(learnt), dtype=pl.Float64))
     return reference_profile(scored, (*fits.dataset.features, "score")).to_json()
 
-# %% ../nbs/71_retrain.ipynb #550bdd16
+# %% ../nbs/71_retrain.ipynb #8f81022c
 @dataclass(frozen=True)
 class Release:
     "What became of a candidate, as it was noted before anything moved."
@@ -177,7 +177,7 @@ def noted_release(
     note = control.get_doc("release", key)
     return Release(**note) if note else None
 
-
+# %% ../nbs/71_retrain.ipynb #db4e2987
 def note_release(
     settings: Settings,
     control: Control,

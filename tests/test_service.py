@@ -276,3 +276,20 @@ def test_what_is_wrong_with_the_system_is_told_in_one_sentence(tmp_path):
         pass
     with running(here, "churn") as url:
         assert httpx.get(f"{url}/healthz").status_code == 200
+
+
+def test_a_batch_scores_the_same_bits_as_the_service(tmp_path):
+    from mlsys_nb.batch import score_batch
+    from mlsys_nb.registry import load_champion
+
+    here = make(tmp_path, families=("boosting",))
+    batch = score_batch(here, problem, load_champion(open_control(here), here, problem), JUNE, lake())
+    assert score_batch(here, problem, load_champion(open_control(here), here, problem), JUNE, lake()).already
+    with service(tmp_path) as (client, _, _):
+        for row in batch.frame.head(40).to_dicts():
+            answer = post(client, {"customer_id": row["customer_id"], "features": True}).json()
+            assert (answer["prediction"], answer["action"]) == (row["score"], row["action"])
+            assert answer["features"] == {name: row[name] for name in problem.features.names}
+    logged = read_decisions(here, "churn")
+    both = logged.filter(logged["customer_id"] == batch.frame["customer_id"][0])
+    assert both["source"].sort().to_list() == ["batch", "http"] and both["score"].n_unique() == 1

@@ -1,0 +1,249 @@
+"""Planted mistakes: each is one that real feature pipelines ship with, and `certify` must reject it.
+
+A mutant counts as rejected when the certificate shows differing bits, or when an evaluation refuses to go on.
+"""
+
+import unicodedata
+from bisect import bisect_left
+from dataclasses import replace
+
+import numpy as np
+import polars as pl
+import pytest
+
+from feature_sets import features
+from mlsys_nb import arithmetic, compaction, delivery, events, history, lookup, parity, reduction, stream, track
+from mlsys_nb.arithmetic import Column, Kernel
+from mlsys_nb.events import NEVER, NULL
+from mlsys_nb.parity import certify
+
+CASES, SEED = 220, 4
+
+
+def kernel(monkeypatch, name, scalar=None, columns=None):
+    old = arithmetic.KERNELS[name]
+    monkeypatch.setitem(arithmetic.KERNELS, name, Kernel(scalar or old.scalar, columns if columns is not None else old.columns))
+
+
+def encoded(monkeypatch, room, change):
+    "Change what comes through the door of history or of the store."
+    real = room.encode
+    monkeypatch.setattr(room, "encode", lambda *args: change(real(*args)))
+
+
+def window_closed_in_history(m):
+    real = track.Track.edges
+    m.setattr(track.Track, "edges", lambda self, w: real(self, w if w is None else w + 1))
+
+
+def window_closed_in_store(m):
+    real = lookup.View.low
+    m.setattr(lookup.View, "low", lambda self, w: real(self, w if w is None else w + 1))
+
+
+def moment_excluded_in_store(m):
+    m.setattr(lookup, "bisect_right", lambda a, x, lo=0, hi=None: bisect_left(a, x, lo, hi))
+
+
+def known_at_ignored_in_history(m):
+    encoded(m, history, lambda e: replace(e, start=e.time))
+
+
+def known_at_ignored_in_store(m):
+    encoded(m, delivery, lambda e: replace(e, start=e.time))
+
+
+def event_time_ignored(m):
+    encoded(m, history, lambda e: replace(e, start=e.known))
+
+
+def retraction_ignored_in_history(m):
+    encoded(m, history, lambda e: replace(e, end=np.full(len(e.end), NEVER)))
+
+
+def retraction_ignored_in_store(m):
+    encoded(m, delivery, lambda e: replace(e, end=np.full(len(e.end), NEVER)))
+
+
+def retraction_one_late(m):
+    encoded(m, history, lambda e: replace(e, end=np.where(e.end == NEVER, NEVER, e.end + 1)))
+
+
+def dedup_off_in_history(m):
+    def keep_all(declared, rows):
+        return rows
+
+    m.setattr(events, "resolve_versions", keep_all)
+
+
+def correction_does_not_end_in_store(m):
+    real = delivery.correct
+
+    def correct(record, rows, key, put, told, found):
+        before = len(found.ended)
+        real(record, rows, key, put, told, found)
+        del found.ended[before:]
+
+    m.setattr(delivery, "correct", correct)
+
+
+def zero_rule_in_history(m):
+    kernel(m, "divide", columns=lambda zero, a, b: arithmetic.divide_columns(0.0, a, b))
+
+
+def zero_rule_in_serving(m):
+    kernel(m, "divide", scalar=lambda zero: arithmetic.divide(0.0 if zero is None else zero))
+
+
+def ddof_ignored(m):
+    kernel(m, "spread", scalar=lambda ddof, root: arithmetic.spread(0, root))
+
+
+def time_zone_ignored(m):
+    kernel(m, "hour", scalar=lambda zone: arithmetic.time_part("hour", "UTC"))
+
+
+def fixed_offset_instead_of_zone(m):
+    def hour(zone, x):
+        values = (x.values // 3_600_000_000) % 24  # right in London for half of the year
+        return Column(values, x.known, "int")
+
+    kernel(m, "hour", columns=hour)
+
+
+def weekday_from_zero(m):
+    real = arithmetic.KERNELS["weekday"].columns
+    kernel(m, "weekday", columns=lambda zone, x: replace(real(zone, x), values=real(zone, x).values - 1))
+
+
+def another_log_provider(m):
+    def log1p(x):
+        known = x.known & (x.values > -1)
+        return Column(np.log(1.0 + np.where(known, x.values, 0)), known, "float")
+
+    kernel(m, "log1p", columns=log1p)
+
+
+def float_sums(m):
+    real = reduction.reduced
+
+    def reduced(t, part, view):
+        if part.op != "total" or not isinstance(view, reduction.Ranges):
+            return real(t, part, view)
+        values = t.events.columns[part.column][view.rows].astype(np.float64)
+        sums = np.append(0.0, np.cumsum(values))
+        return (sums[view.hi] - sums[view.lo]).astype(np.int64), None
+
+    m.setattr(reduction, "reduced", reduced)
+
+
+def two_roundings_in_a_mean(m):
+    m.setattr(arithmetic, "inexact", lambda column: np.zeros(len(column.values), dtype=bool))
+
+
+def null_counts_as_zero(m):
+    encoded(m, history, lambda e: replace(e, columns={c: np.where(v == NULL, 0, v) for c, v in e.columns.items()}))
+
+
+def nan_is_a_value(m):
+    real = events.typed_column
+
+    def typed(name, dtype, found, owner):
+        return pl.col(name).fill_nan(0.0) if dtype == "float" and found != pl.Null else real(name, dtype, found, owner)
+
+    m.setattr(events, "typed_column", typed)
+
+
+def minus_zero_kept(m):
+    real = events.typed_column
+
+    def typed(name, dtype, found, owner):
+        return pl.col(name).fill_nan(None) if dtype == "float" and found != pl.Null else real(name, dtype, found, owner)
+
+    m.setattr(events, "typed_column", typed)
+
+
+def ties_by_arrival(m):
+    m.setattr(track, "tie_order", lambda *args: None)
+
+
+def ties_by_arrival_in_store(m):
+    real = compaction.sorted_pile
+
+    def unsorted(pile):
+        block, ids = real(pile)
+        same = np.flatnonzero((np.diff(block.entity) == 0) & (np.diff(block.raw[:, 0]) == 0))
+        if len(same):
+            i = int(same[0])
+            block.raw[[i, i + 1]] = block.raw[[i + 1, i]]
+            ids[i], ids[i + 1] = ids[i + 1], ids[i]
+        return block, ids
+
+    m.setattr(compaction, "sorted_pile", unsorted)
+
+
+def distinct_counts_events(m):
+    m.setattr(reduction, "distinct_in_ranges", lambda view, t, values: view.count())
+
+
+def text_is_normalised(m):
+    real = delivery.text_code
+    m.setattr(delivery, "text_code", lambda text: real(unicodedata.normalize("NFC", text)))
+
+
+def edge_belongs_below(m):
+    kernel(m, "bucket", scalar=lambda edges, labels: _bucket_left(edges, labels))
+
+
+def _bucket_left(edges, labels):
+    def scalar(x):
+        if x is None:
+            return None
+        place = bisect_left(edges, x)
+        return labels[place] if labels else place
+
+    return scalar
+
+
+def late_events_lost_in_store(m):
+    m.setattr(lookup, "visible_tail", lambda *args: [])
+
+
+def overflow_wraps(m):
+    m.setattr(arithmetic, "whole", lambda value: (value + 2**63) % 2**64 - 2**63)
+
+
+def stream_drops_known_at(m):
+    real = stream.event_of
+    m.setattr(stream, "event_of", lambda e, message, now: {**real(e, message, now), "known_at": real(e, message, now)[e.time]})
+
+
+def unknown_category_is_null(m):
+    kernel(m, "mapped", scalar=lambda pairs, other: lambda x, d=dict(pairs): d.get(x))
+
+
+def top_takes_the_last_of_equals(m):
+    real = reduction.top_values
+    m.setattr(reduction, "top_values", lambda view, values: np.where(real(view, -values) == NULL, NULL, -real(view, -values)))
+
+
+MUTANTS = [f for name, f in list(globals().items()) if callable(f) and f.__module__ == __name__ and len(f.__code__.co_varnames) and f.__code__.co_varnames[0] == "m" and f.__code__.co_argcount == 1]
+
+
+def test_there_are_enough():
+    assert len(MUTANTS) >= 20
+
+
+def test_the_unchanged_floor_passes():
+    assert certify(features, CASES, SEED).examples == ()
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda f: f.__name__)
+def test_is_rejected(mutant, monkeypatch):
+    mutant(monkeypatch)
+    try:
+        certificate = parity.certify(features, CASES, SEED)
+    except Exception as refusal:  # an evaluation that refuses to go on has noticed the mistake
+        assert not isinstance(refusal, (NameError, ImportError)), refusal
+        return
+    assert not certificate.passed, f"{mutant.__name__} survived"
