@@ -1330,6 +1330,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'mlsys_nb.worlds.entity_pool': ('worlds.html#entity_pool', 'mlsys_nb/worlds.py'),
                                  'mlsys_nb.worlds.event_rows': ('worlds.html#event_rows', 'mlsys_nb/worlds.py'),
                                  'mlsys_nb.worlds.hostile': ('worlds.html#hostile', 'mlsys_nb/worlds.py'),
+                                 'mlsys_nb.worlds.known_at': ('worlds.html#known_at', 'mlsys_nb/worlds.py'),
                                  'mlsys_nb.worlds.literals': ('worlds.html#literals', 'mlsys_nb/worlds.py'),
                                  'mlsys_nb.worlds.requests': ('worlds.html#requests', 'mlsys_nb/worlds.py'),
                                  'mlsys_nb.worlds.sequels': ('worlds.html#sequels', 'mlsys_nb/worlds.py'),

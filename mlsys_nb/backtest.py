@@ -153,7 +153,7 @@ def _long(scored: pl.DataFrame) -> pl.DataFrame:
     parts = [scored.select("moment", "label", score=name, who=pl.lit(name)) for name in ways]
     return pl.concat(parts)
 
-# %% ../nbs/72_backtest.ipynb #a0bf4f48
+# %% ../nbs/72_backtest.ipynb #262d5309
 def _decay(frame: pl.DataFrame) -> str:
     "What became of the frozen model."
     left = frame.filter(pl.col("who") == "frozen").sort("moment")
@@ -170,6 +170,8 @@ def _bought(found: Gain, other: str) -> str:
     "What the champion has over another way of deciding."
     loss, area = found.log_loss, found.auc
     where = f"in {found.n:,} decisions of {found.periods} months"
+    if loss.high is not None and loss.high < 0:
+        return f"Retraining lost: the log-loss is worse than that of {other} by {-(loss.value or 0.0):.4f} [{-loss.high:.4f}, {-(loss.low or 0.0):.4f}] nats a decision {where}."
     if found.share is None or area.low is None or area.high is None:
         return (
             f"Retraining gained nothing over {other} that can be told from chance: log-loss {loss} {where}."

@@ -72,7 +72,7 @@ def text_code(
     "The code under which a text is stored; a collision is detected when it is written."
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
-# %% ../nbs/27_delivery.ipynb #a00b4663
+# %% ../nbs/27_delivery.ipynb #4c4d29c4
 @dataclass
 class Changes:
     "What a write does to the timelines of one family."
@@ -98,7 +98,7 @@ class Version:
 def versions_in(
     record: bytes,  # What the index holds of one event
     n_keys: int,  # Key parts of a version
-) -> list[Version]:  # All versions, in order of arrival
+) -> list[Version]:  # All versions, by when they became known
     "Read the index."
     found, at = [], 0
     while at < len(record):
@@ -178,7 +178,7 @@ def register(
             correct(record, [row], prefix + i, put, delivery, found)
     return found
 
-# %% ../nbs/27_delivery.ipynb #179eed98
+# %% ../nbs/27_delivery.ipynb #ff49bb8a
 def correct(
     record: Any,  # What the index holds of an event, or None
     rows: Sequence[int],  # Its rows in the delivery
@@ -204,7 +204,11 @@ def correct(
     for r in fresh:
         end[r] = min(int(end[r]), following.get(int(known[r]), int(end[r])))
     found.ended.extend((following[k], fresh[0], v) for k, v in stored.items() if k in following)
-    put(key, b"".join([v.packed() for v in stored.values()] + [delivery.versions[r] for r in fresh]))
+    told = {
+        **{k: v.packed() for k, v in stored.items()},
+        **{int(known[r]): delivery.versions[r] for r in fresh},
+    }
+    put(key, b"".join(told[k] for k in sorted(told)))
     found.new.extend(fresh)
 
 # %% ../nbs/27_delivery.ipynb #8ccd4262

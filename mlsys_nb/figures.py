@@ -52,7 +52,7 @@ def draw(
         canvas.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
     return Picture(out.getvalue(), alt, caption)
 
-# %% ../nbs/80_figures.ipynb #517feccf
+# %% ../nbs/80_figures.ipynb #61bd0589
 WAYS: Mapping[str, Mapping[str, Any]] = {
     "champion": {"color": "#0072B2", "marker": "o", "linestyle": "-"},
     "frozen": {"color": "#D55E00", "marker": "s", "linestyle": "--"},
@@ -75,6 +75,7 @@ def _lines(axes: Any, lines: Mapping[str, pl.DataFrame], column: str) -> None:
     "One line a way of deciding, with its name at the end."
     for name, part in lines.items():
         axes.plot(part["moment"].to_list(), part[column].to_list(), markersize=5, **WAYS[name])
+    axes.margins(y=0.12)
     low, high = axes.get_ylim()
     ends = [(part[column][-1], name) for name, part in lines.items()]
     last = max(part["moment"][-1] for part in lines.values())
@@ -91,7 +92,7 @@ def _lines(axes: Any, lines: Mapping[str, pl.DataFrame], column: str) -> None:
         }
         axes.annotate(NAMES.get(name, name), **text, **plain)
 
-# %% ../nbs/80_figures.ipynb #41879f40
+# %% ../nbs/80_figures.ipynb #13611e2f
 def months_figure(
     frame: pl.DataFrame,  # moment, who, mean_label, mean_prediction, log_loss (see `backtest`)
 ) -> Picture:
@@ -109,7 +110,7 @@ def months_figure(
         left.set(
             title="How costly the probabilities were (lower is better)", ylabel="log-loss, nats a decision"
         )
-        right.set(title="How many were predicted, and how many it were", ylabel="share of decisions")
+        right.set(title="What was predicted, and what happened", ylabel="share of decisions")
         right.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
         for axes in (left, right):
             axes.set_xlabel("month of the decision")

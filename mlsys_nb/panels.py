@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['PANELS', 'Loop', 'loops', 'months_panel', 'champions_panel', 'alerts_panel', 'calibration_panel', 'panel']
 
-# %% ../nbs/87_panels.ipynb #5ec91550
+# %% ../nbs/87_panels.ipynb #2e7eb403
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
 import polars as pl
 
-from .alerts import alerts
+from .alerts import alerts, open_alerts
 from .backtest import Backtest, backtest
 from .clock import open_clock
 from .control import Control, open_control
@@ -117,11 +117,11 @@ def champions_panel(loop: Loop) -> Html:
         body=champion_figure(history, open_clock(loop.settings.clock_file).now())._repr_html_() + table(rows),
     )
 
-# %% ../nbs/87_panels.ipynb #fb582a8a
+# %% ../nbs/87_panels.ipynb #34cd4f26
 def alerts_panel(loop: Loop) -> Html:
     "What waits for somebody, and what has passed."
     every = alerts(loop.control, loop.name)
-    waiting = [alert for alert in every if alert.closed_at is None]
+    waiting = open_alerts(loop.control, loop.name)
     past = [
         {
             "subject": a.subject,
@@ -139,9 +139,7 @@ def alerts_panel(loop: Loop) -> Html:
             "No alert, open or past", {"watched by": f"mlsys run monitor problem={loop.name}"}, tone="good"
         )
     head = card("Alerts", {"open": len(waiting), "closed": len(past)}, tone="warn" if waiting else "good")
-    return Html(
-        head + "".join(a._repr_html_() for a in reversed(waiting)) + (table(past, "Closed") if past else "")
-    )
+    return Html(head + "".join(a._repr_html_() for a in waiting) + (table(past, "Closed") if past else ""))
 
 # %% ../nbs/87_panels.ipynb #41929da3
 def calibration_panel(loop: Loop) -> Html:

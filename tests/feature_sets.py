@@ -105,6 +105,7 @@ features = FeatureSet(
         (spent * spent - 3 * n_large + 1).named("polynomial"),
         (0.5 * total(visits, "seconds", "7d") + request("basket", "float")).named("mixed"),
         log1p(spent).named("log_spent"),
+        log1p(last(orders, "weight", by=mine)).named("log_weight"),
         clip(spent, low=-100, high=1000).named("clipped"),
         clip(last(orders, "weight", by=mine), low=0.5).named("clipped_weight"),
         absolute(spent).named("size"),

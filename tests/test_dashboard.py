@@ -70,9 +70,11 @@ def test_the_loop_tells_what_happened(lived):
     assert gap.size.startswith("predicted 0.") and "GBP per 1,000 decisions" in gap.expected_cost
     shown = backtest(lived, control, problem, instant("2010-07-01"))
     assert shown.frame.height == 6
-    assert shown.over_frozen.log_loss.high < 0 and "gained nothing" in shown.finding
+    assert shown.over_frozen.log_loss.high < 0 and "Retraining lost" in shown.finding
     again = record(control, "churn", [], instant("2010-07-02"), kinds=("drift",))
-    assert gap.key in {a.key for a in again}, "a check that could not judge performance must not close its alerts"
+    assert gap.key in {a.key for a in again}, (
+        "a check that could not judge performance must not close its alerts"
+    )
     assert len(alerts(control, "churn")) == len(again)
 
 
@@ -80,7 +82,11 @@ def test_panels(lived, tmp_path):
     every = loops(lived)
     said = {tab: panel(every, tab, "churn") for tab in PANELS}
     assert "first model" in said["Months"] and said["Months"].count("data:image/svg") == 1
-    assert "version 1" in said["Champions"] and "calibration" in said["Alerts"] and "Calibration" in said["Calibration"]
+    assert (
+        "version 1" in said["Champions"]
+        and "calibration" in said["Alerts"]
+        and "Calibration" in said["Calibration"]
+    )
     fresh = load_settings(root=tmp_path, home=HOME)
     assert all("mlsys demo --root" in panel(loops(fresh), tab, "churn") for tab in PANELS)
     assert not list(tmp_path.iterdir()), "looking at a system that never ran must leave nothing behind"
@@ -128,7 +134,12 @@ def test_in_a_browser(state, lived, tmp_path):
             page = browser.new_page(viewport={"width": 1280, "height": 1000})
             page.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)
             page.on("pageerror", lambda e: errors.append(str(e)))
-            page.on("request", lambda r: foreign.append(r.url) if r.url.startswith("http") and f":{port}/" not in r.url else None)
+            page.on(
+                "request",
+                lambda r: (
+                    foreign.append(r.url) if r.url.startswith("http") and f":{port}/" not in r.url else None
+                ),
+            )
             page.goto(f"http://127.0.0.1:{port}/voila/render/loop.ipynb")
             page.wait_for_selector(".mls-card", timeout=120_000)
             for tab in PANELS:

@@ -16,6 +16,7 @@ from mlsys_nb import arithmetic, compaction, delivery, events, history, lookup, 
 from mlsys_nb.arithmetic import Column, Kernel
 from mlsys_nb.events import NEVER, NULL
 from mlsys_nb.parity import certify
+from mlsys_nb.timeline import TIME, Block
 
 CASES, SEED = 220, 4
 
@@ -168,16 +169,11 @@ def ties_by_arrival(m):
 
 
 def ties_by_arrival_in_store(m):
-    real = compaction.sorted_pile
-
     def unsorted(pile):
-        block, ids = real(pile)
-        same = np.flatnonzero((np.diff(block.entity) == 0) & (np.diff(block.raw[:, 0]) == 0))
-        if len(same):
-            i = int(same[0])
-            block.raw[[i, i + 1]] = block.raw[[i + 1, i]]
-            ids[i], ids[i + 1] = ids[i + 1], ids[i]
-        return block, ids
+        raw, ids = np.concatenate(pile.rows), [i for part in pile.ids for i in part]
+        entity = np.repeat(np.arange(len(pile.keys)), [len(r) for r in pile.rows])
+        order = np.lexsort((raw[:, TIME], entity))
+        return Block(raw[order], entity[order], len(pile.keys)), [ids[i] for i in order.tolist()]
 
     m.setattr(compaction, "sorted_pile", unsorted)
 

@@ -36,6 +36,7 @@ def test_the_wheel_carries_the_notebooks_it_runs(wheel):
     for path in [*ROOT.glob("nbs/jobs/*.ipynb"), *ROOT.glob("nbs/dashboards/*.ipynb")]:
         assert f"mlsys_nb/notebooks/{path.parent.name}/{path.name}" in names
     assert "mlsys_nb/py.typed" in names
+    assert "mlsys_nb/notebooks/dashboards/.voila/voila/templates/mlsys/index.html.j2" in names
     assert not [n for n in names if n.startswith(("tests/", "nbs/", "data/"))]
 
 
