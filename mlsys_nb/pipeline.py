@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['Site', 'site', 'Shown', 'Step', 'Ingested', 'ingest_due', 'Scored', 'score', 'Monitored', 'monitor', 'newly_matured',
-           'Trained', 'train', 'retrain', 'state_of']
+           'ParityError', 'Trained', 'train', 'certificate', 'retrain', 'state_of']
 
-# %% ../nbs/73_pipeline.ipynb #265aae4e
+# %% ../nbs/73_pipeline.ipynb #589be147
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
@@ -26,6 +26,7 @@ from .labels import labelled
 from .markup import card
 from .online import open_online, sync
 from .package import Model
+from .parity import certify
 from .performance import PerformanceReport, performance_check, promise
 from .policy import RetrainDecision, State, decide
 from .problem import Problem, load_problem
@@ -39,7 +40,7 @@ from mlsys_nb.retrain import (
     noted_release,
     train_candidate,
 )
-from .settings import Settings, load_settings
+from .settings import MlsysError, Settings, load_settings
 from .split import TooLittleData
 
 # %% ../nbs/73_pipeline.ipynb #2dd0b1a5
@@ -209,7 +210,11 @@ def newly_matured(
     fresh = (pl.col("matured_at") > at.now - at.problem.horizon) & (pl.col("version") == model.version)
     return rows.filter(fresh).unique([*at.problem.keys, "moment"], keep="first", maintain_order=True)
 
-# %% ../nbs/73_pipeline.ipynb #14673a87
+# %% ../nbs/73_pipeline.ipynb #0360f73f
+class ParityError(MlsysError):
+    "Features that are not the same wherever they are computed."
+
+
 @dataclass(frozen=True)
 class Trained(Step):
     "What was decided about training, and what came of it."
@@ -237,7 +242,7 @@ class Trained(Step):
             p._repr_html_() for p in parts
         )
 
-# %% ../nbs/73_pipeline.ipynb #f5ab241f
+# %% ../nbs/73_pipeline.ipynb #bf0d198a
 def train(
     at: Site,
     *,
@@ -256,7 +261,7 @@ def train(
                 at.problem,
                 at.now,
                 champion=_champion(at),
-                certificate=_certificate(at),
+                certificate=certificate(at),
                 n_trials=n_trials,
                 seed=seed,
             )
@@ -274,9 +279,22 @@ def _champion(at: Site) -> Model | None:
         return None
     return load_champion(at.control, at.settings, at.problem)
 
-
-def _certificate(at: Site) -> Mapping[str, Any] | None:
-    return at.control.get_doc("parity", at.problem.features.hash)
+# %% ../nbs/73_pipeline.ipynb #919175ca
+def certificate(
+    at: Site,
+    cases: int = 1_000,  # Of each feature, where there is no certificate yet; `mlsys parity` takes more
+) -> Mapping[str, Any]:
+    "The parity certificate of the problem's features, made once for a set; without one nothing is trained."
+    known = at.control.get_doc("parity", at.problem.features.hash)
+    if known is None:
+        known = certify(at.problem.features, cases).to_dict()
+        at.control.put_doc("parity", at.problem.features.hash, known)
+    if not known["passed"]:
+        raise ParityError(
+            "a model is trained on features that are the same in history, store and stream; these differ: "
+            f"{', '.join(known['differing'])}; see `mlsys parity {at.problem.name}`"
+        )
+    return known
 
 # %% ../nbs/73_pipeline.ipynb #2becd69a
 def retrain(at: Site, *, n_trials: int = 12, seed: int = 0) -> Trained:

@@ -1,0 +1,184 @@
+"""The three engines behind one interface, against real servers that the test starts; skipped where a server is missing.
+
+Servers come from Debian's packages (redis-server, postgresql), clients from PyPI (redis, psycopg).
+"""
+
+import glob
+import os
+import shutil
+import socket
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from feature_sets import features
+from mlsys_nb.clock import instant
+from mlsys_nb.engine import LmdbEngine, PostgresEngine, RedisEngine
+from mlsys_nb.online import online_store
+from mlsys_nb.parity import bits, by_reference, frame_of, read_all
+from mlsys_nb.stream import RedisStream, consume
+from mlsys_nb.worlds import world
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def wait_for(ready, process, seconds=20):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and process.poll() is None:
+        try:
+            return ready()
+        except Exception:
+            time.sleep(0.05)
+    raise AssertionError("the server did not come up")
+
+
+@pytest.fixture(scope="module")
+def redis_port(tmp_path_factory):
+    pytest.importorskip("redis")
+    if not shutil.which("redis-server"):
+        pytest.skip("no redis-server here")
+    import redis
+
+    port, folder = free_port(), tmp_path_factory.mktemp("redis")
+    command = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder)]
+    command += ["--appendonly", "yes", "--appendfsync", "always", "--save", ""]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for(lambda: redis.Redis(port=port).ping(), process)
+    yield port
+    process.terminate()
+    process.wait()
+
+
+@pytest.fixture(scope="module")
+def postgres_url(tmp_path_factory):
+    psycopg = pytest.importorskip("psycopg")
+    found = [*sorted(glob.glob("/usr/lib/postgresql/*/bin"), reverse=True)]
+    real = shutil.which("postgres")
+    found += [str(Path(os.path.realpath(real)).parent)] if real else []
+    homes = [f for f in found if Path(f, "initdb").exists()]
+    if not homes:
+        pytest.skip("no postgres here")
+    port, folder = free_port(), tmp_path_factory.mktemp("postgres")
+    user = {"user": "postgres"} if os.getuid() == 0 else {}  # the server refuses to run as root
+    if user:
+        for part in [folder, *folder.parents][:4]:
+            part.chmod(0o755)
+        shutil.chown(folder, "postgres")
+    env = {**os.environ, "LC_ALL": "C.UTF-8"}
+    initdb = [f"{homes[0]}/initdb", "-D", f"{folder}/db", "-A", "trust", "-U", "mlsys"]
+    made = subprocess.run(initdb, capture_output=True, text=True, env=env, cwd="/", **user)
+    assert made.returncode == 0, made.stderr
+    command = [f"{homes[0]}/postgres", "-D", f"{folder}/db", "-p", str(port), "-k", str(folder), "-h", "127.0.0.1"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=env, cwd="/", **user)
+    url = f"postgresql://mlsys@127.0.0.1:{port}/postgres"
+    wait_for(lambda: psycopg.connect(url).close(), process)
+    yield url
+    process.terminate()
+    process.wait()
+
+
+@pytest.fixture(params=["lmdb", "redis", "postgres"])
+def make(request, tmp_path):
+    "A function that opens the same table again and again, as replicas would."
+    if request.param == "lmdb":
+        return lambda: LmdbEngine(tmp_path / "store")
+    if request.param == "redis":
+        import_redis = pytest.importorskip("redis")
+        port = request.getfixturevalue("redis_port")
+        return lambda: RedisEngine(import_redis.Redis(port=port), f"{request.node.name}:")
+    psycopg = pytest.importorskip("psycopg")
+    url, table = request.getfixturevalue("postgres_url"), "t_" + "".join(c for c in request.node.name if c.isalnum()).lower()
+    return lambda: PostgresEngine(psycopg.connect(url), table)
+
+
+def test_four_methods(make):
+    engine, other = make(), make()
+    engine.change(lambda get, put: [put(b"a1", b"one"), put(b"a\xff*", b"\x00"), put(b"b", b"three")])
+    assert other.look([b"a1", b"zz"], lambda found, get: [v and bytes(v) for v in found]) == [b"one", None]
+    assert other.look([], lambda found, get: bytes(get(b"b"))) == b"three"
+    assert [(bytes(k), bytes(v)) for k, v in other.scan(b"a")] == [(b"a1", b"one"), (b"a\xff*", b"\x00")]
+
+    def mistake(get, put):
+        put(b"a2", b"two")
+        assert bytes(get(b"a2")) == b"two", "a change sees its own puts"
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        engine.change(mistake)
+    engine.change(lambda get, put: put(b"b", None))
+    assert other.look([b"a2", b"b"], lambda found, get: found) == [None, None]
+    engine.close()
+    other.close()
+
+
+def test_writers_take_turns(make):
+    "Forty increments by four writers are forty."
+
+    def work():
+        engine = make()
+        for _ in range(10):
+            engine.change(lambda get, put: put(b"n", str(int(bytes(get(b"n") or b"0")) + 1).encode()))
+        engine.close()
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    engine = make()
+    assert engine.look([b"n"], lambda found, get: bytes(found[0])) == b"40"
+    engine.close()
+
+
+def test_the_store_gives_the_same_bits(make):
+    invented = world(features, 250, seed=21)
+    with online_store(make(), features) as store, online_store(make(), features) as replica:
+        for events in features.events:
+            rows = frame_of(events, invented.rows[events.name])
+            for i in range(0, len(rows), 400):
+                store.write(events.name, rows[i : i + 400])
+            assert store.write(events.name, rows) == 0
+        truth = by_reference(features, invented)
+        for mine, right in zip(read_all(replica, invented.moments), truth, strict=True):
+            assert {k: bits(v) for k, v in mine.items()} == {k: bits(v) for k, v in right.items()}
+
+
+def test_a_redis_that_forgets_is_refused(redis_port):
+    import redis
+
+    client = redis.Redis(port=redis_port)
+    client.config_set("appendfsync", "everysec")
+    with pytest.raises(ValueError, match="must be on disk"):
+        RedisEngine(client)
+    RedisEngine(client, lossy=True)
+    client.config_set("appendfsync", "always")
+
+
+def test_redis_stream_is_read_exactly_once(redis_port, tmp_path):
+    import json
+
+    import redis
+
+    client = redis.Redis(port=redis_port)
+    invented = world(features, 60, seed=3)
+    for name, rows in invented.rows.items():
+        for row in rows:
+            event = {"events": name, **{k: v.isoformat() if hasattr(v, "isoformat") else v for k, v in row.items()}}
+            client.xadd("orders", {"event": json.dumps(event)})
+    client.xadd("orders", {"event": b"\xff not json"})
+    stream = RedisStream(client, "orders")
+    with online_store(LmdbEngine(tmp_path / "s"), features) as store:
+        taken, _ = stream.take(store, 50)  # a consumer that dies before it confirms
+        assert len(taken) == 50
+        folded = consume(stream, store, lambda: instant("2011-01-01"), limit=64)
+        assert len(folded.rejected) == 1 and client.xpending("orders", "mlsys")["pending"] == 0
+        for mine, right in zip(read_all(store, invented.moments), by_reference(features, invented), strict=True):
+            assert {k: bits(v) for k, v in mine.items()} == {k: bits(v) for k, v in right.items()}
+        assert consume(stream, store, lambda: instant("2011-01-01")).new == 0
