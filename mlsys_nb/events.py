@@ -260,7 +260,7 @@ def float_values(
     "The inverse of `float_codes`."
     return np.where(codes >= 0, codes, codes ^ FLIP).view(np.float64)
 
-# %% ../nbs/19_events.ipynb #e4d3ab92
+# %% ../nbs/19_events.ipynb #f65e4a54
 def encode_column(
     series: pl.Series,  # A column in normal form
     dtype: str,  # Its declared type
@@ -296,12 +296,16 @@ class Encoded:
         columns = {c: v[rows] for c, v in self.columns.items()}
         masks = {c: m[rows] for c, m in self.masks.items()}
         picked = pl.Series(rows)
-        time, known, start, end = (a[rows] for a in (self.time, self.known, self.start, self.end))
+        distinct = {
+            id(a): a for a in (self.time, self.known, self.start, self.end)
+        }  # mostly all known at once
+        moved = {i: a[rows] for i, a in distinct.items()}
+        time, known, start, end = (moved[id(a)] for a in (self.time, self.known, self.start, self.end))
         keys = self.keys[picked] if self.keys.height else self.keys
         ids = self.ids.gather(picked) if len(self.ids) else self.ids
         return Encoded(self.events, keys, ids, time, known, start, end, columns, masks)
 
-# %% ../nbs/19_events.ipynb #3ab1e4b1
+# %% ../nbs/19_events.ipynb #443fde6a
 def encode(
     events: Events,  # The declaration
     frame: pl.DataFrame,  # Event rows in any reasonable form
@@ -315,6 +319,7 @@ def encode(
     masks = rows.select(c.expr().fill_null(False).alias(str(i)) for i, c in enumerate(conditions))
     time = rows[events.time].cast(pl.Int64).to_numpy()
     known = rows["known_at"].cast(pl.Int64).to_numpy()
+    known = time if np.array_equal(time, known) else known
     encoded = {
         c: encode_column(rows[c], events.measure(c).dtype, lambda s, c=c: text_codes(c, s))  # type: ignore[misc]
         for c in columns
@@ -325,7 +330,7 @@ def encode(
         rows["event_id"],
         time,
         known,
-        np.maximum(time, known),
+        time if known is time else np.maximum(time, known),
         rows["retracted_at"].cast(pl.Int64).fill_null(NEVER).to_numpy(),
         encoded,
         {c: masks[str(i)].to_numpy() for i, c in enumerate(conditions)},

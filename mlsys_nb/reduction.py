@@ -137,7 +137,7 @@ def reduced(
         return np.zeros(len(place), dtype=np.int64), place >= 0
     return values[np.maximum(place, 0)], place >= 0
 
-# %% ../nbs/24_reduction.ipynb #3bd693bb
+# %% ../nbs/24_reduction.ipynb #258315f7
 def evaluate(
     track: Track,  # The events and moments of one family
     parts: tuple[Aggregate, ...],  # Its aggregates
@@ -145,13 +145,18 @@ def evaluate(
 ) -> list[tuple[np.ndarray, np.ndarray | None]]:  # One answer a part
     "All aggregates of every moment; views of equal window and kept events are shared."
     views: dict[object, VIEW] = {}
+    kept: dict[object, np.ndarray | None] = {}
+    summed: set[object] = set()
     answers = []
     for part in parts:
-        kept = kept_events(track, part)
-        key = (part.window, part.where, part.column if kept is not None else "")
+        events = (part.where, part.column)
+        if events not in kept:
+            kept[events] = kept_events(track, part)
+        key = (part.window, part.where, part.column if kept[events] is not None else "")
         if key not in views:
-            views[key] = (ranges if orderly else lights)(track, part.window, kept)
-        if part.op == "total":
+            views[key] = (ranges if orderly else lights)(track, part.window, kept[events])
+        if part.op == "total" and part.column not in summed:
+            summed.add(part.column)
             check_sums(track, part)
         answers.append(reduced(track, part, views[key]))
     return answers

@@ -23,7 +23,7 @@ class Asked:
     time: np.ndarray  # microseconds
     row: np.ndarray  # where the answer belongs
 
-# %% ../nbs/24_track.ipynb #48936c5f
+# %% ../nbs/24_track.ipynb #21b163ff
 @dataclass(frozen=True)
 class Track:
     "Event versions sorted by entity and time, with the sorted moments asked about them."
@@ -52,7 +52,11 @@ class Track:
     @cached_property
     def starts(self) -> np.ndarray:
         "When each version becomes visible, as a key."
-        return self.key(self.entity, self.events.start)
+        return (
+            self.happened
+            if self.events.start is self.events.time
+            else self.key(self.entity, self.events.start)
+        )
 
     @cached_property
     def happened(self) -> np.ndarray:
@@ -64,15 +68,23 @@ class Track:
         "Whether versions became visible in the order they happened, and none ever ended."
         return bool((self.events.end == NEVER).all() and (np.diff(self.starts) >= 0).all())
 
+    @cached_property
+    def visible(self) -> np.ndarray:
+        "For each moment of orderly events: one behind the last position that is visible."
+        return np.searchsorted(self.starts, self.moments, side="right")
+
+    @cached_property
+    def first(self) -> np.ndarray:
+        "For each moment, the position of its entity's first event."
+        return np.searchsorted(self.entity, self.asked.entity, side="left")
+
     def edges(self, window: int | None) -> tuple[np.ndarray, np.ndarray]:
         "For each moment of orderly events: one behind the last position that counts, and the first."
-        hi = np.searchsorted(self.starts, self.moments, side="right")
-        first = np.searchsorted(self.entity, self.asked.entity, side="left")
         if window is None:
-            return np.maximum(hi, first), first
+            return np.maximum(self.visible, self.first), self.first
         left = self.key(self.asked.entity, self.asked.time - window)
-        lo = np.maximum(np.searchsorted(self.happened, left, side="right"), first)
-        return np.maximum(hi, lo), lo
+        lo = np.maximum(np.searchsorted(self.happened, left, side="right"), self.first)
+        return np.maximum(self.visible, lo), lo
 
     @cached_property
     def first_seen(self) -> np.ndarray:
@@ -84,7 +96,7 @@ class Track:
         end = self.events.end if window is None else np.minimum(self.events.end, self.events.time + window)
         return np.searchsorted(self.moments, self.key(self.entity, end), side="left")
 
-# %% ../nbs/24_track.ipynb #f7c45f96
+# %% ../nbs/24_track.ipynb #c8784b8a
 def entity_limit(
     low: int,  # First microsecond on the axis
     high: int,  # Last microsecond
@@ -119,7 +131,7 @@ def match_keys(
     ]
     return codes[0], codes[1]
 
-
+# %% ../nbs/24_track.ipynb #1b13323e
 def match_dense(
     asked: np.ndarray,  # Moments' keys, from 0
     found: pl.Series,  # Events' keys

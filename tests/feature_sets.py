@@ -50,10 +50,16 @@ orders = Events(
         "due": "time",
     },
 )
-visits = Events("visits", keys={"customer": "int"}, time="seen_at", columns={"page": "text", "seconds": "int"})
+visits = Events(
+    "visits", keys={"customer": "int"}, time="seen_at", columns={"page": "text", "seconds": "int"}
+)
 mine, theirs = ("customer",), ("product",)
 large = orders["pence"] >= 100
-odd = (orders["weight"] > 0.1) | (orders["shop"].isin(["a", "é", "EIRE"]) & ~orders["gift"]) | orders["shop"].is_null()
+odd = (
+    (orders["weight"] > 0.1)
+    | (orders["shop"].isin(["a", "é", "EIRE"]) & ~orders["gift"])
+    | orders["shop"].is_null()
+)
 
 
 def average(total, n):
@@ -116,6 +122,8 @@ features = FeatureSet(
         mapped(last(orders, "shop", by=mine), {"a": 1, "é": 2, "": 3}, other=0).named("mapped"),
         cross(last(orders, "shop", by=mine), request("device", "text"), known(spent)).named("crossed"),
         apply(average, spent, n_large).named("own_average"),
-        apply(anything, last(orders, "shop", by=mine), n_large, dtype="text", takes_none=True).named("own_text"),
+        apply(anything, last(orders, "shop", by=mine), n_large, dtype="text", takes_none=True).named(
+            "own_text"
+        ),
     ),
 )

@@ -13,8 +13,8 @@ import time
 from pathlib import Path
 
 import pytest
-
 from feature_sets import features
+
 from mlsys_nb.clock import instant
 from mlsys_nb.engine import LmdbEngine, PostgresEngine, RedisEngine
 from mlsys_nb.online import online_store
@@ -75,8 +75,20 @@ def postgres_url(tmp_path_factory):
     initdb = [f"{homes[0]}/initdb", "-D", f"{folder}/db", "-A", "trust", "-U", "mlsys"]
     made = subprocess.run(initdb, capture_output=True, text=True, env=env, cwd="/", **user)
     assert made.returncode == 0, made.stderr
-    command = [f"{homes[0]}/postgres", "-D", f"{folder}/db", "-p", str(port), "-k", str(folder), "-h", "127.0.0.1"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=env, cwd="/", **user)
+    command = [
+        f"{homes[0]}/postgres",
+        "-D",
+        f"{folder}/db",
+        "-p",
+        str(port),
+        "-k",
+        str(folder),
+        "-h",
+        "127.0.0.1",
+    ]
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=env, cwd="/", **user
+    )
     url = f"postgresql://mlsys@127.0.0.1:{port}/postgres"
     wait_for(lambda: psycopg.connect(url).close(), process)
     yield url
@@ -94,7 +106,10 @@ def make(request, tmp_path):
         port = request.getfixturevalue("redis_port")
         return lambda: RedisEngine(import_redis.Redis(port=port), f"{request.node.name}:")
     psycopg = pytest.importorskip("psycopg")
-    url, table = request.getfixturevalue("postgres_url"), "t_" + "".join(c for c in request.node.name if c.isalnum()).lower()
+    url, table = (
+        request.getfixturevalue("postgres_url"),
+        "t_" + "".join(c for c in request.node.name if c.isalnum()).lower(),
+    )
     return lambda: PostgresEngine(psycopg.connect(url), table)
 
 
@@ -170,7 +185,10 @@ def test_redis_stream_is_read_exactly_once(redis_port, tmp_path):
     invented = world(features, 60, seed=3)
     for name, rows in invented.rows.items():
         for row in rows:
-            event = {"events": name, **{k: v.isoformat() if hasattr(v, "isoformat") else v for k, v in row.items()}}
+            event = {
+                "events": name,
+                **{k: v.isoformat() if hasattr(v, "isoformat") else v for k, v in row.items()},
+            }
             client.xadd("orders", {"event": json.dumps(event)})
     client.xadd("orders", {"event": b"\xff not json"})
     stream = RedisStream(client, "orders")
@@ -179,6 +197,8 @@ def test_redis_stream_is_read_exactly_once(redis_port, tmp_path):
         assert len(taken) == 50
         folded = consume(stream, store, lambda: instant("2011-01-01"), limit=64)
         assert len(folded.rejected) == 1 and client.xpending("orders", "mlsys")["pending"] == 0
-        for mine, right in zip(read_all(store, invented.moments), by_reference(features, invented), strict=True):
+        for mine, right in zip(
+            read_all(store, invented.moments), by_reference(features, invented), strict=True
+        ):
             assert {k: bits(v) for k, v in mine.items()} == {k: bits(v) for k, v in right.items()}
         assert consume(stream, store, lambda: instant("2011-01-01")).new == 0

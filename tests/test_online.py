@@ -10,8 +10,8 @@ from datetime import timedelta
 
 import polars as pl
 import pytest
-
 from feature_sets import features, orders
+
 from mlsys_nb.clock import instant
 from mlsys_nb.features import FeatureSet, count, distinct, largest, last, top, total
 from mlsys_nb.history import as_of
@@ -88,7 +88,9 @@ def test_any_order_of_arrival_ends_in_the_same_store(tmp_path):
             assert content(store) == right, f"order {n}"
         draw.shuffle(rows["orders"])
     again = by_store(features, World(rows, invented.moments))
-    assert [{k: bits(v) for k, v in a.items()} for a in again] == [{k: bits(v) for k, v in a.items()} for a in served]
+    assert [{k: bits(v) for k, v in a.items()} for a in again] == [
+        {k: bits(v) for k, v in a.items()} for a in served
+    ]
 
 
 busy = FeatureSet(
@@ -112,9 +114,19 @@ def busy_rows(n, seed):
         at = start + timedelta(minutes=7 * i, microseconds=draw.randint(0, 10**8))
         late = timedelta(hours=draw.choice((0, 0, 0, 0, 30)))
         rows.append(
-            {"event_id": f"b{i:06}", "customer": 1, "product": "p", "country": "x", "ts": at, "pence": draw.randint(-9, 999)}
+            {
+                "event_id": f"b{i:06}",
+                "customer": 1,
+                "product": "p",
+                "country": "x",
+                "ts": at,
+                "pence": draw.randint(-9, 999),
+            }
             | {"weight": None, "shop": f"s{int(draw.expovariate(0.1))}", "gift": None, "due": None}
-            | {"known_at": at + late, "retracted_at": at + timedelta(days=9) if draw.random() < 0.02 else None}
+            | {
+                "known_at": at + late,
+                "retracted_at": at + timedelta(days=9) if draw.random() < 0.02 else None,
+            }
         )
     return rows
 
@@ -137,7 +149,9 @@ def test_a_long_timeline_grows_event_by_event(tmp_path):
                 for _ in range(4):
                     moment = rows[0]["ts"] + timedelta(seconds=draw.random() * span * 1.1)
                     asked = pl.DataFrame({"customer": [1], "moment": [moment]})
-                    truth = as_of(busy, asked.cast({"moment": pl.Datetime("us", "UTC")}), {"orders": known}).to_dicts()[0]
+                    truth = as_of(
+                        busy, asked.cast({"moment": pl.Datetime("us", "UTC")}), {"orders": known}
+                    ).to_dicts()[0]
                     mine = store.read({"customer": 1}, moment)
                     assert {k: bits(truth[k]) for k in mine} == {k: bits(v) for k, v in mine.items()}
 
@@ -174,7 +188,14 @@ def test_other_processes_read_while_one_writes(tmp_path):
         base = busy_rows(1, 3)[0]
         for i in range(120):
             at = instant("2010-11-25") + timedelta(minutes=i)
-            row = {**base, "event_id": f"r{i}", "ts": at, "known_at": at, "retracted_at": None, "shop": f"shop {i}"}
+            row = {
+                **base,
+                "event_id": f"r{i}",
+                "ts": at,
+                "known_at": at,
+                "retracted_at": None,
+                "shop": f"shop {i}",
+            }
             assert store.write("orders", frame_of(orders, [row])) == 1
         while not seen or seen[-1] != (120, 120):
             assert reader.is_alive()

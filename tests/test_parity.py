@@ -9,13 +9,13 @@ from datetime import datetime, timedelta
 
 import polars as pl
 import pytest
+from feature_sets import features, orders
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from feature_sets import features, orders
 from mlsys_nb.clock import EPOCH
 from mlsys_nb.features import FeatureSet, count, distinct, first, largest, last, total
-from mlsys_nb.parity import by_history, by_reference, by_store, bits, certify
+from mlsys_nb.parity import bits, by_history, by_reference, by_store, certify
 from mlsys_nb.worlds import World
 
 CASES = int(os.environ.get("MLSYS_PARITY_CASES", "1500"))
@@ -65,13 +65,18 @@ small = FeatureSet(
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
-@given(st.lists(row, max_size=12), st.lists(st.tuples(st.sampled_from([1, 2]), stamps), min_size=1, max_size=6))
+@given(
+    st.lists(row, max_size=12), st.lists(st.tuples(st.sampled_from([1, 2]), stamps), min_size=1, max_size=6)
+)
 def test_what_hypothesis_finds(rows, asked):
     "Hypothesis shrinks any difference to its smallest example; one content a version, as the contract of the lake has it."
     kept = {}
     for r in rows:
         first_seen = kept.setdefault((r["event_id"], r["known_at"]), r)
-        kept[(r["event_id"], r["known_at"])] = {**first_seen, "retracted_at": first_seen["retracted_at"] or r["retracted_at"]}
+        kept[(r["event_id"], r["known_at"])] = {
+            **first_seen,
+            "retracted_at": first_seen["retracted_at"] or r["retracted_at"],
+        }
     moments = pl.DataFrame(
         {"customer": [c for c, _ in asked], "product": ["p"] * len(asked), "moment": [m for _, m in asked]},
         schema={"customer": pl.Int64, "product": pl.String, "moment": pl.Datetime("us", "UTC")},
@@ -80,7 +85,9 @@ def test_what_hypothesis_finds(rows, asked):
     truth = by_reference(small, invented)
     for way in (by_history, by_store):
         for mine, right in zip(way(small, invented), truth, strict=True):
-            assert {k: bits(v) for k, v in mine.items()} == {k: bits(v) for k, v in right.items()}, way.__name__
+            assert {k: bits(v) for k, v in mine.items()} == {k: bits(v) for k, v in right.items()}, (
+                way.__name__
+            )
 
 
 def test_a_naive_moment_is_refused():

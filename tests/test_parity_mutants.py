@@ -10,9 +10,20 @@ from dataclasses import replace
 import numpy as np
 import polars as pl
 import pytest
-
 from feature_sets import features
-from mlsys_nb import arithmetic, compaction, delivery, events, history, lookup, parity, reduction, stream, track
+
+from mlsys_nb import (
+    arithmetic,
+    compaction,
+    delivery,
+    events,
+    history,
+    lookup,
+    parity,
+    reduction,
+    stream,
+    track,
+)
 from mlsys_nb.arithmetic import Column, Kernel
 from mlsys_nb.events import NEVER, NULL
 from mlsys_nb.parity import certify
@@ -23,7 +34,11 @@ CASES, SEED = 220, 4
 
 def kernel(monkeypatch, name, scalar=None, columns=None):
     old = arithmetic.KERNELS[name]
-    monkeypatch.setitem(arithmetic.KERNELS, name, Kernel(scalar or old.scalar, columns if columns is not None else old.columns))
+    monkeypatch.setitem(
+        arithmetic.KERNELS,
+        name,
+        Kernel(scalar or old.scalar, columns if columns is not None else old.columns),
+    )
 
 
 def encoded(monkeypatch, room, change):
@@ -143,14 +158,20 @@ def two_roundings_in_a_mean(m):
 
 
 def null_counts_as_zero(m):
-    encoded(m, history, lambda e: replace(e, columns={c: np.where(v == NULL, 0, v) for c, v in e.columns.items()}))
+    encoded(
+        m, history, lambda e: replace(e, columns={c: np.where(v == NULL, 0, v) for c, v in e.columns.items()})
+    )
 
 
 def nan_is_a_value(m):
     real = events.typed_column
 
     def typed(name, dtype, found, owner):
-        return pl.col(name).fill_nan(0.0) if dtype == "float" and found != pl.Null else real(name, dtype, found, owner)
+        return (
+            pl.col(name).fill_nan(0.0)
+            if dtype == "float" and found != pl.Null
+            else real(name, dtype, found, owner)
+        )
 
     m.setattr(events, "typed_column", typed)
 
@@ -159,7 +180,11 @@ def minus_zero_kept(m):
     real = events.typed_column
 
     def typed(name, dtype, found, owner):
-        return pl.col(name).fill_nan(None) if dtype == "float" and found != pl.Null else real(name, dtype, found, owner)
+        return (
+            pl.col(name).fill_nan(None)
+            if dtype == "float" and found != pl.Null
+            else real(name, dtype, found, owner)
+        )
 
     m.setattr(events, "typed_column", typed)
 
@@ -211,7 +236,11 @@ def overflow_wraps(m):
 
 def stream_drops_known_at(m):
     real = stream.event_of
-    m.setattr(stream, "event_of", lambda e, message, now: {**real(e, message, now), "known_at": real(e, message, now)[e.time]})
+    m.setattr(
+        stream,
+        "event_of",
+        lambda e, message, now: {**real(e, message, now), "known_at": real(e, message, now)[e.time]},
+    )
 
 
 def unknown_category_is_null(m):
@@ -220,10 +249,22 @@ def unknown_category_is_null(m):
 
 def top_takes_the_last_of_equals(m):
     real = reduction.top_values
-    m.setattr(reduction, "top_values", lambda view, values: np.where(real(view, -values) == NULL, NULL, -real(view, -values)))
+    m.setattr(
+        reduction,
+        "top_values",
+        lambda view, values: np.where(real(view, -values) == NULL, NULL, -real(view, -values)),
+    )
 
 
-MUTANTS = [f for name, f in list(globals().items()) if callable(f) and f.__module__ == __name__ and len(f.__code__.co_varnames) and f.__code__.co_varnames[0] == "m" and f.__code__.co_argcount == 1]
+MUTANTS = [
+    f
+    for name, f in list(globals().items())
+    if callable(f)
+    and f.__module__ == __name__
+    and len(f.__code__.co_varnames)
+    and f.__code__.co_varnames[0] == "m"
+    and f.__code__.co_argcount == 1
+]
 
 
 def test_there_are_enough():

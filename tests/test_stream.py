@@ -66,7 +66,9 @@ def test_kill_nine(tmp_path):
     script = CONSUMER.format(tests=str(Path(__file__).parent))
     killed, done = 0, False
     while not done:
-        process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            [sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True
+        )
         assert process.stdout.readline() == "folding\n"
         if killed < KILLS:
             time.sleep(draw.random() * 0.12)
@@ -76,7 +78,9 @@ def test_kill_nine(tmp_path):
         process.stdout.close()
     assert killed >= min(KILLS, 5)
     truth = pl.DataFrame(list({r["event_id"]: r for r in rows}.values()), infer_schema_length=None)
-    truth = truth.group_by("customer").agg(n=pl.len().cast(pl.Int64), spent=pl.col("pence").sum(), shops=pl.col("shop").n_unique())
+    truth = truth.group_by("customer").agg(
+        n=pl.len().cast(pl.Int64), spent=pl.col("pence").sum(), shops=pl.col("shop").n_unique()
+    )
     with open_online(tmp_path / "store", features) as store:
         for row in truth.iter_rows(named=True):
             mine = store.read({"customer": row["customer"]}, instant("2011-02-01"))
@@ -87,9 +91,19 @@ def test_kill_nine(tmp_path):
 def test_what_cannot_be_read_is_set_aside(tmp_path):
     good = messages(1, 3)[0]
     bad = ["{", "[]", '"x"', "null", "[" * 100_000, '{"events": "other"}', json.dumps({**good, "pence": 1.5})]
-    bad += [json.dumps({**good, "ts": "yesterday"}), json.dumps({**good, "event_id": 7}), json.dumps({**good, "customer": True})]
-    bad += [json.dumps({**good, "event_id": "big", "pence": 2**60}), json.dumps({**good, "event_id": "x" * 1000})]
-    bad += [json.dumps({**good, "event_id": "\ud800"}), json.dumps({**good, "shop": "\ud800", "event_id": "e"})]
+    bad += [
+        json.dumps({**good, "ts": "yesterday"}),
+        json.dumps({**good, "event_id": 7}),
+        json.dumps({**good, "customer": True}),
+    ]
+    bad += [
+        json.dumps({**good, "event_id": "big", "pence": 2**60}),
+        json.dumps({**good, "event_id": "x" * 1000}),
+    ]
+    bad += [
+        json.dumps({**good, "event_id": "\ud800"}),
+        json.dumps({**good, "shop": "\ud800", "event_id": "e"}),
+    ]
     with open_online(tmp_path / "store", features) as store:
         folded = fold(store, [*bad[:5], json.dumps(good), *bad[5:]], instant("2010-02-01"))
         assert (folded.new, len(folded.rejected)) == (1, len(bad)), folded
