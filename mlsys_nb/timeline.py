@@ -7,10 +7,10 @@ __all__ = ['TIME', 'START', 'END', 'KNOWN', 'BITS', 'RAW', 'BLOCK', 'HEAD', 'Lay
            'pair_flags', 'state_values', 'square_limbs', 'table_of', 'orderly_rows', 'ids_bytes', 'main_record',
            'tail_record']
 
-# %% ../nbs/26_timeline.ipynb #2cb514ac
+# %% ../nbs/26_timeline.ipynb #fc0e4a7f
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -106,7 +106,7 @@ def state_keys(
         return [("count", w, c, None), ("code", w, c, None), ("begun", w, c, part.window), *over]
     return [("count", w, c, None), *([("code", w, c, None)] if part.op == "top" else [])]
 
-# %% ../nbs/26_timeline.ipynb #e0fb57e3
+# %% ../nbs/26_timeline.ipynb #2b6864bf
 @dataclass(frozen=True)
 class Block:
     "Raw rows of several entities, sorted by entity, time and id, and where their table rows stand."
@@ -114,6 +114,9 @@ class Block:
     raw: np.ndarray  # (n, raw fields)
     entity: np.ndarray  # 0 ... n_entities - 1, ascending
     n_entities: int
+    pairs: dict[object, tuple[np.ndarray, np.ndarray]] = field(
+        default_factory=dict
+    )  # neighbours of one value
 
     @cached_property
     def sizes(self) -> np.ndarray:
@@ -166,26 +169,29 @@ def kept_rows(
     kept = np.ones(len(raw), dtype=bool) if where is None else (raw[:, BITS] & layout.bits[where]) != 0
     return kept & (raw[:, layout.columns[column]] != NULL) if column else kept
 
-# %% ../nbs/26_timeline.ipynb #8e514c93
+# %% ../nbs/26_timeline.ipynb #a1c6428c
 def pair_flags(
+    layout: Layout,  # The family's layout
     block: Block,  # Raw rows
-    kept: np.ndarray,  # Which of them count
-    values: np.ndarray,  # Their codes
-    window: int | None,  # Length of the window
-) -> tuple[np.ndarray, np.ndarray]:  # 1 where a pair begins to be seen, 1 where it is over
+    key: tuple[object, ...],  # (kind, where, column, window) of the state
+) -> np.ndarray:  # 1 where a pair begins to be seen, or where it is over
     "Neighbouring events of one value that are ever seen together."
-    rows = np.flatnonzero(kept)
-    order = rows[np.lexsort((values[rows], block.entity[rows]))]
-    same = (block.entity[order[1:]] == block.entity[order[:-1]]) & (values[order[1:]] == values[order[:-1]])
-    older, newer = order[:-1][same], order[1:][same]
-    if window is not None:
+    kind, where, column, window = key
+    if (where, column) not in block.pairs:
+        rows = np.flatnonzero(kept_rows(layout, block.raw, where, str(column)))
+        values = block.raw[:, layout.columns[str(column)]]
+        order = rows[np.lexsort((values[rows], block.entity[rows]))]
+        same = (np.diff(block.entity[order]) == 0) & (np.diff(values[order]) == 0)
+        block.pairs[where, column] = order[:-1][same], order[1:][same]
+    older, newer = block.pairs[where, column]
+    if isinstance(window, int):
         together = block.raw[older, TIME] + window > block.raw[newer, START]
         older, newer = older[together], newer[together]
-    begun, over = np.zeros(len(kept), dtype=np.int64), np.zeros(len(kept), dtype=np.int64)
-    begun[newer], over[older] = 1, 1
-    return begun, over
+    flags = np.zeros(len(block.entity), dtype=np.int64)
+    flags[newer if kind == "begun" else older] = 1
+    return flags
 
-# %% ../nbs/26_timeline.ipynb #bf11e474
+# %% ../nbs/26_timeline.ipynb #63cef619
 def state_values(
     layout: Layout,  # The family's layout
     block: Block,  # Raw rows
@@ -208,7 +214,7 @@ def state_values(
         )
         return [block.running(x) for x in square_limbs(upper, lower)]
     if kind in ("begun", "over"):
-        return [block.running(pair_flags(block, kept, values, window)[kind == "over"])]
+        return [block.running(pair_flags(layout, block, key))]
     table = np.full(len(block.entity) + block.n_entities, NULL, dtype=np.int64)
     table[block.place] = np.where(kept, -values if kind == "smallest" else values, NULL)
     return [table]

@@ -24,7 +24,9 @@ MOMENTS = [datetime(2010, 1, 10, tzinfo=UTC) + timedelta(days=14 * i) for i in r
 
 @cache
 def lines() -> pl.DataFrame:
-    raw = pl.read_parquet(load_settings(home=HOME).raw / "online_retail_year1_lines.parquet").with_row_index("event_id")
+    raw = pl.read_parquet(load_settings(home=HOME).raw / "online_retail_year1_lines.parquet").with_row_index(
+        "event_id"
+    )
     few = raw.filter(pl.col("customer_id") % 20 == 0)
     return few.select(
         "event_id", "invoice", "stock_code", "country",
@@ -51,7 +53,9 @@ def package(family: str = "logistic", **params: float) -> Package:
     return build(fitted, dataset())
 
 
-def make(root: Path, families: tuple[str, ...] = ("logistic", "boosting"), champion: int | None = 1) -> Settings:
+def make(
+    root: Path, families: tuple[str, ...] = ("logistic", "boosting"), champion: int | None = 1
+) -> Settings:
     "A system with an online store, registered versions and a champion, on 1 June 2010."
     here = load_settings(root=root, home=HOME)
     write_json(here.clock_file, {"now": JUNE.isoformat()})

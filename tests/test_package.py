@@ -40,10 +40,15 @@ def tables(draw):
     n, d = draw(st.integers(60, 300)), draw(st.integers(1, 4))
     seed, kinds = draw(st.integers(0, 2**31)), draw(st.lists(st.booleans(), min_size=d, max_size=d))
     rng = np.random.default_rng(seed)
-    X = np.column_stack([rng.integers(0, rng.integers(2, 40), n) if k else rng.lognormal(0, 3, n) for k in kinds])
+    X = np.column_stack(
+        [rng.integers(0, rng.integers(2, 40), n) if k else rng.lognormal(0, 3, n) for k in kinds]
+    )
     X = X.astype(float)
     X[rng.random((n, d)) < rng.choice([0.0, 0.1, 0.6])] = np.nan
-    y = (np.nan_to_num(X, nan=3).sum(axis=1) + rng.normal(size=n) * 3 > np.nan_to_num(X, nan=3).sum(axis=1).mean()) * 1
+    y = (
+        np.nan_to_num(X, nan=3).sum(axis=1) + rng.normal(size=n) * 3
+        > np.nan_to_num(X, nan=3).sum(axis=1).mean()
+    ) * 1
     y[:2] = (0, 1)
     return X, y, kinds, seed
 
@@ -60,11 +65,15 @@ def test_trees_agree_with_scikit_learn_to_the_bit(table):
         max_iter=8, min_samples_leaf=3, categorical_features=kinds, early_stopping=False, random_state=0
     ).fit(X, y)
     rng = np.random.default_rng(seed)
-    asked = np.concatenate([X, rng.choice([np.nan, np.inf, -np.inf, 0.0, 1e300, -1e300], size=(20, X.shape[1]))])
+    asked = np.concatenate(
+        [X, rng.choice([np.nan, np.inf, -np.inf, 0.0, 1e300, -1e300], size=(20, X.shape[1]))]
+    )
     asked[:, kinds] = np.concatenate([X, rng.integers(0, 50, size=(20, X.shape[1]))])[:, kinds]
     trees = trees_of(model, 60)
     assert trees.log_odds(asked).tobytes() == model._raw_predict(asked)[:, 0].tobytes()
-    assert [trees.log_odds(asked[[i]])[0] for i in range(0, len(asked), 7)] == trees.log_odds(asked)[::7].tolist()
+    assert [trees.log_odds(asked[[i]])[0] for i in range(0, len(asked), 7)] == trees.log_odds(asked)[
+        ::7
+    ].tolist()
 
 
 @given(st.lists(st.floats(-800, 800), min_size=2, max_size=50))
@@ -166,13 +175,19 @@ def test_manifest_says_where_the_model_came_from():
     )  # fmt: skip
     said = made.manifest
     assert said["dataset"] == dataset().digest and said["feature_set_hash"] == problem.features.hash
-    assert said["training"]["rows"] == dataset().frame.height and said["environment"]["numpy"] == np.__version__
+    assert (
+        said["training"]["rows"] == dataset().frame.height and said["environment"]["numpy"] == np.__version__
+    )
     assert len(said["code"]["sources"]) == 64 and said["verdict"] == {"decision": "promote"}
     assert open_package(made).profile == {"features": {}}
     golden = json.loads(made.files["golden.json"])
     assert len(golden["rows"]) >= 32 and any(v is None for row in golden["rows"] for v in row.values())
     with pytest.raises(ValueError, match="finite"):
-        build(fit("rule", dataset().frame, problem.features.names, rule=problem.rule), dataset(), Evidence({"auc": float("nan")}))
+        build(
+            fit("rule", dataset().frame, problem.features.names, rule=problem.rule),
+            dataset(),
+            Evidence({"auc": float("nan")}),
+        )
 
 
 def test_of_many_promotions_at_once_exactly_one_wins(tmp_path):
@@ -184,7 +199,17 @@ def test_of_many_promotions_at_once_exactly_one_wins(tmp_path):
 
     def try_(n):
         try:
-            won.append(promote(open_control(here), "churn", 1 + n % 3, expected_epoch=0, at=JUNE, actor=str(n), reason="race"))
+            won.append(
+                promote(
+                    open_control(here),
+                    "churn",
+                    1 + n % 3,
+                    expected_epoch=0,
+                    at=JUNE,
+                    actor=str(n),
+                    reason="race",
+                )
+            )
         except StalePointer:
             lost.append(n)
 

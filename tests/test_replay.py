@@ -26,9 +26,22 @@ def home(tmp_path_factory):
 
 def demo(home: Path, root: Path) -> subprocess.Popen:
     env = {**os.environ, "PYTHONPATH": str(ROOT / "tests")}
-    command = [str(Path(sys.executable).with_name("mlsys")), "demo", "--problem", "short", "--root", str(root)]
+    command = [
+        str(Path(sys.executable).with_name("mlsys")),
+        "demo",
+        "--problem",
+        "short",
+        "--root",
+        str(root),
+    ]
     return subprocess.Popen(
-        command, cwd=home, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        cwd=home,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
 
 
@@ -41,7 +54,11 @@ def finish(process: subprocess.Popen) -> str:
 
 def table(out: str) -> list[str]:
     "The lines of the months' table and what is said of each month, without times and places."
-    return [line for line in out.splitlines() if line.startswith(("|", "2010-")) and " rows in" not in line and "exists" not in line]
+    return [
+        line
+        for line in out.splitlines()
+        if line.startswith(("|", "2010-")) and " rows in" not in line and "exists" not in line
+    ]
 
 
 @pytest.fixture(scope="module")

@@ -102,7 +102,11 @@ def test_answers_and_refusals(world):
             status = 400
         assert answer.status_code == status, (body[:80], answer.text)
         error = answer.json()["error"]
-        assert set(error) == {"rule", "got", "remedy"} and len(answer.content) < 1000 and "Traceback" not in answer.text
+        assert (
+            set(error) == {"rule", "got", "remedy"}
+            and len(answer.content) < 1000
+            and "Traceback" not in answer.text
+        )
     for path, status in (("/v1/returns/model", 404), ("/nothing", 404), ("/v1/churn/decisions/x%00y", 404),
                          ("/v1/churn/decisions/" + "a" * 3000, 404), ("/v1/churn/predictions", 405)):  # fmt: skip
         answer = client.get(path)
@@ -130,7 +134,11 @@ def test_no_body_gets_a_5xx(world, body, what):
 def test_no_path_gets_a_5xx(world, text):
     from urllib.parse import quote
 
-    for path in (f"/v1/churn/decisions/{quote(text, safe='')}", f"/v1/{quote(text, safe='')}/model", "/" + quote(text)):
+    for path in (
+        f"/v1/churn/decisions/{quote(text, safe='')}",
+        f"/v1/{quote(text, safe='')}/model",
+        "/" + quote(text),
+    ):
         assert world[1].get(path).status_code < 500
 
 
@@ -147,7 +155,10 @@ def test_a_repeated_request_gets_the_same_decision(world):
 def test_outcomes(world):
     _, client, _, _ = world
     decision_id = post(client, {"customer_id": 13080}).json()["decision_id"]
-    said = [post(client, {"decision_id": decision_id, "outcome": o}, "outcomes").json()["status"] for o in (1, 1, 0)]
+    said = [
+        post(client, {"decision_id": decision_id, "outcome": o}, "outcomes").json()["status"]
+        for o in (1, 1, 0)
+    ]
     assert said == ["new", "repeated", "conflicting"]
     corrected = {"decision_id": decision_id, "outcome": 0, "correction": True, "actor": "ada"}
     assert post(client, corrected, "outcomes").json()["status"] == "corrected"
@@ -179,7 +190,9 @@ def test_slow_and_endless_bodies(tmp_path):
                 slow.sendall(b"POST /v1/churn/predictions HTTP/1.1\r\nHost: x\r\n" + begin)
                 assert slow.recv(4000).startswith(b"HTTP/1.1 408")
         with socket.create_connection(("127.0.0.1", port)) as huge:
-            huge.sendall(b"POST /v1/churn/predictions HTTP/1.1\r\nHost: x\r\nContent-Length: 9999999999\r\n\r\n")
+            huge.sendall(
+                b"POST /v1/churn/predictions HTTP/1.1\r\nHost: x\r\nContent-Length: 9999999999\r\n\r\n"
+            )
             assert huge.recv(4000).startswith(b"HTTP/1.1 413")
         assert post(client, {"customer_id": 13080}).status_code == 200
 

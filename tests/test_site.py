@@ -18,7 +18,7 @@ from mlsys_nb.settings import MlsysError, load_settings
 from mlsys_nb.site import Chapter, build_site, chapters_of, executed, page_key
 
 ROOT = Path(__file__).resolve().parents[1]
-SOME = ["01_clock", "09_parameters", "38_gate", "80_figures"]
+SOME = ["01_clock", "82_parameters", "38_gate", "80_figures"]
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
          "--disable-background-networking", "--disable-component-update"]  # fmt: skip
 

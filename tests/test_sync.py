@@ -51,7 +51,10 @@ def deliver(shop, seed):
 def test_batch_by_batch_is_what_history_says(tmp_path, seed):
     shop = replace(load_settings(root=tmp_path / "root", home=HOME), raw=tmp_path / "raw")
     source = FilesSource(
-        "till", Contract("till", (Column("sale", "int"), *columns), id="sale"), "till", known=lambda p: instant(p.stem)
+        "till",
+        Contract("till", (Column("sale", "int"), *columns), id="sale"),
+        "till",
+        known=lambda p: instant(p.stem),
     )
     deliver(shop, seed)
     draw = Random(seed)
