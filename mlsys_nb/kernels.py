@@ -215,12 +215,15 @@ class Kernels:
     def __exit__(self, *exc: Any) -> None:
         self.close()
 
-# %% ../nbs/82_kernels.ipynb #6486fccb
+# %% ../nbs/82_kernels.ipynb #0cf1f705
 def kernel_environment(
     settings: Settings,  # The caller's
 ) -> dict[str, str]:  # Environment variables
     "What a job's kernel is told: the caller's settings and its share of the processor."
-    told = {f"MLSYS_{key.upper()}": str(getattr(settings, key)) for key in KEYS}
+    told = {
+        "MLSYS_HOME": str(settings.home),
+        **{f"MLSYS_{key.upper()}": str(getattr(settings, key)) for key in KEYS},
+    }
     return {
         **thread_limits(settings.threads),
         **told,

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['Site', 'site', 'Shown', 'Step', 'Ingested', 'ingest_due', 'Scored', 'score', 'Monitored', 'monitor', 'newly_matured',
-           'ParityError', 'Trained', 'train', 'certificate', 'retrain', 'state_of']
+           'ParityError', 'Trained', 'train', 'certificate', 'certified', 'served_again', 'retrain', 'state_of']
 
-# %% ../nbs/73_pipeline.ipynb #589be147
+# %% ../nbs/73_pipeline.ipynb #a948eb44
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
@@ -20,13 +20,15 @@ from .batch import BatchScore, score_batch
 from .clock import instant, open_clock, stamp
 from .control import Control, open_control
 from .dataset import Lake, build, load_events, training_moments
+from .decisions import read_decisions
 from .drift import DriftReport, drift_check, profile_from
 from .ingest import IngestReport, ingest, snapshot
 from .labels import labelled
 from .markup import card
 from .online import open_online, sync
 from .package import Model
-from .parity import certify
+from .parity import Replayed as Served
+from .parity import certify, replay_check
 from .performance import PerformanceReport, performance_check, promise
 from .policy import RetrainDecision, State, decide
 from .problem import Problem, load_problem
@@ -242,7 +244,7 @@ class Trained(Step):
             p._repr_html_() for p in parts
         )
 
-# %% ../nbs/73_pipeline.ipynb #bf0d198a
+# %% ../nbs/73_pipeline.ipynb #4a7c84fe
 def train(
     at: Site,
     *,
@@ -261,13 +263,13 @@ def train(
                 at.problem,
                 at.now,
                 champion=_champion(at),
-                certificate=certificate(at),
+                certificate=certified(at),
                 n_trials=n_trials,
                 seed=seed,
             )
         except TooLittleData as e:
             return _finish(at, Trained("not enough data", str(e), policy))
-        noted = note_release(at.settings, at.control, candidate, key=key, now=at.now)
+        noted = note_release(at.settings, at.control, candidate, key=key, now=at.now, run_id=key)
     carry_out(at.control, at.problem.name, noted, at.now)
     word = {"promote": "promoted", "refuse": "refused"}.get(noted.decision, noted.decision)
     return _finish(at, Trained(word, noted.reason, policy, candidate, noted))
@@ -279,22 +281,37 @@ def _champion(at: Site) -> Model | None:
         return None
     return load_champion(at.control, at.settings, at.problem)
 
-# %% ../nbs/73_pipeline.ipynb #919175ca
+# %% ../nbs/73_pipeline.ipynb #5bbeae38
 def certificate(
     at: Site,
-    cases: int = 1_000,  # Of each feature, where there is no certificate yet; `mlsys parity` takes more
+    cases: int = 1_000,  # Of each feature
+    seed: int = 0,
+    anew: bool = False,  # Make one also where there is one already
 ) -> Mapping[str, Any]:
-    "The parity certificate of the problem's features, made once for a set; without one nothing is trained."
-    known = at.control.get_doc("parity", at.problem.features.hash)
+    "The parity certificate of the problem's features."
+    known = None if anew else at.control.get_doc("parity", at.problem.features.hash)
     if known is None:
-        known = certify(at.problem.features, cases).to_dict()
+        known = certify(at.problem.features, cases, seed).to_dict()
         at.control.put_doc("parity", at.problem.features.hash, known)
+    return known
+
+
+def certified(at: Site) -> Mapping[str, Any]:
+    "A certificate that is clean; without one nothing is trained."
+    known = certificate(at)
     if not known["passed"]:
         raise ParityError(
             "a model is trained on features that are the same in history, store and stream; these differ: "
             f"{', '.join(known['differing'])}; see `mlsys parity {at.problem.name}`"
         )
     return known
+
+
+def served_again(at: Site) -> Served | None:  # None without decisions
+    "The features of every logged decision, held against history."
+    made = read_decisions(at.settings, at.problem.name)
+    made = made.filter(feature_set_hash=at.problem.features.hash) if made.height else made
+    return replay_check(at.problem.features, made, at.lake.events) if made.height else None
 
 # %% ../nbs/73_pipeline.ipynb #2becd69a
 def retrain(at: Site, *, n_trials: int = 12, seed: int = 0) -> Trained:

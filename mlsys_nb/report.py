@@ -4,17 +4,18 @@
 
 # %% auto #0
 __all__ = ['FORMS', 'TEMPLATE', 'QUIET', 'COLOURS', 'shown_data', 'shown', 'exporter', 'body_of', 'listed', 'minute', 'folded',
-           'head_of', 'render', 'record_of', 'records', 'row_of', 'index']
+           'head_of', 'render', 'record_of', 'records', 'row_of', 'index', 'remove_old']
 
-# %% ../nbs/81_report.ipynb #bf0c7a32
+# %% ../nbs/81_report.ipynb #8191cc5e
 import base64
 import json
 from collections.abc import Mapping
+from datetime import datetime, timedelta
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from .durable import write_text
+from .durable import remove_tree, write_text
 from .markup import card, link, page, sanitize, table
 from .settings import Settings
 
@@ -191,3 +192,23 @@ def index(
     note = f"{len(found)} runs, {failed} of them failed; the newest {len(rows)} are listed"
     write_text(place, page("Runs", table(rows, limit=limit), subtitle=note))
     return place
+
+# %% ../nbs/81_report.ipynb #19cdf976
+def remove_old(
+    settings: Settings,  # `report_days` says how long; 0 means for ever
+    now: datetime,
+) -> list[Path]:  # Folders that are gone
+    "Remove reports that are older than the settings allow."
+    if settings.report_days == 0:
+        return []
+    oldest = (now - timedelta(days=settings.report_days)).isoformat()
+    found = [
+        (place, record)
+        for place, record in records(settings.reports)
+        if "candidate" not in record.get("outputs", {})
+    ]
+    gone = [place for place, record in found if (record.get("as_of") or record["started_at"]) < oldest]
+    for place in gone:
+        remove_tree(place)
+    index(settings)
+    return gone

@@ -177,7 +177,7 @@ def noted_release(
     note = control.get_doc("release", key)
     return Release(**note) if note else None
 
-# %% ../nbs/71_retrain.ipynb #db4e2987
+# %% ../nbs/71_retrain.ipynb #badffc1b
 def note_release(
     settings: Settings,
     control: Control,
@@ -185,7 +185,7 @@ def note_release(
     *,
     key: str,  # Names the work
     now: datetime,
-    run_id: str = "",  # The run that trained it
+    run_id: str = "",  # What made it; the registry keeps it
 ) -> Release:
     "Register a candidate and write down what is to become of it."
     problem, verdict = candidate.dataset.problem.name, candidate.verdict

@@ -160,7 +160,7 @@ def _value(name: str, text: str, where: str) -> int | float | str:
         raise SettingsError(f"{where}: {name} must be between {key.low} and {key.high}, got {text!r}")
     return number
 
-# %% ../nbs/00_settings.ipynb #5f57a22e
+# %% ../nbs/00_settings.ipynb #a3c8a7e5
 def _problems(path: Path, found: dict[str, str]) -> dict[str, str]:
     for name, target in found.items():
         if not (name.isidentifier() and target.count(":") == 1):
@@ -177,10 +177,10 @@ def _jobs(home: Path, text: str) -> Path:
 
 def load_settings(
     root: str | Path | None = None,  # Where the state goes; None or "": what the file says
-    home: str | Path | None = None,  # A folder inside the project; None: the current one
+    home: str | Path | None = None,  # A folder inside the project; None: MLSYS_HOME, or the current one
 ) -> Settings:
     "The settings of the project around `home`, checked; the defaults where there is no settings.ini."
-    start = Path(home or ".")
+    start = Path(home or os.environ.get("MLSYS_HOME") or ".")
     path = find_settings(start) or start.resolve() / "settings.ini"
     sections = _sections(path) if path.is_file() else {}
     given = _checked_keys(path, sections)

@@ -87,7 +87,7 @@ alerts: clock markup control problem slices drift performance
 policy: settings markup alerts
 retrain: settings clock markup control problem dataset split train evaluate tune gate package registry drift performance alerts
 backtest: settings clock markup control problem dataset train bootstrap calibration evaluate gate registry labels performance
-pipeline: settings clock markup control ingest online parity problem dataset split package registry batch labels drift performance alerts policy retrain
+pipeline: settings clock markup control ingest online parity problem dataset split package registry decisions batch labels drift performance alerts policy retrain
 figures: markup
 report: settings durable markup
 jobs: settings clock durable markup control tracking report kernels parameters
@@ -98,8 +98,8 @@ service: settings problem predictor guard champion telemetry openapi endpoints
 replay: settings clock durable markup control problem registry decisions labels backtest jobs service
 pages: settings durable markup
 site: settings clock durable kernels pages
-panels: settings clock markup control problem evaluate registry labels performance alerts backtest figures
-cli: settings clock control history parity problem dataset registry report jobs kernels parameters service replay site
+panels: settings clock markup control problem evaluate registry labels performance alerts backtest figures kernels
+cli: settings clock control history problem dataset registry pipeline report jobs parameters service replay site panels
 cases.churn: contract sources features problem
 """
 
