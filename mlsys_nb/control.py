@@ -261,7 +261,7 @@ class _Versions(_Runs):
         "Versions by problem and number."
         return self.all(VersionRow, VERSIONS, ("problem", "version"), problem=problem)
 
-# %% ../nbs/05_control.ipynb #ef9ca167
+# %% ../nbs/05_control.ipynb #595dff8b
 class Control(_Versions):
     "The control tables of one system."
 
@@ -295,4 +295,4 @@ def open_control(
     settings: Settings,
 ) -> Control:
     "The control tables of the system that `settings` describe; made when there are none."
-    return Control(settings.control_uri)
+    return Control(settings.control_url)

@@ -137,10 +137,10 @@ class ForkedKernel(KernelManager):
 
         os.kill(self.pid, signal.SIGINT)
 
-# %% ../nbs/82_kernels.ipynb #1792c1ab
+# %% ../nbs/82_kernels.ipynb #e6a9ccd2
 def start_parent(
     cwd: Path,  # Working directory of every kernel
-    environment: Mapping[str, str],  # Added to this process's own environment
+    environment: Mapping[str, str | None],  # Added to this process's own environment; None takes away
     preload: Sequence[str],  # Modules that the parent imports while nobody waits
 ) -> subprocess.Popen[bytes]:  # The parent, reading orders
     "Start the process that forks kernels."
@@ -150,7 +150,7 @@ def start_parent(
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         cwd=cwd,
-        env={**os.environ, **environment},
+        env={k: v for k, v in {**os.environ, **environment}.items() if v is not None},
         start_new_session=True,  # Ctrl-C reaches the caller alone, who then closes the pipe
     )
 
@@ -174,14 +174,14 @@ def order_kernel(
     kernel.pid = int(answer)
     return kernel
 
-# %% ../nbs/82_kernels.ipynb #55597faa
+# %% ../nbs/82_kernels.ipynb #65b08830
 class Kernels:
     "A supply of fresh kernels, forked from one warm parent; a context manager."
 
     def __init__(
         self,
         cwd: Path,  # Working directory of every kernel
-        environment: Mapping[str, str],  # Added to this process's own environment
+        environment: Mapping[str, str | None],  # Added to this process's own environment; None takes away
         preload: Sequence[str] = (),  # Modules that the parent imports while nobody waits
     ):
         self._folder = tempfile.TemporaryDirectory(prefix="mlsys-")

@@ -90,7 +90,7 @@ class Places:
     def clock_file(self) -> Path:
         return self.root / "data" / "clock.json"
 
-# %% ../nbs/00_settings.ipynb #5ace043b
+# %% ../nbs/00_settings.ipynb #0f5367ee
 @dataclass(frozen=True)
 class Settings(Places):
     "The checked settings of one installation."
@@ -99,8 +99,8 @@ class Settings(Places):
     root: Path
     raw: Path
     jobs: Path
-    control_uri: str
-    tracking_uri: str
+    control_uri: str = ""
+    tracking_uri: str = ""
     threads: int = 1
     host: str = "127.0.0.1"
     port: int = 8100
@@ -111,6 +111,16 @@ class Settings(Places):
     max_age_days: int = 0
     report_days: int = 0
     problems: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def control_url(self) -> str:
+        "Where the control tables are: as set, or in the state's own folder."
+        return self.control_uri or f"sqlite:///{self.data / 'control.db'}"
+
+    @property
+    def tracking_url(self) -> str:
+        "Where the MLflow mirror is: as set ('off' for none), or in the state's own folder."
+        return self.tracking_uri or f"sqlite:///{self.data / 'mlflow.db'}"
 
 # %% ../nbs/00_settings.ipynb #260db077
 def find_settings(
@@ -160,7 +170,7 @@ def _value(name: str, text: str, where: str) -> int | float | str:
         raise SettingsError(f"{where}: {name} must be between {key.low} and {key.high}, got {text!r}")
     return number
 
-# %% ../nbs/00_settings.ipynb #a3c8a7e5
+# %% ../nbs/00_settings.ipynb #c46067ef
 def _problems(path: Path, found: dict[str, str]) -> dict[str, str]:
     for name, target in found.items():
         if not (name.isidentifier() and target.count(":") == 1):
@@ -192,8 +202,6 @@ def load_settings(
     folder = path.parent
     state = Path(root).resolve() if root else (folder / str(values["root"])).resolve()
     values |= {"root": state, "raw": folder / str(values["raw"]), "jobs": _jobs(folder, str(values["jobs"]))}
-    values["control_uri"] = values["control_uri"] or f"sqlite:///{state / 'data' / 'control.db'}"
-    values["tracking_uri"] = values["tracking_uri"] or f"sqlite:///{state / 'data' / 'mlflow.db'}"
     return Settings(home=folder, problems=_problems(path, sections.get("problems", {})), **values)
 
 # %% ../nbs/00_settings.ipynb #dff5d731

@@ -6,10 +6,11 @@
 __all__ = ['LOG', 'FLOORS', 'ENGINES', 'STYLE', 'MARK', 'Chapter', 'chapters_of', 'imports_of', 'page_key', 'executed',
            'kept_page', 'configuration', 'relinked', 'Site', 'write_pages', 'write_extra', 'publish', 'build_site']
 
-# %% ../nbs/86_site.ipynb #b32621d2
+# %% ../nbs/86_site.ipynb #243897a8
 import base64
 import json
 import logging
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -220,7 +221,7 @@ class Site:
     ran: int  # Chapters that had to run; the others were kept from before
     seconds: float
 
-# %% ../nbs/86_site.ipynb #318ddb15
+# %% ../nbs/86_site.ipynb #9ccd22e7
 def write_pages(
     settings: Settings,  # Whose notebooks
     echo: Callable[[str], Any],  # Told of every chapter
@@ -247,7 +248,8 @@ def write_pages(
         if chapter in new:
             echo(f"ran {chapter.path.name}")
 
-    with Kernels(nbs, thread_limits(1), ENGINES if new else ()) as kernels, ThreadPoolExecutor(2) as pool:
+    plain = thread_limits(1) | {name: None for name in os.environ if name.startswith("MLSYS_")}
+    with Kernels(nbs, plain, ENGINES if new else ()) as kernels, ThreadPoolExecutor(2) as pool:
         list(pool.map(write_one, chapters))
     return chapters, len(new)
 

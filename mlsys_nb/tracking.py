@@ -19,7 +19,7 @@ from .control import Run, VersionRow
 from .durable import lock, make_folder
 from .settings import Settings
 
-# %% ../nbs/06_tracking.ipynb #5ef6def3
+# %% ../nbs/06_tracking.ipynb #0f670572
 log = logging.getLogger(__name__)
 
 
@@ -45,11 +45,11 @@ def _connected(uri: str, folder: str, process: int) -> Any:
 
 
 def _client(settings: Settings) -> Any:
-    if settings.tracking_uri.strip().lower() == "off":
+    if settings.tracking_url.strip().lower() == "off":
         return _say("tracking is off: runs are not mirrored to MLflow")
     try:
         with lock(make_folder(settings.data) / ".mlflow.lock"):
-            return _connected(settings.tracking_uri, str(settings.data), os.getpid())
+            return _connected(settings.tracking_url, str(settings.data), os.getpid())
     except ModuleNotFoundError:
         return _say(
             "MLflow is not installed: runs are not mirrored; `pip install mlsys_nb[tracking]` brings it"

@@ -30,6 +30,8 @@ def own_variables():
 def test_chapter(path, monkeypatch):
     monkeypatch.setenv("IN_TEST", "1")
     monkeypatch.chdir(path.parent)
+    for name in own_variables():
+        monkeypatch.delenv(name)
     before = own_variables()
     nb = NBProcessor(path, rm_directives=False, process=True).nb
     shell = CaptureShell(path)
