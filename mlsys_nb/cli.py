@@ -111,7 +111,7 @@ def run(settings: Settings, options: argparse.Namespace) -> None:
         say(f"  {name}: {value if isinstance(value, str) else json.dumps(value)}")
     say(f"report      {settings.root / done.report / 'report.html'}")
 
-# %% ../nbs/89_cli.ipynb #20ca86a6
+# %% ../nbs/89_cli.ipynb #09f6ca50
 def serve(settings: Settings, options: argparse.Namespace) -> None:
     "Answer predictions over HTTP."
     import logging
@@ -124,7 +124,8 @@ def serve(settings: Settings, options: argparse.Namespace) -> None:
 
 def parity(settings: Settings, options: argparse.Namespace) -> int:
     "Prove that history, online and stream give the same features."
-    from mlsys_nb.pipeline import certificate, served_again, site
+    from mlsys_nb.context import site
+    from mlsys_nb.pipeline import certificate, served_again
 
     at = site(options.problem, settings=settings)
     made, served = certificate(at, options.cases, options.seed, anew=True), served_again(at)
@@ -208,20 +209,22 @@ def champion(settings: Settings, options: argparse.Namespace) -> None:
             f"version {row['version']:>3}  since {row['at']:%Y-%m-%d %H:%M}  by {row['actor']}: {row['reason']}"
         )
 
-# %% ../nbs/89_cli.ipynb #82e2a118
+# %% ../nbs/89_cli.ipynb #550534e6
 def rollback(settings: Settings, options: argparse.Namespace) -> None:
     "Put the champion before the present one back."
     import getpass
 
     from mlsys_nb.control import open_control
     from mlsys_nb.problem import load_problem
+    from mlsys_nb.registry import load_version
     from mlsys_nb.registry import rollback as roll_back
 
-    name = load_problem(settings, options.problem).name
+    problem, control = load_problem(settings, options.problem), open_control(settings)
+    said = {"at": now_of(settings), "actor": getpass.getuser(), "reason": options.reason}
     now = roll_back(
-        open_control(settings), name, at=now_of(settings), actor=getpass.getuser(), reason=options.reason
+        control, problem.name, check=lambda version: load_version(control, settings, problem, version), **said
     )
-    say(f"version {now.version} of {name} serves again")
+    say(f"version {now.version} of {problem.name} serves again")
 
 # %% ../nbs/89_cli.ipynb #2d7d3a53
 def dashboard(settings: Settings, options: argparse.Namespace) -> int:

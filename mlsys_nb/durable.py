@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TEMPORARY', 'MANIFEST', 'SealError', 'sha256', 'json_bytes', 'sync_folder', 'make_folder', 'write_bytes',
            'write_text', 'write_json', 'frame_bytes', 'frame_from', 'write_frame', 'read_folder_manifest',
-           'write_folder', 'read_sealed', 'verify_folder', 'remove_tree', 'lock', 'Log']
+           'write_folder', 'read_sealed', 'verify_folder', 'remove_tree', 'LockedError', 'lock', 'Log']
 
 # %% ../nbs/02_durable.ipynb #bd3b2458
 import errno
@@ -284,16 +284,24 @@ def remove_tree(
         os.rename(path, temporary / path.name)
         sync_folder(path.parent)
 
-# %% ../nbs/02_durable.ipynb #6e1b7f1c
+# %% ../nbs/02_durable.ipynb #b584383c
+class LockedError(MlsysError):
+    "Somebody else is at this work already."
+
+
 @contextmanager
 def lock(
     path: Path,  # The lock's own file; it stays
+    busy: str = "",  # What to say when somebody else holds it; empty means wait
 ) -> Iterator[None]:
     "Hold an exclusive lock between processes."
     make_folder(path.parent)
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
+        except BlockingIOError as e:
+            raise LockedError(busy) from e
         yield
     finally:
         os.close(handle)

@@ -6,7 +6,8 @@
 __all__ = ['RegistryError', 'Version', 'register', 'versions', 'get_version', 'Decided', 'Champion', 'champion', 'promote',
            'champion_history', 'rollback', 'delete_version', 'load_version', 'load_champion', 'registry_table']
 
-# %% ../nbs/42_registry.ipynb #f84587e2
+# %% ../nbs/42_registry.ipynb #40ab12f2
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -165,7 +166,7 @@ def promote(
     control.audit(at, actor, "promote", _pointer(problem), detail)
     return Champion(problem, version, pointer.epoch)
 
-# %% ../nbs/42_registry.ipynb #d7779955
+# %% ../nbs/42_registry.ipynb #2fef9835
 def champion_history(
     control: Control,  # The control tables
     problem: str,  # Name of the problem
@@ -192,7 +193,7 @@ def _previous(history: pl.DataFrame) -> int | None:
         stack.append(version)
     return stack[-2] if len(stack) > 1 else None
 
-
+# %% ../nbs/42_registry.ipynb #4492f680
 def rollback(
     control: Control,  # The control tables
     problem: str,  # Name of the problem
@@ -200,6 +201,9 @@ def rollback(
     at: datetime,  # When
     actor: str,  # Who
     reason: str,  # Why
+    check: Callable[[int], object] = lambda version: (
+        None
+    ),  # Proves that a version can serve, before anything moves
 ) -> Champion:
     "Promote the champion before the present one."
     now, previous = champion(control, problem), _previous(champion_history(control, problem))
@@ -207,6 +211,7 @@ def rollback(
         raise RegistryError(
             f"a rollback needs an earlier champion of {problem!r}, there is none; promote a version instead"
         )
+    check(previous)
     why = f"rollback from {now.version}: {reason}" if reason.strip() else ""
     return promote(control, problem, previous, expected_epoch=now.epoch, at=at, actor=actor, reason=why)
 

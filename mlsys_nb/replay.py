@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['ReplayError', 'set_clock', 'call', 'visitors', 'Traffic', 'visit', 'Production', 'live_through', 'wait_for',
-           'Replayed', 'months_table', 'replayable', 'replay', 'replayed']
+           'Replayed', 'months_table', 'run_key', 'replayable', 'replay', 'replayed']
 
-# %% ../nbs/84_replay.ipynb #ed9f89b0
+# %% ../nbs/84_replay.ipynb #34ce0f5d
 import json
 import urllib.error
 import urllib.request
@@ -21,7 +21,7 @@ from .backtest import Backtest, backtest
 from .clock import SystemClock, elapsed, open_clock, pause, stamp
 from .control import Control, open_control
 from .decisions import read_decisions
-from .durable import sha256, write_json
+from .durable import lock, sha256, write_json
 from .jobs import Runner
 from .labels import labelled
 from .markup import card, table
@@ -105,7 +105,7 @@ def visit(
         call(f"{base}/outcomes", told)
     return Traffic(asking.height, equal, known.height)
 
-# %% ../nbs/84_replay.ipynb #5aad1341
+# %% ../nbs/84_replay.ipynb #2945df5b
 @dataclass(frozen=True)
 class Production:
     "What a replay works with."
@@ -119,9 +119,8 @@ class Production:
 
     def run(self, job: str, moment: datetime) -> Mapping[str, Any]:  # The run's outputs
         "One job of one month, once."
-        key = f"replay/{self.problem.name}/{job}/{stamp(moment)}"
         given = {"problem": self.problem.name, "now": moment.isoformat()}
-        return self.runner.run(job, given, key).outputs
+        return self.runner.run(job, given, run_key(self.problem, job, moment)).outputs
 
 
 def live_through(at: Production, moment: datetime, first: bool) -> None:
@@ -213,7 +212,7 @@ class Replayed:
             "A year of production", {"finding": self.finding, "runs": self.runs}, body=table(self.months)
         )
 
-# %% ../nbs/84_replay.ipynb #a6652397
+# %% ../nbs/84_replay.ipynb #2436b35b
 def months_table(
     problem: Problem,
     control: Control,
@@ -223,8 +222,8 @@ def months_table(
     "What happened each month, and how everybody's predictions of that month turned out."
     rows = []
     for moment in problem.replay.moments() if problem.replay else ():
-        label = f"{problem.name}/{stamp(moment)}"
-        decided, watched = (control.get_doc(kind, label) or {} for kind in ("decision", "monitor"))
+        decided = _outputs(control, problem, "retrain", moment) or _outputs(control, problem, "train", moment)
+        watched = _outputs(control, problem, "monitor", moment)
         row: dict[str, Any] = {
             "month": f"{moment:%Y-%m-%d}",
             "rows": scored.get(moment, 0),
@@ -242,6 +241,20 @@ def months_table(
 
 _RANK, _LOSS, _MEAN = {"AUC": "auc"}, {"log-loss": "log_loss"}, {"mean": "mean_prediction"}
 _SHOWN = {"frozen": _RANK | _LOSS | _MEAN, "champion": _RANK | _LOSS | _MEAN, "rule": _RANK | _LOSS}
+
+# %% ../nbs/84_replay.ipynb #0dbd8713
+def run_key(
+    problem: Problem,
+    job: str,
+    moment: datetime,
+) -> str:
+    "Names one job of one replayed month."
+    return f"replay/{problem.name}/{job}/{stamp(moment)}"
+
+
+def _outputs(control: Control, problem: Problem, job: str, moment: datetime) -> Mapping[str, Any]:
+    run = control.find_run(run_key(problem, job, moment))
+    return run.outputs if run else {}
 
 
 def _why(decided: Mapping[str, Any]) -> str:
@@ -264,7 +277,7 @@ def replayable(problem: Problem) -> list[datetime]:  # The moments of its plan
         )
     return problem.replay.moments()
 
-# %% ../nbs/84_replay.ipynb #f8a84154
+# %% ../nbs/84_replay.ipynb #a724fcaa
 def replay(
     settings: Settings,
     problem_name: str,  # A name of settings.ini [problems]
@@ -273,13 +286,18 @@ def replay(
     "Replay a problem's whole calendar, or what is left of it."
     problem, control = load_problem(settings, problem_name), open_control(settings)
     moments = replayable(problem)
-    set_clock(settings, moments[0])
     quick = replace(settings, reload_seconds=min(settings.reload_seconds, 0.05))
+    alone = lock(
+        settings.data / "locks" / "replay.lock",
+        f"a replay is running in {settings.root} already; wait until it ends",
+    )
     if control.get_doc("traffic", f"{problem_name}/{stamp(moments[-1])}") is None:
-        with Runner(settings) as runner, running(quick, problem_name) as address:
-            production = Production(settings, problem, control, runner, address, echo)
-            for moment in moments:
-                live_through(production, moment, first=moment == moments[0])
+        with alone:
+            set_clock(settings, moments[0])
+            with Runner(settings) as runner, running(quick, problem_name) as address:
+                production = Production(settings, problem, control, runner, address, echo)
+                for moment in moments:
+                    live_through(production, moment, first=moment == moments[0])
     else:
         echo(f"{problem_name} was replayed to {moments[-1]:%Y-%m-%d} already; nothing is left to do")
     return replayed(settings, problem, control)
