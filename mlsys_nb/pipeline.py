@@ -295,12 +295,15 @@ def retrain(at: Site, *, n_trials: int = 12, seed: int = 0) -> Trained:
         return train(at, n_trials=n_trials, seed=seed, policy=asked)
     return _finish(at, Trained("kept", asked.reason, asked))
 
-# %% ../nbs/74_pipeline.ipynb #4ad84ad1
+# %% ../nbs/74_pipeline.ipynb #1f046fdb
 def state_of(at: Site) -> State:
     "What the policy needs to know of the champion."
     model, watched = _champion(at), at.control.get_doc("monitor", at.label) or {}
     if model is None:
         return State(at.problem.name, None)
+    alerts = open_alerts(at.control, at.problem.name)
+    if watched.get("version") != model.version:  # what was found speaks of another champion, or nobody looked
+        watched, alerts = {}, [alert for alert in alerts if alert.kind != "performance"]
     newest, training = last_training_moment(model), model.manifest["training"]
     fresh = [m for m in training_moments(at.problem, at.now) if newest is None or m > newest]
     return State(
@@ -310,7 +313,7 @@ def state_of(at: Site) -> State:
         trained_rows=training["rows"],
         new_labels=build(at.problem, at.lake, fresh, at.now).labelled().height if fresh else 0,
         performance=watched.get("performance", "not enough labels"),
-        alerts=tuple(open_alerts(at.control, at.problem.name)),
+        alerts=tuple(alerts),
     )
 
 
