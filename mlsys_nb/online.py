@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BATCH', 'MARK', 'STORAGE', 'OnlineStore', 'StoreMismatch', 'online_store', 'open_online', 'id_keys', 'write_events',
-           'write_marks', 'write_texts', 'check_repeated', 'compact_store', 'answers', 'sync']
+           'write_marks', 'write_texts', 'check_repeated', 'compact_store', 'answers', 'check_batches', 'sync']
 
 # %% ../nbs/27_online.ipynb #a54d548d
 import struct
@@ -29,7 +29,7 @@ from .serving import Serving, answer, entity_keys, requested, serving
 from .settings import MlsysError, Settings
 from .timeline import END, KNOWN, START
 
-# %% ../nbs/27_online.ipynb #fe983f7c
+# %% ../nbs/27_online.ipynb #2d1d6ea0
 @dataclass(frozen=True, eq=False)
 class OnlineStore:
     "The serving store of one feature set."
@@ -42,10 +42,10 @@ class OnlineStore:
         self,
         name: str,
         frame: pl.DataFrame,
-        batches: Sequence[str] = (),
+        batches: Mapping[str, str] | None = None,
         marks: Mapping[str, str] | None = None,
     ) -> int:
-        "Write events durably and count the new versions; batches named here count once, marks are set in the same commit."
+        "Write events durably and count the new versions; batches (with what they hold) count once, marks are set in the same commit."
         return write_events(self, name, frame, batches, marks)
 
     def mark(self, name: str) -> str:
@@ -60,9 +60,9 @@ class OnlineStore:
         "Which event ids were ever written."
         return self.engine.look(id_keys(name, ids), lambda found, get: [v is not None for v in found])
 
-    def batches(self) -> set[str]:
-        "The batches that were written as a whole."
-        return {key[len(BATCH) :].decode() for key, _ in self.engine.scan(BATCH)}
+    def batches(self) -> dict[str, str]:
+        "The batches that were written as a whole, and what each of them held."
+        return {key[len(BATCH) :].decode(): held.decode() for key, held in self.engine.scan(BATCH)}
 
     def knows(self, keys: Mapping[str, Any]) -> bool:
         "Whether anything ever happened to an entity."
@@ -100,9 +100,9 @@ class OnlineStore:
     def __exit__(self, *error: object) -> None:
         self.engine.close()
 
-# %% ../nbs/27_online.ipynb #bc488795
+# %% ../nbs/27_online.ipynb #bfd6d24d
 class StoreMismatch(MlsysError, ValueError):
-    "A store that was built for other features."
+    "A store that was built for other features, or from other batches."
 
 
 BATCH, MARK, STORAGE = b"m:batch:", b"m:mark:", b"m:storage"
@@ -121,7 +121,13 @@ def online_store(
             put(STORAGE, mine)
         return mine if found is None else bytes(found)
 
-    theirs = engine.look([STORAGE], lambda found, get: found[0] and bytes(found[0])) or engine.change(claim)
+    try:
+        theirs = engine.look([STORAGE], lambda found, get: found[0] and bytes(found[0])) or engine.change(
+            claim
+        )
+    except MlsysError:
+        engine.close()
+        raise
     if theirs != mine:
         engine.close()
         raise StoreMismatch(
@@ -146,12 +152,13 @@ def id_keys(
     "Where the index keeps event ids."
     return [b"i" + name.encode() + b":" + i for i in id_bytes(pl.Series(ids))]
 
-# %% ../nbs/27_online.ipynb #bb028da3
+# %% ../nbs/27_online.ipynb #71ded266
 def write_events(
     store: OnlineStore,  # The store
     name: str,  # Of the events
     frame: pl.DataFrame,  # Rows with event_id; known_at and retracted_at where there are
-    batches: Sequence[str] = (),  # Batches that the rows are
+    batches: Mapping[str, str]
+    | None = None,  # Batches that the rows are, and what identifies the content of each
     marks: Mapping[str, str] | None = None,  # Notes that are made in the same commit
 ) -> int:  # How many versions were new
     "Write events durably; what came before counts once."
@@ -170,8 +177,8 @@ def write_events(
         for family in families:
             check_repeated(family, delivery, known.repeated, get)
             apply_changes(family, changes_of(family, delivery, known), get, put)
-        for b in batches:
-            put(BATCH + b.encode(), b"1")
+        for b, content in (batches or {}).items():
+            put(BATCH + b.encode(), content.encode())
         write_marks(put, marks or {})
         return len(known.new)
 
@@ -286,23 +293,42 @@ def answers(
         ]
     )
 
-# %% ../nbs/27_online.ipynb #2475ec7c
+# %% ../nbs/27_online.ipynb #1fd87abf
+def check_batches(
+    store: OnlineStore,  # The serving store
+    snapshot: Snapshot,  # What the lake holds
+) -> set[str]:  # Batches of the source that the store has
+    "Refuse a store that holds what the lake does not."
+    lake, begin = dict(zip(snapshot.batches, snapshot.contents, strict=True)), f"{snapshot.source}/"
+    held = {b.removeprefix(begin): c for b, c in store.batches().items() if b.startswith(begin)}
+    for batch, content in held.items():
+        known = snapshot.known_by is None or instant(content.split()[0]) <= snapshot.known_by
+        if lake.get(batch, "") != content and (batch in lake or known):
+            raise StoreMismatch(
+                f"a serving store holds what the lake holds; batch {batch} of {snapshot.source!r} "
+                f"{'has other content in the lake now' if batch in lake else 'is not in the lake any more'}; stop what has "
+                f"the store open, remove its folder (data/online/<problem>) and ingest again: it is rebuilt from the lake"
+            )
+    return set(held)
+
+# %% ../nbs/27_online.ipynb #4826b8fe
 def sync(
     store: OnlineStore,  # The serving store
     settings: Settings,  # Where the lake is
     snapshot: Snapshot,  # Which batches
 ) -> int:  # How many versions were new
     "Write the batches of the lake that the store does not have yet."
-    there, source = store.batches(), snapshot.source
-    missing = tuple(b for b in snapshot.batches if f"{source}/{b}" not in there)
-    if not missing:
+    there, source = check_batches(store, snapshot), snapshot.source
+    fresh = {b: c for b, c in zip(snapshot.batches, snapshot.contents, strict=True) if b not in there}
+    if not fresh:
         return 0
+    missing = tuple(fresh)
     manifests = [read_folder_manifest(settings.lake / source / b) for b in missing]
     if len(missing) == len(snapshot.batches) or not manifests[0].get("id"):
-        rows = read(settings, replace(snapshot, batches=missing))
+        rows = read(settings, replace(snapshot, batches=missing, contents=tuple(fresh.values())))
     else:
         begin = min(instant(m["known_at"]) for m in manifests)
         rows = read(settings, snapshot).filter(
             (pl.col("known_at") >= begin) | (pl.col("retracted_at") >= begin)
         )
-    return store.write(source, rows, [f"{source}/{b}" for b in missing])
+    return store.write(source, rows, {f"{source}/{b}": content for b, content in fresh.items()})

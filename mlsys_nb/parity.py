@@ -170,13 +170,15 @@ class Certificate:
         body = table(rows) + table([{"example": e} for e in self.examples])
         return card(f"Parity of {self.features}", facts, body, tone="good" if self.passed else "bad")
 
-# %% ../nbs/29_parity.ipynb #fafecfc9
+# %% ../nbs/29_parity.ipynb #772a300a
 def certify(
     features: FeatureSet,  # The set
     cases: int = 10_000,  # Questions, and so cases of each feature
     seed: int = 0,  # Of every draw
 ) -> Certificate:  # What differed
     "Compare history, store, stream and reference, bit for bit, on invented cases."
+    if cases < 1:
+        raise ValueError(f"a certificate rests on cases >= 1, got {cases}; a release asks for 10000")
     differing, done = dict.fromkeys(features.names, 0), 0
     examples: list[str] = []
     while done < cases:

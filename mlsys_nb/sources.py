@@ -118,7 +118,7 @@ class FilesSource:
                     path.name, read_table(path), known_at, str(path), sha, path.suffix != ".parquet"
                 )
 
-# %% ../nbs/12_sources.ipynb #abc7b138
+# %% ../nbs/12_sources.ipynb #b80b93d5
 def _length(every: str) -> timedelta:
     match = re.fullmatch(r"(\d+)(min|h|d|w)", every)
     if not match or int(match[1]) == 0:
@@ -148,6 +148,11 @@ def _interval_starts(contract: Contract, time: str, frame: pl.DataFrame, every: 
     placed = frame.select(pl.int_range(pl.len()).alias("row")).join(
         starts, on="row", how="left", maintain_order="left"
     )
+    if starts.is_empty():
+        raise ContractError(
+            f"{contract.name} is cut by the time column {time!r}, but none of its {len(frame)} values is a time, such as "
+            f"{frame[time][0]!r}; deliver the file again, or correct the contract's column"
+        )
     return placed["start"].fill_null(starts["start"].min())
 
 # %% ../nbs/12_sources.ipynb #686fc54e

@@ -46,7 +46,7 @@ ranges: events track
 reduction: events features ranges track
 track: events
 history: events arithmetic features reduction track
-engine: durable
+engine: settings durable
 timeline: events features
 compaction: events engine timeline delivery
 delivery: events engine timeline lookup

@@ -5,9 +5,11 @@ import subprocess
 import sys
 import textwrap
 import time
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 import polars as pl
@@ -16,6 +18,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from mlsys_nb import ingest as ingest_room
 from mlsys_nb.clock import instant
 from mlsys_nb.contract import Column, Contract, ContractError, Rule, check, check_many
 from mlsys_nb.durable import SealError
@@ -283,6 +286,79 @@ def test_two_ingests_at_once(here: Settings) -> None:
     assert [p.communicate()[0].split("\n")[1] for p in both] == ["done"] * 2
     events = read(here, snapshot(here, "lines"))
     assert events["event_id"].n_unique() == len(events) == snapshot(here, "lines").rows
+
+
+def test_a_lost_or_swapped_batch_is_noticed(shop: Settings) -> None:
+    for day in ("2010-03-02", "2010-03-03"):
+        deliver(shop, day, f"sale,price,at\n{day[-1]},6.95,2010-03-01\n")
+    ingest(shop, TILL, LATER)
+    lost, then = shop.lake / "till" / "2010-03-03.csv", snapshot(shop, "till")
+    rmtree(lost)
+    with pytest.raises(IngestError, match="2010-03-03.csv is missing from the lake.*ingest again"):
+        snapshot(shop, "till")
+    with pytest.raises(SealError):
+        read(shop, then)
+    assert snapshot(shop, "till", instant("2010-03-02")).batches == ("2010-03-02.csv",)
+    deliver(shop, "2010-03-03", "sale,price,at\n3,5.95,2010-03-01\n")  # taken out on purpose: the new content counts
+    assert ingest(shop, TILL, LATER).batches == ("2010-03-03.csv",)
+    assert snapshot(shop, "till").batches == then.batches
+    with pytest.raises(IngestError, match="replaced since; take a new snapshot"):
+        read(shop, then)
+    other = replace(shop, root=shop.root / "other")
+    deliver(shop, "2010-03-03", "sale,price,at\n3,4.95,2010-03-01\n")
+    ingest(other, TILL, LATER)
+    rmtree(lost)
+    (other.lake / "till" / lost.name).rename(lost)
+    with pytest.raises(IngestError, match="2010-03-03.csv holds other content than what was ingested"):
+        snapshot(shop, "till")
+
+
+@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize("step", range(1, 5))
+def test_a_crash_between_batch_and_ledger_heals(shop: Settings, again: bool, step: int) -> None:
+    "Dies at the n-th commit or note, of new batches and of one that was taken out and comes with other content."
+    for day in ("2010-03-02", "2010-03-03"):
+        deliver(shop, day, f"sale,price,at\n{day[-1]},6.95,2010-03-01\n")
+    if again:
+        ingest(shop, TILL, LATER)
+        rmtree(shop.lake / "till" / "2010-03-03.csv")
+        deliver(shop, "2010-03-03", "sale,price,at\n3,5.95,2010-03-01\n")
+    left = [step]
+
+    def dying(deed: Any) -> Any:
+        def first_count(*given: Any) -> Any:
+            left[0] -= 1
+            if left[0] <= 0:
+                raise KeyboardInterrupt
+            return deed(*given)
+
+        return first_count
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mlsys_nb.ingest._commit", dying(ingest_room._commit))
+        patch.setattr("mlsys_nb.ingest._note", dying(ingest_room._note))
+        with suppress(KeyboardInterrupt):
+            ingest(shop, TILL, LATER)
+    folders = {p.name for p in shop.lake.glob("till/*.csv")}
+    if not again or len(folders) == 2:
+        assert set(snapshot(shop, "till").batches) == folders  # what is there is never refused
+    ingest(shop, TILL, LATER)
+    assert snapshot(shop, "till").batches == ("2010-03-02.csv", "2010-03-03.csv")
+    assert set(ingest_room._noted(shop.lake / "till")) == set(snapshot(shop, "till").batches)
+    rmtree(shop.lake / "till" / "2010-03-02.csv")
+    with pytest.raises(IngestError, match="2010-03-02.csv is missing"):
+        snapshot(shop, "till")
+
+
+def test_a_file_that_came_empty_is_told(here: Settings, tmp_path: Path) -> None:
+    there = replace(here, raw=tmp_path / "raw")
+    there.raw.mkdir()
+    raw = pl.read_parquet(HOME / "data" / "raw" / RETAIL).head(3000)
+    raw.write_parquet(there.raw / RETAIL)
+    assert ingest(there, YEAR, instant("2009-12-06")).notes == ()
+    raw.clear().write_parquet(there.raw / RETAIL)
+    [note] = ingest(there, YEAR, instant("2009-12-06")).notes
+    assert f"{RETAIL} has no rows" in note
 
 
 def test_the_past_does_not_change(here: Settings) -> None:

@@ -4,6 +4,7 @@ from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from random import Random
+from shutil import rmtree
 
 import polars as pl
 import pytest
@@ -13,7 +14,7 @@ from mlsys_nb.contract import Column, Contract
 from mlsys_nb.features import Events, FeatureSet, count, last, mean, total
 from mlsys_nb.history import as_of
 from mlsys_nb.ingest import ingest, read, snapshot
-from mlsys_nb.online import open_online, sync
+from mlsys_nb.online import StoreMismatch, open_online, sync
 from mlsys_nb.parity import bits
 from mlsys_nb.settings import load_settings
 from mlsys_nb.sources import FilesSource
@@ -65,7 +66,7 @@ def test_batch_by_batch_is_what_history_says(tmp_path, seed):
             taken = snapshot(shop, "till")
             sync(store, shop, taken)
             assert sync(store, shop, taken) == 0
-            assert store.batches() == {f"till/{b}" for b in taken.batches}
+            assert set(store.batches()) == {f"till/{b}" for b in taken.batches}
             moments = [now + timedelta(hours=draw.randint(-300, 30)) for _ in range(12)]
             asked = pl.DataFrame([{"shop": s, "moment": m} for m in moments for s in (1, 2, 3, 4)])
             asked = asked.cast({"moment": pl.Datetime("us", "UTC")})
@@ -73,3 +74,36 @@ def test_batch_by_batch_is_what_history_says(tmp_path, seed):
             for row in truth.to_dicts():
                 mine = store.read(row, row["moment"])
                 assert {k: bits(v) for k, v in mine.items()} == {k: bits(row[k]) for k in mine}
+
+
+def test_a_store_refuses_what_the_lake_does_not_hold(tmp_path):
+    "A batch that was taken out of the lake, or replaced: the store says so, and is right again when it is rebuilt."
+    shop = replace(load_settings(root=tmp_path / "root", home=HOME), raw=tmp_path / "raw")
+    contract = Contract("till", (Column("sale", "int"), *columns), id="sale")
+    source = FilesSource("till", contract, "till", known=lambda p: instant(p.stem))
+    deliver(shop, 0)
+    now, second = instant("2010-04-03"), shop.raw / "till" / "2010-04-02.csv"
+    ingest(shop, source, now)
+    before, taken = snapshot(shop, "till", instant("2010-04-01")), snapshot(shop, "till", now)
+    with open_online(tmp_path / "store", features) as store:
+        sync(store, shop, taken)
+        assert sync(store, shop, before) == 0  # an older snapshot does not know the later batches, and need not
+        second.write_text(f"sale,shop,price,at,retracted\n99,1,5.00,{instant('2010-04-01').isoformat()},False\n")
+        rmtree(shop.lake / "till" / second.name)
+        ingest(shop, source, now)
+        with pytest.raises(StoreMismatch, match="2010-04-02.csv of 'till' has other content in the lake now"):
+            sync(store, shop, snapshot(shop, "till", now))
+        second.unlink()
+        rmtree(shop.lake / "till")
+        ingest(shop, source, now)
+        with pytest.raises(StoreMismatch, match="2010-04-02.csv of 'till' is not in the lake any more"):
+            sync(store, shop, snapshot(shop, "till", now))
+        assert sync(store, shop, before) == 0
+    rmtree(tmp_path / "store")
+    with open_online(tmp_path / "store", features) as store:
+        today = snapshot(shop, "till", now)
+        sync(store, shop, today)
+        asked = pl.DataFrame({"shop": [1, 2, 3], "moment": [now] * 3}).cast({"moment": pl.Datetime("us", "UTC")})
+        for row in as_of(features, asked, {"till": read(shop, today)}).to_dicts():
+            mine = store.read(row, now)
+            assert {k: bits(v) for k, v in mine.items()} == {k: bits(row[k]) for k in mine}
