@@ -46,7 +46,7 @@ def stamp(
     "The instant as a file name part."
     return moment.astimezone(UTC).strftime("%Y%m%dT%H%M%SZ")
 
-# %% ../nbs/01_clock.ipynb #fd987777
+# %% ../nbs/01_clock.ipynb #d915853e
 class Clock(Protocol):
     "Something that tells the current instant."
 
@@ -68,7 +68,14 @@ class ReplayClock:
     path: Path
 
     def now(self) -> datetime:
-        return instant(json.loads(self.path.read_text())["now"])
+        text = self.path.read_text(encoding="utf-8", errors="replace")
+        try:
+            return instant(str(json.loads(text)["now"]))
+        except (ValueError, KeyError, TypeError, RecursionError) as e:
+            rule = f'{self.path} holds the replayed time, {{"now": "2010-05-01T00:00:00Z"}}'
+            raise ValueError(
+                f"{rule}; got {text!r:.80}; write an instant into it, or remove it for the real time"
+            ) from e
 
 # %% ../nbs/01_clock.ipynb #c9d27e97
 def open_clock(

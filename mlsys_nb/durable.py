@@ -341,7 +341,7 @@ def _cut_torn(handle: int) -> int:
     os.ftruncate(handle, sound)
     return sound
 
-# %% ../nbs/02_durable.ipynb #dd4ff49f
+# %% ../nbs/02_durable.ipynb #2c53f4de
 class Log:
     "An append-only file of JSON records; what was appended is on disk and is never half there."
 
@@ -355,10 +355,7 @@ class Log:
             path.touch()
             sync_folder(path.parent)
 
-    def append(
-        self,
-        records: Sequence[Mapping[str, Any]],
-    ) -> None:
+    def append(self, records: Sequence[Mapping[str, Any]]) -> None:
         "Add records, all or none; they are on disk when this returns."
         if not records:
             return
@@ -376,8 +373,16 @@ class Log:
                 raise
 
     @staticmethod
-    def read(
-        path: Path,
-    ) -> list[dict[str, Any]]:  # In the order of their appending
+    def read(path: Path) -> list[dict[str, Any]]:  # In the order of their appending
         "The records of a log; none when there is no such file."
-        return _records(path, path.read_bytes()) if path.exists() else []
+        return Log.read_from(path, 0)[0]
+
+    @staticmethod
+    def read_from(path: Path, start: int) -> tuple[list[dict[str, Any]], int]:
+        "The records appended after `start`, which an earlier reading returned, and where to read on."
+        if not path.exists():
+            return [], 0
+        with path.open("rb") as file:
+            file.seek(start)
+            content = file.read()
+        return _records(path, content), start + content.rfind(b"\n") + 1

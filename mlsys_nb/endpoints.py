@@ -70,7 +70,7 @@ def open_desk(
     log = DecisionLog(settings, problem.name)
     return Desk(settings, problem, store, log, Ledger(settings, problem.name), serving, counted)
 
-# %% ../nbs/83_endpoints.ipynb #37e761b5
+# %% ../nbs/83_endpoints.ipynb #55fecde8
 def _shown(decision: Decision, with_features: bool) -> dict[str, Any]:
     shown = {
         "decision_id": decision.decision_id, "problem": decision.problem, "entity": decision.entity,
@@ -82,7 +82,9 @@ def _shown(decision: Decision, with_features: bool) -> dict[str, Any]:
 
 def _text(asked: Mapping[str, Any], name: str, most: int = 200) -> str | None:
     value = asked.get(name)
-    if value is not None and not (isinstance(value, str) and 0 < len(value) <= most):
+    if value is not None and not isinstance(value, str):
+        raise Refusal(422, f"{name} is a text of 1 to {most} characters", clip(value), "send text")
+    if value is not None and not 0 < len(value) <= most:
         raise Refusal(
             422, f"{name} is a text of 1 to {most} characters", clip(value), "shorten it or leave it out"
         )
@@ -147,13 +149,18 @@ async def predict(
         raise Refusal(409, "a request_id names one request", got, "use a new request_id for a new request")
     return _shown(decision, with_features)
 
-# %% ../nbs/83_endpoints.ipynb #546e072b
+# %% ../nbs/83_endpoints.ipynb #bdf9f24d
 async def _predict_many(desk: Desk, given: Any, with_features: bool) -> dict[str, Any]:
     if not (
         isinstance(given, list) and 0 < len(given) <= MAX_ENTITIES and all(isinstance(e, dict) for e in given)
     ):
         rule = f"entities is a list of 1 to {MAX_ENTITIES} objects"
-        raise Refusal(422, rule, clip(given), "send each entity as an object of its keys")
+        got = (
+            f"{len(given)} of them" if isinstance(given, list) and len(given) > MAX_ENTITIES else clip(given)
+        )
+        raise Refusal(
+            422, rule, got, "send each entity as an object of its keys, and many in several requests"
+        )
     unknown = sorted({key for one in given for key in one} - set(desk.problem.keys))
     if unknown:
         raise Refusal(
@@ -176,7 +183,7 @@ async def _predict_many(desk: Desk, given: Any, with_features: bool) -> dict[str
 def _count(desk: Desk, answer: Answer) -> None:
     desk.metrics.predictions.labels(desk.problem.name, str(answer.version), answer.action).inc()
 
-# %% ../nbs/83_endpoints.ipynb #dcee544a
+# %% ../nbs/83_endpoints.ipynb #17396cb0
 async def _find(desk: Desk, decision_id: str) -> Decision:
     recent = desk.log.recent(decision_id)
     if recent is not None:
@@ -207,8 +214,17 @@ async def outcome(
         posting = await asyncio.to_thread(desk.ledger.post, [posted])
     except OSError as e:
         raise _disk_refused(e) from e
-    status = next(kind for kind in ("new", "repeated", "conflicting", "corrected") if getattr(posting, kind))
+    if posting.conflicting:
+        raise _contradiction(posted, desk.ledger.counts(decision_id))
+    status = next(kind for kind in ("new", "repeated", "corrected") if getattr(posting, kind))
     return {"decision_id": decision_id, "status": status}
+
+
+def _contradiction(posted: Outcome, counts: Outcome) -> Refusal:
+    by = f" by {clip(counts.actor)}" if counts.actor else ""
+    rule = f"one outcome of a decision counts: {counts.label}, said{by} at {counts.known_at.isoformat()}"
+    remedy = 'it is kept for review; if it is right, send it with "correction": true'
+    return Refusal(409, rule, f"outcome {posted.label}", remedy)
 
 # %% ../nbs/83_endpoints.ipynb #4e94ee99
 async def decision(

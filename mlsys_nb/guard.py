@@ -159,7 +159,7 @@ async def send_refusal(
     await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
-# %% ../nbs/52_guard.ipynb #83286101
+# %% ../nbs/52_guard.ipynb #02ac1f90
 def _check_length(scope: Scope, limits: Limits) -> None:
     declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
     if declared.isdigit() and int(declared) > limits.max_body:
@@ -168,10 +168,7 @@ def _check_length(scope: Scope, limits: Limits) -> None:
 
 def _too_large(limits: Limits, size: int) -> Refusal:
     return Refusal(
-        413,
-        f"a body has at most {limits.max_body} bytes",
-        f"{size} bytes or more",
-        "send fewer entities at once",
+        413, f"a body has at most {limits.max_body} bytes", f"{size} bytes or more", "send less at once"
     )
 
 

@@ -6,7 +6,7 @@
 __all__ = ['ROWS', 'QUARANTINE', 'LEDGER', 'GROUP', 'IngestError', 'IngestReport', 'ingest', 'Snapshot', 'snapshot', 'read',
            'quarantine']
 
-# %% ../nbs/13_ingest.ipynb #9c25f763
+# %% ../nbs/13_ingest.ipynb #29b779fa
 from collections.abc import Container, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -175,7 +175,7 @@ def _folder(settings: Settings, source: str, batch_id: str) -> Path:
         raise IngestError(f"a batch id of source {source!r} is a plain file name, got {batch_id!r}")
     return settings.lake / source / batch_id
 
-# %% ../nbs/13_ingest.ipynb #ece07a0f
+# %% ../nbs/13_ingest.ipynb #0ed11358
 LEDGER = ".batches.log"
 
 
@@ -189,23 +189,15 @@ def _noted(folder: Path) -> dict[str, str]:
 
 def _note(folder: Path, contents: Mapping[str, str]) -> None:
     if contents:
-        Log(folder / LEDGER).append(
-            [{"batch": batch, "content": content} for batch, content in contents.items()]
-        )
+        Log(folder / LEDGER).append([{"batch": b, "content": c} for b, c in contents.items()])
 
 
-def _complete(
-    folder: Path, noted: Mapping[str, str], there: Mapping[str, str], known_by: datetime | None
-) -> None:
+def _complete(folder: Path, noted: dict[str, str], there: dict[str, str], known_by: datetime | None) -> None:
     for batch, content in noted.items():
         if there.get(batch) != content and (known_by is None or instant(content.split()[0]) <= known_by):
-            state = (
-                "holds other content than"
-                if (folder / batch).exists()
-                else "is missing from the lake, it has"
-            )
+            state = "holds other content" if (folder / batch).exists() else "is missing from the lake"
             raise IngestError(
-                f"what entered the lake stays there as it was; {folder / batch} {state} what was ingested; restore it from a "
+                f"what was ingested stays in the lake as it was; {folder / batch} {state}; restore it from a "
                 f"copy, or remove it and ingest again (if its source has it no more: remove {folder} and ingest again)"
             )
 
@@ -283,7 +275,7 @@ def ingest(
     report = _report(source.name, taken, skipped)
     return report if taken else replace(report, notes=_empty(settings, source))
 
-# %% ../nbs/13_ingest.ipynb #60fa2cd7
+# %% ../nbs/13_ingest.ipynb #978e12cc
 @dataclass(frozen=True)
 class Snapshot:
     "The batches of a source that were known at a moment."
@@ -292,10 +284,8 @@ class Snapshot:
     batches: tuple[str, ...]  # In the order in which they became known
     digest: str
     rows: int
-    contents: tuple[str, ...] = field(
-        default=(), repr=False
-    )  # Of each batch: when it was known, the hash of its rows
-    known_by: datetime | None = field(default=None, compare=False)  # The moment; None: no end
+    contents: tuple[str, ...] = field(default=(), repr=False)  # Per batch: known_at, hash of its rows
+    known_by: datetime | None = field(default=None, compare=False)  # None: no end
 
     def _repr_html_(self) -> str:
         span = f"{self.batches[0]} to {self.batches[-1]}" if self.batches else "none"
@@ -317,7 +307,7 @@ def snapshot(
     rows = sum(manifest["counts"]["rows"] for _, manifest in found)
     return Snapshot(source, tuple(there), digest, rows, tuple(there.values()), known_by)
 
-# %% ../nbs/13_ingest.ipynb #572bdac3
+# %% ../nbs/13_ingest.ipynb #2177060d
 def _versions(events: pl.DataFrame) -> pl.DataFrame:
     ordered = events.sort("event_id", "known_at", maintain_order=True)
     ended = ordered.with_columns(retracted_at=pl.col("known_at").shift(-1).over("event_id"))
@@ -337,9 +327,7 @@ def _one(folder: Path, content: str) -> tuple[pl.DataFrame, str | None]:
 def read(
     settings: Settings,
     snapshot: Snapshot,
-) -> (
-    pl.DataFrame
-):  # Columns of the contract and of `derive`, event_id, known_at, retracted_at; by (known_at, event_id)
+) -> pl.DataFrame:  # Contract's and derived columns, event_id, known_at, retracted_at; by known_at and id
     "The events of a snapshot, every file compared with its seal before it is parsed."
     folders = [_folder(settings, snapshot.source, batch) for batch in snapshot.batches]
     if not folders:

@@ -6,7 +6,7 @@
 __all__ = ['OutcomeError', 'Outcome', 'Standing', 'standings', 'Posting', 'read_outcomes', 'Ledger', 'record_outcomes',
            'conflicts', 'labelled']
 
-# %% ../nbs/60_labels.ipynb #1c253e84
+# %% ../nbs/60_labels.ipynb #d9c06bff
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -19,7 +19,7 @@ import polars as pl
 from .clock import instant, micros
 from .dataset import Lake, labels, load_events
 from .decisions import UnknownDecision, read_decisions
-from .durable import Log
+from .durable import Log, lock
 from .problem import Problem
 from .settings import MlsysError, Settings
 
@@ -61,7 +61,7 @@ def _to_record(outcome: Outcome) -> dict[str, Any]:
 def _from_record(record: dict[str, Any]) -> Outcome:
     return Outcome(**{**record, "known_at": instant(record["known_at"])})
 
-# %% ../nbs/60_labels.ipynb #3302ca5b
+# %% ../nbs/60_labels.ipynb #c82a17e4
 @dataclass(frozen=True)
 class Standing:
     "Where one decision's outcome stands."
@@ -76,12 +76,16 @@ def standings(
     "Which outcome of each decision counts, and which contradict it without being corrections."
     found: dict[str, Standing] = {}
     for outcome in outcomes:
-        standing = found.get(outcome.decision_id)
-        if standing is None or outcome.correction:
-            found[outcome.decision_id] = Standing(outcome)
-        elif outcome.label != standing.counts.label and outcome not in standing.contradictions:
-            found[outcome.decision_id] = Standing(standing.counts, (*standing.contradictions, outcome))
+        found[outcome.decision_id] = _after(found.get(outcome.decision_id), outcome)
     return found
+
+
+def _after(standing: Standing | None, outcome: Outcome) -> Standing:
+    if standing is None or outcome.correction:
+        return Standing(outcome)
+    if outcome.label != standing.counts.label and outcome not in standing.contradictions:
+        return Standing(standing.counts, (*standing.contradictions, outcome))
+    return standing
 
 # %% ../nbs/60_labels.ipynb #70ac2301
 @dataclass(frozen=True)
@@ -107,41 +111,56 @@ def read_outcomes(
     outcomes = [_from_record(record) for record in Log.read(_path(settings, problem))]
     return [o for o in outcomes if known_by is None or o.known_at <= known_by]
 
-# %% ../nbs/60_labels.ipynb #f9fbe836
+# %% ../nbs/60_labels.ipynb #2c7c6a16
 class Ledger:
     "The writing end of a problem's outcomes: acknowledged means on disk; posting twice counts once."
 
     def __init__(self, settings: Settings, problem: str) -> None:
-        self._standing = standings(read_outcomes(settings, problem))
-        self._log, self._guard = Log(_path(settings, problem)), Lock()
+        self._standing: dict[str, Standing] = {}
+        self._log, self._read, self._guard = Log(_path(settings, problem)), 0, Lock()
+        self._catch_up()
+
+    def counts(self, decision_id: str) -> Outcome:
+        "The outcome that counts for a decision of which some were posted."
+        return self._standing[decision_id].counts
+
+    def _catch_up(self) -> None:
+        records, self._read = Log.read_from(self._log.path, self._read)
+        for outcome in map(_from_record, records):
+            self._standing[outcome.decision_id] = _after(self._standing.get(outcome.decision_id), outcome)
 
     def post(self, outcomes: Sequence[Outcome]) -> Posting:
         "Write what is new; the caller has checked that the decisions exist."
         kinds: dict[str, list[str]] = {"new": [], "repeated": [], "conflicting": [], "corrected": []}
-        with self._guard:
-            standing, fresh = dict(self._standing), []
+        with self._guard, lock(self._log.path.with_suffix(".lock")):
+            self._catch_up()
+            changed: dict[str, Standing] = {}
+            fresh = []
             for outcome in outcomes:
-                kind = _kind(outcome, standing.get(outcome.decision_id))
+                standing = changed.get(outcome.decision_id) or self._standing.get(outcome.decision_id)
+                kind = _kind(outcome, standing)
                 kinds[kind].append(outcome.decision_id)
-                if kind != "repeated":
+                if kind != "repeated" and not (
+                    kind == "conflicting" and standing and _said(outcome, standing)
+                ):
                     fresh.append(outcome)
-                    past = standing.get(outcome.decision_id)
-                    before = (past.counts, *past.contradictions) if past else ()
-                    standing.update(standings([*before, outcome]))
+                    changed[outcome.decision_id] = _after(standing, outcome)
             self._log.append([_to_record(outcome) for outcome in fresh])
-            self._standing = standing
+            self._catch_up()
         return Posting(**{kind: tuple(ids) for kind, ids in kinds.items()})
 
-
+# %% ../nbs/60_labels.ipynb #27e8ae09
 def _kind(outcome: Outcome, standing: Standing | None) -> str:
     if standing is None:
         return "new"
     if outcome.correction and (outcome.label != standing.counts.label or standing.contradictions):
         return "corrected"
-    if outcome.label == standing.counts.label:
-        return "repeated"
-    same = any(o.label == outcome.label and o.actor == outcome.actor for o in standing.contradictions)
-    return "repeated" if same else "conflicting"
+    return "repeated" if outcome.label == standing.counts.label else "conflicting"
+
+
+def _said(outcome: Outcome, standing: Standing) -> bool:
+    "Whether the same actor has contradicted in the same way before."
+    return any(o.label == outcome.label and o.actor == outcome.actor for o in standing.contradictions)
 
 # %% ../nbs/60_labels.ipynb #2d290aa4
 def record_outcomes(

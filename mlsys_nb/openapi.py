@@ -12,18 +12,37 @@ from typing import Any
 from .markup import page, table
 from .problem import Problem
 
-# %% ../nbs/56_openapi.ipynb #689a1efc
+# %% ../nbs/56_openapi.ipynb #e24b24a1
 _ERRORS: Mapping[int, tuple[str, str, str, str]] = {
     400: ("Not JSON", "the body is one JSON value in UTF-8, with finite numbers and whole characters", "b'{'",
           "send valid JSON (RFC 8259)"),
     404: ("Unknown", "an entity has been seen before", "{'id': 1}", "check the id"),
     408: ("Too slow", "a request takes at most 10 s", "a body that had not arrived by then", "send the body at once"),
     409: ("Conflict", "a request_id names one request", "another entity under 'r-1'", "use a new request_id"),
-    413: ("Too large", "a body has at most 65536 bytes", "70000 bytes or more", "send fewer entities at once"),
+    413: ("Too large", "a body has at most 65536 bytes", "70000 bytes or more", "send less at once"),
     422: ("Wrong value", "id is of type int", "'13085' of type str", "send int"),
     503: ("Not now", "a champion serves predictions", "no champion yet", "promote a version, then try again"),
 }  # fmt: skip
 
+# %% ../nbs/56_openapi.ipynb #51cf046c
+_ABOUT_OUTCOMES: Mapping[int, tuple[str, str, str, str]] = {
+    404: ("Unknown decision", "a decision id comes from an answer of this service", "'h1-7-00000000'", "check the id"),
+    409: ("Contradiction", "one outcome of a decision counts: 1, said by 'shop' at 2010-12-31T09:00:00+00:00", "outcome 0",
+          'it is kept for review; if it is right, send it with "correction": true'),
+    422: ("Wrong value", "outcome is 1 (it happened) or 0 (it did not)", "2", "send 0 or 1"),
+    503: ("Not now", "an answer is given when it is on disk", "'No space left on device'", "tell the operator"),
+}  # fmt: skip
+
+_ABOUT_MODEL: Mapping[int, tuple[str, str, str, str]] = {
+    404: (
+        "Unknown problem",
+        "this service answers for one problem",
+        "'other'",
+        "ask /v1/ and the problem's name",
+    ),
+}
+
+# %% ../nbs/56_openapi.ipynb #84710db9
 _ERROR_SCHEMA: Mapping[str, Any] = {
     "type": "object",
     "required": ["error"],
@@ -45,10 +64,12 @@ def _json(schema: Mapping[str, Any], example: Any) -> dict[str, Any]:
     return {"application/json": {"schema": dict(schema), "example": example}}
 
 
-def _responses(answer: tuple[Mapping[str, Any], Any], *errors: int) -> dict[int | str, Any]:
+def _responses(
+    answer: tuple[Mapping[str, Any], Any], *errors: int, special: Mapping[int, tuple[str, str, str, str]] = {}
+) -> dict[int | str, Any]:
     found: dict[int | str, Any] = {200: {"description": "The answer", "content": _json(*answer)}}
     for status in errors:
-        title, rule, got, remedy = _ERRORS[status]
+        title, rule, got, remedy = {**_ERRORS, **special}[status]
         example = {"error": {"rule": rule, "got": got, "remedy": remedy}}
         found[status] = {"description": title, "content": _json(_ERROR_SCHEMA, example)}
     return found
@@ -104,7 +125,7 @@ def _prediction(problem: Problem) -> tuple[dict[str, Any], dict[str, Any]]:
     }  # fmt: skip
     return schema, shown
 
-# %% ../nbs/56_openapi.ipynb #29fd9892
+# %% ../nbs/56_openapi.ipynb #c2c76d4a
 def _ask(problem: Problem) -> tuple[dict[str, Any], dict[str, Any]]:
     "What a prediction request may hold."
     properties, example = _entity(problem)
@@ -112,7 +133,7 @@ def _ask(problem: Problem) -> tuple[dict[str, Any], dict[str, Any]]:
     more = {
         "request_id": {
             "type": "string",
-            "description": "A repeat with the same request_id gets the same decision",
+            "description": "A repeat to the same service process gets the same decision",
         },
         "features": {"type": "boolean", "description": "Return the features as served"},
     }
@@ -125,7 +146,7 @@ def _ask(problem: Problem) -> tuple[dict[str, Any], dict[str, Any]]:
     }
     return {"oneOf": [one, many]}, {**example, "request_id": "order-77-basket"}
 
-# %% ../nbs/56_openapi.ipynb #29c9ba5f
+# %% ../nbs/56_openapi.ipynb #2a1190e8
 def _body(schema: Mapping[str, Any], example: Any) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": _json(schema, example)}}
 
@@ -134,6 +155,24 @@ def _plain(description: str, example: Any) -> tuple[dict[str, Any], Any]:
     return {"type": "object", "description": description}, example
 
 
+def _ready() -> dict[int | str, Any]:
+    yes = _plain(
+        "Whether predictions can be served", {"ready": True, "version": 3, "detail": "serving version 3"}
+    )
+    no = _plain("Why they cannot", {"ready": False, "version": None, "detail": "no champion yet"})
+    return {**_responses(yes), 503: {"description": "Not ready", "content": _json(*no)}}
+
+
+_REPEATS = (
+    "A repeat with the same request_id gets the same decision, as long as it reaches the same service process: "
+    "several processes on one system do not know each other's requests."
+)
+_CORRECTIONS = (
+    "The first outcome of a decision counts. The same one again is answered 'repeated'. Another one is kept for review "
+    'and answered with 409, which says what counts; with "correction": true it counts from then on.'
+)
+
+# %% ../nbs/56_openapi.ipynb #d9867a8c
 def operations(
     problem: Problem,  # Declares keys, actions and the meaning of the prediction
 ) -> dict[str, dict[str, Any]]:  # Route name -> keyword arguments of the route
@@ -143,29 +182,27 @@ def operations(
         "type": "object", "required": ["decision_id", "outcome"], "additionalProperties": False,
         "properties": {
             "decision_id": {"type": "string"}, "outcome": {"type": "integer", "enum": [0, 1]},
-            "actor": {"type": "string"}, "correction": {"type": "boolean"},
+            "actor": {"type": "string", "description": "Who says so"},
+            "correction": {"type": "boolean", "description": "true: this one counts from now on, whatever was said before"},
         },
     }  # fmt: skip
     said = {"decision_id": "h1-7-8d1c2f3a", "outcome": 1, "actor": "shop"}
     receipt = _plain("What the ledger made of it", {"decision_id": "h1-7-8d1c2f3a", "status": "new"})
     card = _plain("The manifest", {"version": 3, "digest": "9f2c...", "family": "boosting"})
-    ready = _plain(
-        "Whether predictions can be served", {"ready": True, "version": 3, "detail": "serving version 3"}
-    )
-    posted = {400: 0, 404: 0, 408: 0, 409: 0, 413: 0, 422: 0, 503: 0}
+    posted = (400, 404, 408, 409, 413, 422, 503)
     return {
         "predictions": {"summary": "Predict for one entity, or several", "openapi_extra": _body(*ask),
-                        "responses": _responses(prediction, *posted)},
+                        "description": _REPEATS, "responses": _responses(prediction, *posted)},
         "outcomes": {"summary": "Say what became of a decision", "openapi_extra": _body(outcome, said),
-                     "responses": _responses(receipt, 400, 404, 408, 413, 422, 503)},
-        "decision": {"summary": "A decision as it was served", "responses": _responses(prediction, 404)},
-        "model": {"summary": "The model that serves", "responses": _responses(card, 404, 503)},
+                     "description": _CORRECTIONS, "responses": _responses(receipt, *posted, special=_ABOUT_OUTCOMES)},
+        "decision": {"summary": "A decision as it was served", "responses": _responses(prediction, 404, special=_ABOUT_OUTCOMES)},
+        "model": {"summary": "The model that serves", "responses": _responses(card, 404, 503, special=_ABOUT_MODEL)},
         "healthz": {"summary": "Is the process alive", "responses": _responses(_plain("Alive", {"alive": True}))},
-        "readyz": {"summary": "Can it serve predictions", "responses": _responses(ready, 503)},
+        "readyz": {"summary": "Can it serve predictions", "responses": _ready()},
         "metrics": {"summary": "Figures for Prometheus", "responses": {200: {"description": "Text format"}}},
     }  # fmt: skip
 
-# %% ../nbs/56_openapi.ipynb #dcd69c2a
+# %% ../nbs/56_openapi.ipynb #6cd36322
 def page_of(
     description: Mapping[str, Any],  # An OpenAPI document
 ) -> str:  # A page of HTML that makes no request
@@ -175,7 +212,10 @@ def page_of(
         for method, operation in methods.items():
             name = f"{method.upper()} {path}"
             statuses = ", ".join(sorted(map(str, operation["responses"])))
-            rows.append({"request": name, "what": operation.get("summary", ""), "answers": statuses})
+            about = operation.get("description", "")
+            rows.append(
+                {"request": name, "what": operation.get("summary", ""), "answers": statuses, "rules": about}
+            )
             details += [
                 {"request": name, "part": part, "example": text} for part, text in _examples(operation)
             ]

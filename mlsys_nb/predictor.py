@@ -18,7 +18,7 @@ from .package import Model
 from .problem import Problem
 from .settings import MlsysError
 
-# %% ../nbs/51_predictor.ipynb #842d2a71
+# %% ../nbs/51_predictor.ipynb #bfaf3051
 class EntityError(MlsysError, ValueError):
     "An entity that is not named as the problem declares."
 
@@ -48,7 +48,9 @@ def _key(name: str, dtype: str, value: Any) -> Any:
         raise EntityError(f"{name} is of type {dtype}", f"{shown} of type {kind.__name__}", f"send {dtype}")
     if dtype == "int" and not -(2**63) <= value < 2**63:
         raise EntityError(
-            f"{name} is a whole number of 64 bits", f"one of {value.bit_length()} bits", "check it"
+            f"{name} is a whole number from -2**63 to 2**63-1",
+            f"one of {value.bit_length()} bits",
+            "check it",
         )
     if dtype == "text" and not 0 < len(value) <= 200:
         raise EntityError(f"{name} is a text of 1 to 200 characters", f"{len(value)}", "check it")

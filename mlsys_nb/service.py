@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['logger', 'ServiceError', 'create_app', 'serve', 'running']
 
-# %% ../nbs/83_service.ipynb #b0159ad6
+# %% ../nbs/83_service.ipynb #d6486be8
 import asyncio
 import contextlib
 import logging
 import socket
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from typing import Any
 
 import orjson
@@ -41,18 +41,20 @@ logger = logging.getLogger("mlsys_nb.service")
 class ServiceError(MlsysError):
     "The service cannot start."
 
-# %% ../nbs/83_service.ipynb #41d6dd92
+# %% ../nbs/83_service.ipynb #4d7253b2
 def _json(value: Any, status: int = 200) -> Any:
     from starlette.responses import Response
 
     return Response(orjson.dumps(value), status, media_type="application/json")
 
 
-def _error(refusal: Refusal) -> Any:
+def _error(refusal: Refusal, headers: Mapping[str, str] | None = None) -> Any:
     from starlette.responses import Response
 
-    headers = {} if refusal.retry_after is None else {"retry-after": str(refusal.retry_after)}
-    return Response(error_body(refusal), refusal.status, headers, media_type="application/json")
+    later = {} if refusal.retry_after is None else {"retry-after": str(refusal.retry_after)}
+    return Response(
+        error_body(refusal), refusal.status, {**(headers or {}), **later}, media_type="application/json"
+    )
 
 
 async def _answer(desk: Desk, problem: str, work: Callable[..., Awaitable[Any]], *given: Any) -> Any:
@@ -90,14 +92,16 @@ class _Life:
             watching.cancel()
             await asyncio.to_thread(self.close)
 
-# %% ../nbs/83_service.ipynb #01d4110c
+# %% ../nbs/83_service.ipynb #3aab69b1
 def _errors(app: Any) -> None:
     "Errors of the framework in the service's own shape."
     from starlette.exceptions import HTTPException
 
     async def refused(request: Any, error: Any) -> Any:
         got = clip(f"{request.method} {request.url.path}")
-        return _error(Refusal(error.status_code, "a request names a route of this service", got, "see /docs"))
+        allowed = (error.headers or {}).get("Allow", "")
+        rule = f"this route allows {allowed}" if allowed else "a request names a route of this service"
+        return _error(Refusal(error.status_code, rule, got, "see /docs"), error.headers)
 
     async def broken(request: Any, error: Any) -> Any:
         return _error(
@@ -109,7 +113,7 @@ def _errors(app: Any) -> None:
     app.add_exception_handler(HTTPException, refused)
     app.add_exception_handler(Exception, broken)
 
-# %% ../nbs/83_service.ipynb #7177619e
+# %% ../nbs/83_service.ipynb #822abeff
 def _routes(app: Any, life: _Life) -> None:
     "The routes about one problem."
     from fastapi import Request
@@ -139,11 +143,18 @@ def _health(app: Any, life: _Life) -> None:
 
     told = {name: {**kept, "response_model": None} for name, kept in operations(life.problem).items()}
 
+    both = {
+        "methods": ["GET", "HEAD"],
+        "include_in_schema": False,
+    }  # what answers; the other one only describes
+
     @app.get("/healthz", **told["healthz"])
+    @app.api_route("/healthz", **both)
     async def healthz() -> Any:
         return _json({"alive": True})
 
     @app.get("/readyz", **told["readyz"])
+    @app.api_route("/readyz", **both)
     async def readyz() -> Any:
         status, shown = readiness(life.desk)
         return _json(shown, status)
@@ -157,7 +168,7 @@ def _health(app: Any, life: _Life) -> None:
     async def docs() -> Any:
         return HTMLResponse(page_of(app.openapi()))
 
-# %% ../nbs/83_service.ipynb #1200fa16
+# %% ../nbs/83_service.ipynb #79e25fc5
 def create_app(
     settings: Settings,  # The system's settings
     problem_name: str,  # A problem of `settings.ini`
@@ -170,14 +181,16 @@ def _application(life: _Life) -> App:
     from fastapi import FastAPI
 
     title = f"{life.problem.title}: {life.problem.question}"
-    app = FastAPI(title=title, version="1", docs_url=None, redoc_url=None, lifespan=life)
+    app = FastAPI(
+        title=title, version="1", docs_url=None, redoc_url=None, lifespan=life, redirect_slashes=False
+    )
     _routes(app, life)
     _health(app, life)
     _errors(app)
     limits = Limits(life.settings.max_body, life.settings.deadline_seconds)
     return measured(guard(app, limits), life.metrics)
 
-# %% ../nbs/83_service.ipynb #10d5b534
+# %% ../nbs/83_service.ipynb #f27a2dc6
 def _socket(host: str, port: int) -> socket.socket:
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
@@ -186,7 +199,7 @@ def _socket(host: str, port: int) -> socket.socket:
         )  # named, or asyncio sets no NODELAY
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind((host, port))
-    except OSError as e:
+    except (OSError, OverflowError, UnicodeError) as e:
         raise ServiceError(
             f"the service listens at host:port, {host}:{port} cannot be had: {e}; choose another"
         ) from e

@@ -71,6 +71,11 @@ def test_help_is_quick():
         (["features", "churn", "--entity", "customer_id=1"], "ingest"),
         (["parity", "nope"], "churn"),
         (["demo", "--problem", "nope"], "churn"),
+        (["features", "churn", "--entity", "customer_id=1", "--at", ""], "ISO 8601"),
+        (["train", "churn", "-p", "problem=returns"], "problem is given once"),
+        (["runs", "--problem", "nope"], "no problem 'nope'"),
+        (["runs", "--job", "nope"], "no job 'nope'"),
+        (["serve", "churn", "--port", "70000"], "choose another"),
     ],
     ids=" ".join,
 )
@@ -110,12 +115,54 @@ def test_a_missing_raw_file_is_named(capsys, root, monkeypatch, tmp_path):
 
 
 def test_looking_at_an_empty_system(capsys, root):
-    assert mlsys(capsys, "runs", "--root", root) == (0, "", "")
+    assert mlsys(capsys, "runs", "--root", root) == (0, f"no runs yet in {root}\n", "")
+    assert "no champion yet" in mlsys(capsys, "champion", "churn", "--root", root)[2]
+    assert not Path(root).exists(), "looking creates nothing"
     code, out, _ = mlsys(capsys, "problems", "--root", root)
     assert (code, out.split()[0]) == (0, "churn")
     code, out, _ = mlsys(capsys, "reports", "--root", root)
     assert code == 0
     assert "0 runs" in Path(out.strip()).read_text()
+
+
+@pytest.mark.parametrize("words", [["demo"], ["train", "churn"], ["serve", "churn"], ["reports"]], ids=" ".join)
+def test_a_root_that_is_a_file_is_refused_before_the_work(capsys, tmp_path, monkeypatch, words):
+    monkeypatch.chdir(ROOT)
+    (tmp_path / "file").touch()
+    for root in (tmp_path / "file", tmp_path / "file" / "below"):
+        code, out, err = mlsys(capsys, *words, "--root", str(root))
+        assert (code, out, len(err.splitlines())) == (2, "", 1)
+        assert "is a file; choose another --root" in err
+
+
+def test_demo_checks_before_it_speaks(capsys, root):
+    assert mlsys(capsys, "demo", "--problem", "nope", "--root", root)[1] == ""
+
+
+def test_problems_lists_all_and_marks_the_broken(capsys, tmp_path, monkeypatch):
+    lines = "[problems]\naaa = no_such_module:x\nbad = broken_case:x\nchurn = mlsys_nb.cases.churn:problem\n"
+    (tmp_path / "settings.ini").write_text(lines)
+    (tmp_path / "broken_case.py").write_text("raise RuntimeError('no licence')\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    code, out, _ = mlsys(capsys, "problems")
+    assert code == 2
+    first, second, third = out.splitlines()
+    assert "BROKEN" in first and "BROKEN" in second and "no licence" in second and third.startswith("churn")
+
+
+def test_a_misspelt_environment_variable_is_refused(capsys, root, monkeypatch):
+    monkeypatch.setenv("MLSYS_PROT", "80")
+    code, _, err = mlsys(capsys, "runs", "--root", root)
+    assert (code, "MLSYS_PROT" in err) == (2, True)
+
+
+def test_a_damaged_clock_is_named(capsys, root):
+    marker = Path(root) / "data" / "clock.json"
+    marker.parent.mkdir(parents=True)
+    marker.write_text("{")
+    code, _, err = mlsys(capsys, "reports", "--root", root)
+    assert (code, "clock.json holds the replayed time" in err) == (2, True)
 
 
 def test_answers_by_kind_of_error():

@@ -124,7 +124,7 @@ def test_in_a_browser(state, lived, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    shots = Path(os.environ.get("MLSYS_SCREENSHOTS", tmp_path / "shots"))
+    shots = Path(os.environ.get("TEST_MLSYS_SCREENSHOTS", tmp_path / "shots"))
     shots.mkdir(parents=True, exist_ok=True)
     server, errors, foreign = voila(lived.root if state == "lived" else tmp_path / "none", port), [], []
     try:

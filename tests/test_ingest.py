@@ -299,7 +299,9 @@ def test_a_lost_or_swapped_batch_is_noticed(shop: Settings) -> None:
     with pytest.raises(SealError):
         read(shop, then)
     assert snapshot(shop, "till", instant("2010-03-02")).batches == ("2010-03-02.csv",)
-    deliver(shop, "2010-03-03", "sale,price,at\n3,5.95,2010-03-01\n")  # taken out on purpose: the new content counts
+    deliver(
+        shop, "2010-03-03", "sale,price,at\n3,5.95,2010-03-01\n"
+    )  # taken out on purpose: the new content counts
     assert ingest(shop, TILL, LATER).batches == ("2010-03-03.csv",)
     assert snapshot(shop, "till").batches == then.batches
     with pytest.raises(IngestError, match="replaced since; take a new snapshot"):
@@ -309,7 +311,7 @@ def test_a_lost_or_swapped_batch_is_noticed(shop: Settings) -> None:
     ingest(other, TILL, LATER)
     rmtree(lost)
     (other.lake / "till" / lost.name).rename(lost)
-    with pytest.raises(IngestError, match="2010-03-03.csv holds other content than what was ingested"):
+    with pytest.raises(IngestError, match="2010-03-03.csv holds other content; restore"):
         snapshot(shop, "till")
 
 
@@ -355,7 +357,7 @@ def test_a_file_that_came_empty_is_told(here: Settings, tmp_path: Path) -> None:
     there.raw.mkdir()
     raw = pl.read_parquet(HOME / "data" / "raw" / RETAIL).head(3000)
     raw.write_parquet(there.raw / RETAIL)
-    assert ingest(there, YEAR, instant("2009-12-06")).notes == ()
+    assert "has no rows" not in str(ingest(there, YEAR, instant("2009-12-06")).notes)
     raw.clear().write_parquet(there.raw / RETAIL)
     [note] = ingest(there, YEAR, instant("2009-12-06")).notes
     assert f"{RETAIL} has no rows" in note

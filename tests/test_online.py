@@ -1,6 +1,6 @@
 """The serving store: arrival order, crashes, concurrency, long timelines, compaction.
 
-The always-run part delivers 60 random orders; the acceptance figure is `MLSYS_ORDERS=1000 pytest tests/test_online.py`.
+The always-run part delivers 60 random orders; the acceptance figure is `TEST_MLSYS_ORDERS=1000 pytest tests/test_online.py`.
 """
 
 import multiprocessing
@@ -19,7 +19,7 @@ from mlsys_nb.online import StoreMismatch, online_store, open_online
 from mlsys_nb.parity import bits, by_reference, by_store, frame_of, read_all
 from mlsys_nb.worlds import World, world
 
-ORDERS = int(os.environ.get("MLSYS_ORDERS", "60"))
+ORDERS = int(os.environ.get("TEST_MLSYS_ORDERS", "60"))
 
 
 class Crash(RuntimeError):

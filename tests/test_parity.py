@@ -1,7 +1,7 @@
 """Training, serving and the stream give the same bits, on generated cases, for every word of the feature floor.
 
 The always-run part compares 1,500 cases a feature. The acceptance figure (10,000 and more) is
-`MLSYS_PARITY_CASES=10000 pytest tests/test_parity.py`, or `mlsys parity churn`.
+`TEST_MLSYS_PARITY_CASES=10000 pytest tests/test_parity.py`, or `mlsys parity churn`.
 """
 
 import os
@@ -18,7 +18,7 @@ from mlsys_nb.features import FeatureSet, count, distinct, first, largest, last,
 from mlsys_nb.parity import bits, by_history, by_reference, by_store, certify
 from mlsys_nb.worlds import World
 
-CASES = int(os.environ.get("MLSYS_PARITY_CASES", "1500"))
+CASES = int(os.environ.get("TEST_MLSYS_PARITY_CASES", "1500"))
 
 
 def test_every_word_of_the_floor():

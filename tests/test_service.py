@@ -113,6 +113,38 @@ def test_answers_and_refusals(world):
         assert answer.status_code == status and set(answer.json()["error"]) == {"rule", "got", "remedy"}
 
 
+def test_methods_slashes_and_precise_rules(world):
+    _, client, _, _ = world
+    for path, method, allowed in (
+        ("/v1/churn/predictions", "GET", {"POST"}),
+        ("/v1/churn/model", "DELETE", {"GET"}),
+        ("/healthz", "POST", {"GET", "HEAD"}),
+    ):
+        answer = client.request(method, path)
+        assert answer.status_code == 405 and set(answer.headers["allow"].split(", ")) == allowed
+        assert all(name in answer.json()["error"]["rule"] for name in allowed)
+    for path in ("/healthz", "/readyz"):
+        assert (client.head(path).status_code, client.head(path).content) == (200, b"")
+        answer = client.get(path + "/")
+        assert answer.status_code == 404 and set(answer.json()["error"]) == {"rule", "got", "remedy"}
+    assert post(client, {"customer_id": 13080}, "predictions/").status_code == 404
+    error = post(client, {"customer_id": 2**63}).json()["error"]
+    assert "-2**63 to 2**63-1" in error["rule"]
+    assert post(client, {"customer_id": 13080, "request_id": 5}).json()["error"]["remedy"] == "send text"
+    assert post(client, {"decision_id": 5, "outcome": 1}, "outcomes").json()["error"]["remedy"] == "send text"
+    assert "501 of them" in post(client, {"entities": [{"customer_id": 13080}] * 501}).json()["error"]["got"]
+
+
+def test_two_services_on_one_root_agree_on_outcomes(world):
+    here, client, _, _ = world
+    with service(here.root) as (other, _, _):
+        decision_id = post(client, {"customer_id": 13080}).json()["decision_id"]
+        said = [post(c, {"decision_id": decision_id, "outcome": o}, "outcomes") for c, o in ((client, 1), (other, 0))]
+        assert [answer.status_code for answer in said] == [200, 409]
+        assert "counts: 1" in said[1].json()["error"]["rule"]
+        assert post(client, {"decision_id": decision_id, "outcome": 0}, "outcomes").status_code == 409
+
+
 anything = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters()), 
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(
@@ -155,11 +187,11 @@ def test_a_repeated_request_gets_the_same_decision(world):
 def test_outcomes(world):
     _, client, _, _ = world
     decision_id = post(client, {"customer_id": 13080}).json()["decision_id"]
-    said = [
-        post(client, {"decision_id": decision_id, "outcome": o}, "outcomes").json()["status"]
-        for o in (1, 1, 0)
-    ]
-    assert said == ["new", "repeated", "conflicting"]
+    answers = [post(client, {"decision_id": decision_id, "outcome": o}, "outcomes") for o in (1, 1, 0, 0, 1)]
+    assert [a.status_code for a in answers] == [200, 200, 409, 409, 200]
+    assert [a.json()["status"] for a in answers if a.status_code == 200] == ["new", "repeated", "repeated"]
+    error = answers[2].json()["error"]
+    assert "counts: 1" in error["rule"] and error["got"] == "outcome 0" and '"correction": true' in error["remedy"]
     corrected = {"decision_id": decision_id, "outcome": 0, "correction": True, "actor": "ada"}
     assert post(client, corrected, "outcomes").json()["status"] == "corrected"
     for wrong, status in (({"decision_id": "h1-1-00000000", "outcome": 1}, 404), ({"outcome": 1}, 422),
@@ -175,6 +207,8 @@ def test_documentation_health_and_metrics(world):
     )
     page = client.get("/docs").text
     assert "<script" not in page and "http://" not in page and "https://" not in page
+    said = client.get("/openapi.json").json()["paths"]["/v1/{problem}/outcomes"]["post"]
+    assert "409" in said["responses"] and "correction" in page and "same service process" in page
     assert client.get("/readyz").json()["version"] == 1 and client.get("/healthz").json() == {"alive": True}
     figures = client.get("/metrics").text
     assert "mlsys_model_info" in figures and "mlsys_request_seconds_bucket" in figures

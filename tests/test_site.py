@@ -1,6 +1,6 @@
 """The documentation site and the reports in a real browser: no error on the console, no request to anywhere.
 
-Screenshots stand in MLSYS_SCREENSHOTS, or in pytest's temporary folder.
+Screenshots stand in TEST_MLSYS_SCREENSHOTS, or in pytest's temporary folder.
 """
 
 import json
@@ -54,7 +54,7 @@ def look(tmp_path_factory):
     browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if browser is None:
         pytest.skip("no chromium here")
-    shots = Path(os.environ.get("MLSYS_SCREENSHOTS") or tmp_path_factory.mktemp("screenshots"))
+    shots = Path(os.environ.get("TEST_MLSYS_SCREENSHOTS") or tmp_path_factory.mktemp("screenshots"))
     shots.mkdir(parents=True, exist_ok=True)
     with playwright.sync_playwright() as p:
         window = p.chromium.launch(executable_path=browser, args=FLAGS)

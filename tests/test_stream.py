@@ -1,6 +1,6 @@
 """kill -9 of a stream consumer while it folds: nothing lost, nothing counted twice.
 
-The always-run part kills 8 times; the acceptance figure is `MLSYS_KILLS=200 pytest tests/test_stream.py`.
+The always-run part kills 8 times; the acceptance figure is `TEST_MLSYS_KILLS=200 pytest tests/test_stream.py`.
 """
 
 import json
@@ -20,7 +20,7 @@ from mlsys_nb.features import Events, FeatureSet, count, distinct, total
 from mlsys_nb.online import open_online
 from mlsys_nb.stream import JsonLines, consume, fold
 
-KILLS = int(os.environ.get("MLSYS_KILLS", "8"))
+KILLS = int(os.environ.get("TEST_MLSYS_KILLS", "8"))
 orders = Events("orders", keys={"customer": "int"}, time="ts", columns={"pence": "int", "shop": "text"})
 features = FeatureSet(
     "s",

@@ -87,8 +87,12 @@ def test_a_store_refuses_what_the_lake_does_not_hold(tmp_path):
     before, taken = snapshot(shop, "till", instant("2010-04-01")), snapshot(shop, "till", now)
     with open_online(tmp_path / "store", features) as store:
         sync(store, shop, taken)
-        assert sync(store, shop, before) == 0  # an older snapshot does not know the later batches, and need not
-        second.write_text(f"sale,shop,price,at,retracted\n99,1,5.00,{instant('2010-04-01').isoformat()},False\n")
+        assert (
+            sync(store, shop, before) == 0
+        )  # an older snapshot does not know the later batches, and need not
+        second.write_text(
+            f"sale,shop,price,at,retracted\n99,1,5.00,{instant('2010-04-01').isoformat()},False\n"
+        )
         rmtree(shop.lake / "till" / second.name)
         ingest(shop, source, now)
         with pytest.raises(StoreMismatch, match="2010-04-02.csv of 'till' has other content in the lake now"):
@@ -103,7 +107,9 @@ def test_a_store_refuses_what_the_lake_does_not_hold(tmp_path):
     with open_online(tmp_path / "store", features) as store:
         today = snapshot(shop, "till", now)
         sync(store, shop, today)
-        asked = pl.DataFrame({"shop": [1, 2, 3], "moment": [now] * 3}).cast({"moment": pl.Datetime("us", "UTC")})
+        asked = pl.DataFrame({"shop": [1, 2, 3], "moment": [now] * 3}).cast(
+            {"moment": pl.Datetime("us", "UTC")}
+        )
         for row in as_of(features, asked, {"till": read(shop, today)}).to_dicts():
             mine = store.read(row, now)
             assert {k: bits(v) for k, v in mine.items()} == {k: bits(row[k]) for k in mine}
