@@ -125,7 +125,9 @@ def test_looking_at_an_empty_system(capsys, root):
     assert "0 runs" in Path(out.strip()).read_text()
 
 
-@pytest.mark.parametrize("words", [["demo"], ["train", "churn"], ["serve", "churn"], ["reports"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "words", [["demo"], ["train", "churn"], ["serve", "churn"], ["reports"]], ids=" ".join
+)
 def test_a_root_that_is_a_file_is_refused_before_the_work(capsys, tmp_path, monkeypatch, words):
     monkeypatch.chdir(ROOT)
     (tmp_path / "file").touch()

@@ -139,7 +139,10 @@ def test_two_services_on_one_root_agree_on_outcomes(world):
     here, client, _, _ = world
     with service(here.root) as (other, _, _):
         decision_id = post(client, {"customer_id": 13080}).json()["decision_id"]
-        said = [post(c, {"decision_id": decision_id, "outcome": o}, "outcomes") for c, o in ((client, 1), (other, 0))]
+        said = [
+            post(c, {"decision_id": decision_id, "outcome": o}, "outcomes")
+            for c, o in ((client, 1), (other, 0))
+        ]
         assert [answer.status_code for answer in said] == [200, 409]
         assert "counts: 1" in said[1].json()["error"]["rule"]
         assert post(client, {"decision_id": decision_id, "outcome": 0}, "outcomes").status_code == 409
@@ -191,7 +194,11 @@ def test_outcomes(world):
     assert [a.status_code for a in answers] == [200, 200, 409, 409, 200]
     assert [a.json()["status"] for a in answers if a.status_code == 200] == ["new", "repeated", "repeated"]
     error = answers[2].json()["error"]
-    assert "counts: 1" in error["rule"] and error["got"] == "outcome 0" and '"correction": true' in error["remedy"]
+    assert (
+        "counts: 1" in error["rule"]
+        and error["got"] == "outcome 0"
+        and '"correction": true' in error["remedy"]
+    )
     corrected = {"decision_id": decision_id, "outcome": 0, "correction": True, "actor": "ada"}
     assert post(client, corrected, "outcomes").json()["status"] == "corrected"
     for wrong, status in (({"decision_id": "h1-1-00000000", "outcome": 1}, 404), ({"outcome": 1}, 422),
