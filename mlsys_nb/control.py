@@ -261,17 +261,13 @@ class _Versions(_Runs):
         "Versions by problem and number."
         return self.all(VersionRow, VERSIONS, ("problem", "version"), problem=problem)
 
-# %% ../nbs/05_control.ipynb #595dff8b
+# %% ../nbs/05_control.ipynb #239fea1b
 class Control(_Versions):
     "The control tables of one system."
 
     def put_alert(self, row: AlertRow) -> None:
         "Add an alert, or replace the one of the same problem and key."
         self.put(ALERTS, row)
-
-    def get_alert(self, problem: str, key: str) -> AlertRow | None:
-        "One alert."
-        return next(iter(self.all(AlertRow, ALERTS, ("key",), problem=problem, key=key)), None)
 
     def alerts(self, problem: str | None = None, status: str | None = None) -> list[AlertRow]:
         "Alerts, oldest first."

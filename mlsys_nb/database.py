@@ -115,13 +115,18 @@ def _engine(uri: str) -> sa.Engine:
     _prepare_sqlite(engine)
     return engine
 
-# %% ../nbs/04_database.ipynb #96c7fb7d
+# %% ../nbs/04_database.ipynb #360c4847
+def _alone(connection: sa.Connection) -> None:
+    "Under PostgreSQL: one writer at a time, until the transaction ends; what BEGIN IMMEDIATE does for SQLite."
+    if connection.dialect.name == "postgresql":
+        connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7103)")
+
+
 def _make_tables(engine: sa.Engine) -> None:
     if engine.dialect.name != "sqlite":
-        try:
-            TABLES.create_all(engine)
-        except SQLAlchemyError:  # another process made them at this moment
-            TABLES.create_all(engine)
+        with engine.begin() as connection:
+            _alone(connection)
+            TABLES.create_all(connection)
         return
     file = Path(str(engine.url.database))
     make_folder(file.parent)
@@ -151,6 +156,7 @@ class _Connected:
     def writing(self) -> Iterator[sa.Connection]:
         "A transaction that holds the right to write from its beginning."
         with self.engine.execution_options(writing=True).begin() as connection:
+            _alone(connection)
             yield connection
 
 # %% ../nbs/04_database.ipynb #a1f850e3

@@ -1,5 +1,6 @@
 "The control tables when many processes want the same thing."
 
+import secrets
 import subprocess
 import sys
 import textwrap
@@ -18,9 +19,18 @@ def start(code: str, *arguments: object) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
-@pytest.fixture
-def uri(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path}/data/control.db"
+@pytest.fixture(params=["sqlite", "postgresql"])
+def uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    "An empty place for control tables, in a file and on a real server."
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/data/control.db"
+    server = request.getfixturevalue("postgres_url")
+    import psycopg
+
+    name = f"control_{secrets.token_hex(4)}"
+    with psycopg.connect(server, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+    return server.replace("postgresql://", "postgresql+psycopg://").replace("/postgres", f"/{name}")
 
 
 # One interpreter that forks: imports are paid once, and the children meet at the same instant.
