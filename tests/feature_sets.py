@@ -1,6 +1,6 @@
 "Feature sets that use every word of the floor; shared by the tests of the feature floor."
 
-from mlsys_nb.features import (
+from mlsys_nb.features.feature_set import (
     Events,
     FeatureSet,
     Measure,

@@ -7,15 +7,15 @@ from pathlib import Path
 import polars as pl
 
 from mlsys_nb.cases.churn import problem
-from mlsys_nb.control import open_control
-from mlsys_nb.dataset import Dataset, Lake
-from mlsys_nb.dataset import build as rows_of
-from mlsys_nb.durable import write_json
-from mlsys_nb.online import open_online
-from mlsys_nb.package import Package, build
-from mlsys_nb.registry import promote, register
-from mlsys_nb.settings import Settings, load_settings
-from mlsys_nb.train import fit
+from mlsys_nb.features.online import open_online
+from mlsys_nb.learning.train import fit
+from mlsys_nb.problem.dataset import Dataset, Lake
+from mlsys_nb.problem.dataset import build as rows_of
+from mlsys_nb.release.package import Package, build
+from mlsys_nb.release.registry import promote, register
+from mlsys_nb.system.control import open_control
+from mlsys_nb.system.durable import write_json
+from mlsys_nb.system.settings import Settings, load_settings
 
 HOME = Path(__file__).resolve().parents[1]
 JUNE = datetime(2010, 6, 1, tzinfo=UTC)

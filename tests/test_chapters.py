@@ -9,7 +9,11 @@ from execnb.shell import CaptureShell
 from nbdev.process import NBProcessor
 
 NBS = Path(__file__).resolve().parents[1] / "nbs"
-CHAPTERS = sorted(p for p in [*NBS.glob("*.ipynb"), *NBS.glob("cases/*.ipynb")] if p.name[0] not in "_.")
+CHAPTERS = sorted(
+    p
+    for p in [*NBS.glob("*.ipynb"), *NBS.glob("[0-9]*/*.ipynb"), *NBS.glob("cases/*.ipynb")]
+    if p.name[0] not in "_."
+)
 SKIPPED = {"export", "exporti", "exports", "default_exp", "notest", "slow"}
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from mlsys_nb.cli import COMMANDS, failure, main, parser
-from mlsys_nb.settings import load_settings
+from mlsys_nb.doors.cli import COMMANDS, failure, main, parser
+from mlsys_nb.system.settings import load_settings
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -42,8 +42,8 @@ def test_help_is_quick():
     took = []
     for _ in range(3):
         began = time.perf_counter()
-        done = subprocess.run([sys.executable, "-m", "mlsys_nb.cli"], capture_output=True)
-        command = "import sys; from mlsys_nb.cli import main; sys.exit(main(['--help']))"
+        done = subprocess.run([sys.executable, "-m", "mlsys_nb.doors.cli"], capture_output=True)
+        command = "import sys; from mlsys_nb.doors.cli import main; sys.exit(main(['--help']))"
         done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True)
         took.append((time.perf_counter() - began) / 2)
         assert "COMMAND" in done.stdout
@@ -181,7 +181,7 @@ def test_debug_shows_where(capsys, root):
 
 
 def test_a_closed_pipe_is_no_error(root):
-    command = f"{sys.executable} -c 'import sys; from mlsys_nb.cli import main; sys.exit(main())' problems --root {root} | true"
+    command = f"{sys.executable} -c 'import sys; from mlsys_nb.doors.cli import main; sys.exit(main())' problems --root {root} | true"
     done = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=ROOT, env={**os.environ})
     assert done.stderr == ""
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from mlsys_nb.clock import instant
-from mlsys_nb.control import AlertRow, Control, Run, StalePointer, VersionRow
+from mlsys_nb.system.clock import instant
+from mlsys_nb.system.control import AlertRow, Control, Run, StalePointer, VersionRow
 
 MAY = instant("2010-05-01")
 
@@ -36,8 +36,8 @@ def uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 # One interpreter that forks: imports are paid once, and the children meet at the same instant.
 FORKS = """
     import os, sys
-    from mlsys_nb.clock import instant
-    from mlsys_nb.control import Control, StalePointer, VersionRow
+    from mlsys_nb.system.clock import instant
+    from mlsys_nb.system.control import Control, StalePointer, VersionRow
 
     def fork(work, count):
         go = os.pipe()
@@ -97,7 +97,7 @@ def test_many_processes_open_a_fresh_system_and_register_versions(uri: str) -> N
 def test_a_writer_killed_in_its_transaction_leaves_the_old_state(uri: str) -> None:
     code = """
         import os, signal, sys
-        from mlsys_nb.control import Control, POINTERS
+        from mlsys_nb.system.control import Control, POINTERS
         control = Control(sys.argv[1])
         with control.writing() as connection:
             connection.execute(POINTERS.update().values(value="half", epoch=99))

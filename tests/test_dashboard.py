@@ -13,21 +13,21 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from mlsys_nb.alerts import alerts, from_performance, open_alerts, record
-from mlsys_nb.backtest import backtest
-from mlsys_nb.clock import instant
-from mlsys_nb.control import open_control
-from mlsys_nb.dataset import build, load_events
-from mlsys_nb.decisions import append_batch
-from mlsys_nb.durable import write_json
-from mlsys_nb.ingest import ingest
-from mlsys_nb.labels import labelled
-from mlsys_nb.panels import PANELS, loops, panel
-from mlsys_nb.performance import performance_check, promise
-from mlsys_nb.problem import load_problem
-from mlsys_nb.registry import load_champion
-from mlsys_nb.retrain import carry_out, note_release, train_candidate
-from mlsys_nb.settings import load_settings
+from mlsys_nb.data.ingest import ingest
+from mlsys_nb.decisions.log import append_batch
+from mlsys_nb.decisions.outcomes import labelled
+from mlsys_nb.doors.dashboard import PANELS, loops, panel
+from mlsys_nb.loop.backtest import backtest
+from mlsys_nb.loop.retrain import carry_out, note_release, train_candidate
+from mlsys_nb.monitoring.alerts import alerts, from_performance, open_alerts, record
+from mlsys_nb.monitoring.performance import performance_check, promise
+from mlsys_nb.problem.dataset import build, load_events
+from mlsys_nb.problem.declaration import load_problem
+from mlsys_nb.release.registry import load_champion
+from mlsys_nb.system.clock import instant
+from mlsys_nb.system.control import open_control
+from mlsys_nb.system.durable import write_json
+from mlsys_nb.system.settings import load_settings
 
 HOME = Path(__file__).resolve().parents[1]
 DASHBOARDS = HOME / "nbs" / "dashboards"

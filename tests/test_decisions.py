@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlsys_nb.decisions import (
+from mlsys_nb.decisions.log import (
     Decision,
     DecisionLog,
     UnknownDecision,
@@ -27,8 +27,8 @@ from mlsys_nb.decisions import (
     read_decisions,
     to_record,
 )  # fmt: skip
-from mlsys_nb.durable import Log
-from mlsys_nb.settings import load_settings
+from mlsys_nb.system.durable import Log
+from mlsys_nb.system.settings import load_settings
 
 MAY = datetime(2010, 5, 1, tzinfo=UTC)
 ONE = Decision(
@@ -165,8 +165,8 @@ def test_batches_with_other_columns_join(tmp_path):
 KILLED = """
 import sys
 from datetime import UTC, datetime
-from mlsys_nb.decisions import Decision, DecisionLog
-from mlsys_nb.settings import load_settings
+from mlsys_nb.decisions.log import Decision, DecisionLog
+from mlsys_nb.system.settings import load_settings
 one = Decision("", "churn", {"customer_id": 1}, datetime(2010, 5, 1, tzinfo=UTC), 1, .5, .25, "write", True, {"a": 1}, "f")
 log = DecisionLog(load_settings(root=sys.argv[1]), "churn")
 while True:

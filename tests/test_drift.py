@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from mlsys_nb.drift import Profile, drift_check, profile_from, reference_profile
+from mlsys_nb.monitoring.drift import Profile, drift_check, profile_from, reference_profile
 
 START = datetime(2010, 1, 4, tzinfo=UTC)
 NUMBERS = tuple(f"x{i}" for i in range(6))

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlsys_nb.durable import (
+from mlsys_nb.system.durable import (
     MANIFEST,
     TEMPORARY,
     Log,
@@ -53,7 +53,7 @@ def kill_after(process: subprocess.Popen[str], seconds: float) -> list[str]:
 FOLDERS = """
     import sys
     from pathlib import Path
-    from mlsys_nb.durable import write_folder
+    from mlsys_nb.system.durable import write_folder
     root, start = Path(sys.argv[1]), int(sys.argv[2])
     print("at work", flush=True)
     for i in range(start, start + 100_000):
@@ -79,7 +79,7 @@ def test_killed_folder_writers_leave_whole_folders_and_no_rubbish(tmp_path: Path
 APPENDS = """
     import sys
     from pathlib import Path
-    from mlsys_nb.durable import Log
+    from mlsys_nb.system.durable import Log
     log, start = Log(Path(sys.argv[1])), int(sys.argv[2])
     print("at work", flush=True)
     for i in range(start, start + 1_000_000):
@@ -105,7 +105,7 @@ def test_a_replaced_file_is_always_whole(tmp_path: Path) -> None:
     code = """
         import sys
         from pathlib import Path
-        from mlsys_nb.durable import write_bytes
+        from mlsys_nb.system.durable import write_bytes
         print("at work", flush=True)
         for i in range(1_000_000):
             write_bytes(Path(sys.argv[1]), str(i % 10).encode() * 300_000)
@@ -124,7 +124,7 @@ def test_a_living_writer_is_not_swept_away(tmp_path: Path) -> None:
     code = """
         import sys, time
         from pathlib import Path
-        from mlsys_nb import durable
+        from mlsys_nb.system import durable
         with durable._temporary(Path(sys.argv[1]) / "slow", folder=True) as temporary:
             (temporary / "rows").write_bytes(b"1")
             print("at work", flush=True)
@@ -192,7 +192,7 @@ def test_the_same_folder_from_many_processes_is_written_once(tmp_path: Path) -> 
     code = """
         import sys
         from pathlib import Path
-        from mlsys_nb.durable import write_folder
+        from mlsys_nb.system.durable import write_folder
         for i in range(30):
             write_folder(Path(sys.argv[1]) / str(i), {"rows": b"1" * 10000})
         print("done", flush=True)
@@ -206,7 +206,7 @@ def test_logs_of_many_processes_do_not_mix(tmp_path: Path) -> None:
     code = """
         import sys
         from pathlib import Path
-        from mlsys_nb.durable import Log
+        from mlsys_nb.system.durable import Log
         log = Log(Path(sys.argv[1]))
         for i in range(50):
             log.append([{"who": sys.argv[2], "i": i, "fill": "x" * 5000}] * 3)
@@ -249,7 +249,7 @@ def test_a_lock_lets_one_through(tmp_path: Path) -> None:
     code = """
         import sys
         from pathlib import Path
-        from mlsys_nb.durable import lock
+        from mlsys_nb.system.durable import lock
         counter = Path(sys.argv[1]) / "counter"
         for _ in range(40):
             with lock(Path(sys.argv[1]) / "lock"):

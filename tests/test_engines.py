@@ -11,12 +11,12 @@ import pytest
 from conftest import free_port, wait_for
 from feature_sets import features
 
-from mlsys_nb.clock import instant
-from mlsys_nb.engine import LmdbEngine, PostgresEngine, RedisEngine
-from mlsys_nb.online import online_store
-from mlsys_nb.parity import bits, by_reference, frame_of, read_all
-from mlsys_nb.stream import RedisStream, consume
-from mlsys_nb.worlds import world
+from mlsys_nb.features.engine import LmdbEngine, PostgresEngine, RedisEngine
+from mlsys_nb.features.generated import world
+from mlsys_nb.features.online import online_store
+from mlsys_nb.features.parity import bits, by_reference, frame_of, read_all
+from mlsys_nb.features.stream import RedisStream, consume
+from mlsys_nb.system.clock import instant
 
 
 @pytest.fixture(scope="module")

@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 from sklearn.isotonic import IsotonicRegression
 from sklearn.metrics import brier_score_loss, log_loss, roc_auc_score
 
-from mlsys_nb.bootstrap import Estimate, clusters, resample
-from mlsys_nb.calibration import monotone, recalibration
-from mlsys_nb.evaluate import CLIP, auc, compare, evaluate, log_losses, pairs
-from mlsys_nb.problem import Costs
-from mlsys_nb.slices import slice_gains, slice_labels, slice_report
+from mlsys_nb.evaluation.bootstrap import Estimate, clusters, resample
+from mlsys_nb.evaluation.calibration import monotone, recalibration
+from mlsys_nb.evaluation.evaluate import CLIP, auc, compare, evaluate, log_losses, pairs
+from mlsys_nb.evaluation.slices import slice_gains, slice_labels, slice_report
+from mlsys_nb.problem.declaration import Costs
 
 scores = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 6)), min_size=2, max_size=60)
 

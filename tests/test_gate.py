@@ -4,8 +4,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from mlsys_nb.gate import Limits, Predictions, gate
-from mlsys_nb.problem import Costs
+from mlsys_nb.evaluation.gate import Limits, Predictions, gate
+from mlsys_nb.problem.declaration import Costs
 
 COSTS = Costs("GBP", false_positive=2.0, false_negative=6.0)
 ABOUT = {"entity": ["customer_id"], "slices": ["size"], "latency_ms": 0.3, "package_bytes": 80_000}

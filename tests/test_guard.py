@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlsys_nb.guard import MAX_DEPTH, Limits, Refusal, clip, error_body, guard, read_json, read_object
+from mlsys_nb.serving.guard import MAX_DEPTH, Limits, Refusal, clip, error_body, guard, read_json, read_object
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False, allow_infinity=False)

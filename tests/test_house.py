@@ -17,97 +17,34 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE, NBS = ROOT / "mlsys_nb", ROOT / "nbs"
-CHAPTERS = sorted(NBS.glob("[0-9]*.ipynb"))
+CHAPTERS = sorted(NBS.glob("[0-9]*/[0-9]*.ipynb"))
 CASES = sorted(NBS.glob("cases/*.ipynb"))
 LEAVES = [*sorted(NBS.glob("jobs/*.ipynb")), *sorted(NBS.glob("dashboards/*.ipynb"))]
-MODULES = sorted(p for p in PACKAGE.rglob("*.py") if not p.name.startswith("_"))
+MODULES = sorted(p for p in PACKAGE.glob("*/*.py") if p.name != "__init__.py" or p.stat().st_size > 10)
 
-# Room: the rooms it may import. Any other arrow is a decision to take here first, in the order of the floors.
+# Floor: the floors it may import, in the order of their numbers. Any other arrow is a decision to take here first. Every
+# floor may import `system`, which is not written down.
 ARROWS = """
-settings:
-clock:
-durable: settings
-markup:
-database: settings clock durable
-control: settings database
-tracking: settings clock durable control
-columns: settings
-contract: durable markup columns
-sources: settings clock durable contract
-ingest: settings clock durable markup contract sources
-conditions: clock
-events: markup conditions
-aggregates: markup events
-windows: events aggregates
-arithmetic: clock
-transforms: aggregates arithmetic
-features: markup events aggregates windows transforms
-ranges: events track
-reduction: events features ranges track
-track: events
-history: events arithmetic features reduction track
-engine: settings durable
-timeline: events features
-compaction: events engine timeline delivery
-delivery: events engine timeline lookup
-lookup: events features timeline
-online: settings clock durable ingest events features engine timeline compaction delivery serving
-serving: events arithmetic features engine timeline delivery lookup
-stream: clock events online
-parity: clock markup events features history online stream reference worlds
-reference: events features
-worlds: clock conditions events features
-problem: settings markup sources features
-dataset: settings markup ingest features history problem
-split: settings markup
-encoding:
-train: markup problem encoding
-bootstrap:
-calibration: bootstrap
-evaluate: markup problem bootstrap calibration
-tune: markup problem split train bootstrap evaluate
-slices: bootstrap evaluate
-explain: train bootstrap evaluate
-gate: markup problem bootstrap evaluate slices
-inference:
-package: settings clock durable markup dataset train inference
-registry: settings durable markup control problem package
-decisions: settings clock durable
-predictor: settings problem package decisions
-guard: settings
-batch: settings clock markup history problem dataset package decisions
-champion: settings control problem package registry predictor
-telemetry: clock guard
-openapi: markup problem
-labels: settings clock durable problem dataset decisions
-chart:
-drift: settings clock markup chart
-performance: markup problem bootstrap calibration evaluate
-alerts: clock markup control problem slices drift performance
-policy: settings markup alerts
-retrain: settings clock markup control problem dataset split train evaluate tune gate package registry drift performance alerts
-backtest: settings clock markup control problem dataset train bootstrap calibration evaluate gate registry labels performance
-context: settings clock control problem dataset registry
-pipeline: settings markup ingest online parity dataset split package registry decisions batch labels drift performance alerts policy retrain context
-figures: markup
-report: settings durable markup
-jobs: settings clock durable markup control tracking report kernels parameters
-kernels: settings
-parameters:
-endpoints: settings clock control online problem package decisions predictor guard champion telemetry labels
-service: settings problem predictor guard champion telemetry openapi endpoints
-replay: settings clock durable markup control problem registry decisions labels backtest jobs service
-pages: settings durable markup
-site: settings clock durable kernels pages
-panels: settings clock markup control problem evaluate registry labels performance alerts backtest figures kernels
-cli: settings clock control history problem dataset registry context pipeline report jobs parameters service replay site panels
-cases.churn: contract sources features problem
+system:
+data:
+features: data
+problem: data features
+evaluation: problem
+learning: problem evaluation
+release: problem learning
+decisions: problem
+serving: features problem release decisions
+monitoring: problem evaluation
+jobs:
+loop: data features problem evaluation learning release decisions serving monitoring
+doors: features problem evaluation release decisions serving monitoring jobs loop
+cases: data features problem
 """
 
 # Bounds that a room breaks, and why it is better so: (room, bound) -> (its own bound, reason).
 LARGER = {
     ("02_durable", "lines"): (310, "the one room that writes; a second one would be a second door"),
-    ("82_jobs", "cell"): (44, "Runner is one class; a class cannot be spread over cells"),
+    ("73_runner", "cell"): (44, "Runner is one class; a class cannot be spread over cells"),
     ("26_engine", "cell"): (
         50,
         "RedisEngine and PostgresEngine are one class each: the same four methods, other words",
@@ -116,23 +53,23 @@ LARGER = {
         54,
         "Feature is one class: fields, identity, lineage and the arithmetic operators",
     ),
-    ("23_features", "cell"): (
+    ("23_feature_set", "cell"): (
         60,
         "FeatureSet is one class of small cached properties, each of which is public",
     ),
-    ("24_track", "cell"): (60, "Track is one class: the keys it caches refer to each other"),
+    ("24_sweep", "cell"): (60, "Track is one class: the keys it caches refer to each other"),
     ("26_timeline", "cell"): (56, "Layout is one class: where each field of a row stands"),
     ("27_online", "cell"): (60, "OnlineStore is one class of one-line methods, the public face of the floor"),
 }
 
 # Doors: what else may do a guarded deed, and why.
 WRITERS: dict[str, tuple[set[str], str]] = {
-    "figures": ({"savefig"}, "draws into memory"),
+    "doors.figures": ({"savefig"}, "draws into memory"),
 }
 MARKUP = {
-    "report": "the template of nbconvert, whose result passes markup.sanitize",
-    "pages": "frames sanitised output in a Markdown page; looks for scripts in built pages",
-    "panels": "the style of a Voila page, which markup.page does not make",
+    "jobs.report": "the template of nbconvert, whose result passes markup.sanitize",
+    "doors.pages": "frames sanitised output in a Markdown page; looks for scripts in built pages",
+    "doors.dashboard": "the style of a Voila page, which markup.page does not make",
 }
 
 
@@ -162,22 +99,23 @@ def room_of(module: Path) -> str:
     return ".".join(module.relative_to(PACKAGE).with_suffix("").parts)
 
 
+def is_face(room: str) -> bool:
+    return room.endswith("__init__")
+
+
 @cache
-def floor_order() -> list[str]:
-    "Rooms from the ground up; cases stand on everything and carry nothing."
-    rooms = [re.sub(r"^\d+_", "", p.stem) for p in CHAPTERS]
-    return rooms + [f"cases.{p.stem}" for p in CASES]
+def numbers() -> dict[str, tuple[int, int]]:
+    "The number of each room's floor and of its chapter; a room that was split keeps it, so siblings share one."
+    places = {}
+    for path in CHAPTERS:
+        floor, name = path.parent.name.split("_", 1)[1], path.stem.split("_", 1)[1]
+        room = f"{floor}.__init__" if name == "index" else f"{floor}.{name}"
+        places[room] = (int(path.parent.name[:2]), int(path.stem[:2]))
+    return places
 
 
-def place(room: str) -> int:
-    order = floor_order()
-    return order.index(room) if room in order else len(order)
-
-
-def number(room: str) -> int:
-    "The number of a room's chapter; a room that was split keeps it, so siblings share one."
-    found = [int(p.stem.split("_")[0]) for p in CHAPTERS if p.stem.split("_", 1)[1] == room]
-    return found[0] if found else 100
+def number(room: str) -> tuple[int, int]:
+    return numbers().get(room, (100, 0))
 
 
 @cache
@@ -186,21 +124,37 @@ def tree(module: Path) -> ast.Module:
 
 
 def own_imports(module: Path) -> set[str]:
-    "Rooms that a module imports, at its top or in a function."
-    depth = len(module.relative_to(PACKAGE).parts)
+    "Rooms that a module imports, at its top or in a function; `floor.__init__` when it imports a floor's face."
+    room = room_of(module).split(".")
     found = set()
     for node in ast.walk(tree(module)):
-        if isinstance(node, ast.ImportFrom) and node.level:
-            assert node.level == depth, f"{module}: a relative import that leaves the package"
-            found |= {node.module} if node.module else {a.name for a in node.names}
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("mlsys_nb."):
-            found.add(node.module.removeprefix("mlsys_nb."))
-    return found - {"__version__"}
+        if not isinstance(node, ast.ImportFrom):
+            continue
+        if node.level:
+            base = [*room[: len(room) - node.level], *(node.module or "").split(".")]
+        elif (node.module or "").split(".")[0] == "mlsys_nb":
+            base = node.module.split(".")[1:]
+        else:
+            continue
+        named = ".".join(filter(None, base))
+        for alias in node.names:
+            inner = f"{named}.{alias.name}".strip(".")
+            found.add(inner if inner in rooms() else named if named in rooms() else f"{named}.__init__")
+    return {f for f in found if f != ".__init__"}  # the package itself: its version
+
+
+@cache
+def rooms() -> frozenset[str]:
+    return frozenset(map(room_of, MODULES))
+
+
+def floor_of(room: str) -> str:
+    return room.split(".")[0]
 
 
 def arrows() -> dict[str, set[str]]:
     return {
-        room: set(names.split()) for room, names in (row.split(":") for row in ARROWS.strip().splitlines())
+        floor: set(deps.split()) for floor, deps in (row.split(":") for row in ARROWS.strip().splitlines())
     }
 
 
@@ -209,40 +163,76 @@ def actual() -> dict[str, set[str]]:
     return {room_of(m): own_imports(m) for m in MODULES}
 
 
-def table() -> str:
-    return "\n".join(f"{room}: {' '.join(sorted(deps, key=place))}".rstrip() for room, deps in
-                     sorted(actual().items(), key=lambda kv: place(kv[0])))  # fmt: skip
-
-
-def test_every_arrow_is_in_the_table():
-    allowed = arrows()
+@cache
+def between() -> dict[str, set[str]]:
+    "Floor: the floors that its rooms import, itself and `system` left out; a face counts for nothing."
+    found: dict[str, set[str]] = {}
     for room, deps in actual().items():
-        line = f"{room}: {' '.join(sorted(deps, key=place))}"
-        assert room in allowed, f"room {room} is not in the table of arrows; the line it needs:\n{line}"
-        extra = sorted(deps - allowed[room])
-        assert not extra, f"{room} imports {extra}; if that is meant, its line becomes:\n{line}"
+        if not is_face(room):
+            found.setdefault(floor_of(room), set()).update(
+                floor_of(d) for d in deps if floor_of(d) not in (floor_of(room), "system")
+            )
+    return found
 
 
-def test_the_table_tells_the_truth():
-    for room, deps in arrows().items():
-        unused = sorted(deps - actual().get(room, set()))
-        assert room in actual(), f"the table names {room}, which is not there"
-        assert not unused, f"{room} no longer imports {unused}; take them out of its line"
+def order(floor: str) -> int:
+    return min((n[0] for room, n in numbers().items() if floor_of(room) == floor), default=100)
+
+
+def row(floor: str) -> str:
+    return f"{floor}: {' '.join(sorted(between().get(floor, ()), key=order))}".rstrip()
+
+
+def table() -> str:
+    return "\n".join(row(floor) for floor in sorted(between(), key=order))
+
+
+def test_the_table_of_arrows_is_what_the_code_has():
+    allowed = arrows()
+    for floor, deps in between().items():
+        assert floor in allowed, (
+            f"floor {floor} is not in the table of arrows; the line it needs:\n{row(floor)}"
+        )
+        extra = sorted(deps - allowed[floor])
+        assert not extra, f"{floor} imports {extra}; if that is meant, its line becomes:\n{row(floor)}"
+        unused = sorted(allowed[floor] - deps)
+        assert not unused, f"{floor} no longer imports {unused}; take them out of its line"
+    assert set(allowed) == set(between()), "the table names a floor that is not there"
+
+
+def test_there_are_few_arrows():
+    inner = [(floor, d) for floor, deps in arrows().items() if floor != "cases" for d in deps]
+    assert len(inner) <= 42, f"{len(inner)} arrows between floors; at most 42"
 
 
 def test_arrows_point_down():
     for room, deps in actual().items():
+        if is_face(room):  # a face names its own rooms, which all stand below it
+            assert {floor_of(d) for d in deps} <= {floor_of(room)}, (
+                f"the face {room} reaches beyond its floor"
+            )
+            continue
         later = [d for d in deps if number(d) > number(room)]
         assert not later, f"{room} imports {later}, which stand above it"
 
 
+def test_no_room_imports_its_own_face():
+    for room, deps in actual().items():
+        assert is_face(room) or f"{floor_of(room)}.__init__" not in deps, (
+            f"{room} imports the face of its own floor"
+        )
+
+
 def test_no_circles():
-    assert list(TopologicalSorter(actual()).static_order()), "raises CycleError with the circle"
+    graph = {room: deps for room, deps in actual().items() if not is_face(room)}
+    assert list(TopologicalSorter(graph).static_order()), "raises CycleError with the circle"
 
 
 def test_nothing_outside_a_case_knows_it():
     for room, deps in actual().items():
-        assert not any(d.startswith("cases") for d in deps), f"{room} imports a case"
+        assert floor_of(room) == "cases" or not any(d.startswith("cases") for d in deps), (
+            f"{room} imports a case"
+        )
     for chapter in [*CHAPTERS, *LEAVES]:
         text = "\n".join(exported(chapter))
         found = re.findall(r"customer_id|invoice|wholesal|stock_code", text)
@@ -372,7 +362,9 @@ def test_only_durable_writes(module):
         if name in ("os.replace", "os.rename", "os.remove", "shutil.move", "shutil.copy"):
             found.add(name)
     extra = found - set(WRITERS.get(room, ({}, ""))[0])
-    assert room == "durable" or not extra, f"{room} writes by itself: {sorted(extra)}; use mlsys_nb.durable"
+    assert room == "system.durable" or not extra, (
+        f"{room} writes by itself: {sorted(extra)}; use mlsys_nb.system.durable"
+    )
 
 
 @pytest.mark.parametrize("module", MODULES, ids=room_of)
@@ -387,11 +379,13 @@ def test_only_clock_tells_the_time(module):
             "Timestamp",
             "pd",
         )
-        assert room_of(module) == "clock" or not asks, (
-            f"{name}() asks the machine; take `now`, or ask mlsys_nb.clock"
+        assert room_of(module) == "system.clock" or not asks, (
+            f"{name}() asks the machine; take `now`, or ask mlsys_nb.system.clock"
         )
-    if room_of(module) != "clock":
-        assert "time" not in imported(ast.walk(tree(module))), "the module `time` belongs to mlsys_nb.clock"
+    if room_of(module) != "system.clock":
+        assert "time" not in imported(ast.walk(tree(module))), (
+            "the module `time` belongs to mlsys_nb.system.clock"
+        )
 
 
 @pytest.mark.parametrize("module", MODULES, ids=room_of)
@@ -407,7 +401,7 @@ def test_only_markup_makes_html(module):
         and id(n) not in docs
         and TAG.search(n.value)
     ]
-    assert room_of(module) == "markup" or room_of(module) in MARKUP or not found, (
+    assert room_of(module) == "system.markup" or room_of(module) in MARKUP or not found, (
         f"HTML outside of markup: {found}"
     )
 
@@ -418,14 +412,14 @@ def test_only_package_loads_models(module):
     assert not imported(ast.walk(parsed)) & LOADERS, "nothing in this house unpickles"
     for name, _ in calls(module):
         if name in ("np.load", "numpy.load", "np.loads"):
-            assert room_of(module) == "package", (
+            assert room_of(module) == "release.package", (
                 f"{room_of(module)} loads arrays; only package turns bytes into a model"
             )
 
 
 def test_the_service_is_lean():
     code = (
-        "import sys, mlsys_nb.service; bad = {'mlflow', 'papermill', 'jupyter_client', 'IPython', 'nbconvert', 'sklearn',"
+        "import sys, mlsys_nb.serving.service; bad = {'mlflow', 'papermill', 'jupyter_client', 'IPython', 'nbconvert', 'sklearn',"
         " 'optuna', 'matplotlib', 'pandas'}; print(sorted(bad & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
@@ -449,7 +443,7 @@ def test_jobs_and_dashboards_are_thin(path):
 
 @pytest.mark.parametrize("path", sorted(NBS.glob("jobs/*.ipynb")), ids=lambda p: p.stem)
 def test_a_job_declares_its_parameters(path):
-    from mlsys_nb.parameters import parameters_of
+    from mlsys_nb.jobs.parameters import parameters_of
 
     declared = parameters_of(path)
     assert declared, "a job has parameters"

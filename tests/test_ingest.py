@@ -18,13 +18,13 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from mlsys_nb import ingest as ingest_room
-from mlsys_nb.clock import instant
-from mlsys_nb.contract import Column, Contract, ContractError, Rule, check, check_many
-from mlsys_nb.durable import SealError
-from mlsys_nb.ingest import IngestError, ingest, quarantine, read, snapshot
-from mlsys_nb.settings import Settings, load_settings
-from mlsys_nb.sources import FilesSource, RawBatch, ReplaySource, SourceError, SqlSource
+from mlsys_nb.data import ingest as ingest_room
+from mlsys_nb.data.contract import Column, Contract, ContractError, Rule, check, check_many
+from mlsys_nb.data.ingest import IngestError, ingest, quarantine, read, snapshot
+from mlsys_nb.data.sources import FilesSource, RawBatch, ReplaySource, SourceError, SqlSource
+from mlsys_nb.system.clock import instant
+from mlsys_nb.system.durable import SealError
+from mlsys_nb.system.settings import Settings, load_settings
 
 HOME = Path(__file__).resolve().parents[1]
 RETAIL = "online_retail_year1_lines.parquet"
@@ -252,11 +252,11 @@ def test_ingesting_in_pieces_is_ingesting_at_once(here: Settings, tmp_path: Path
 
 KILLED = """
     import sys
-    from mlsys_nb.clock import instant
-    from mlsys_nb.contract import Column, Contract
-    from mlsys_nb.ingest import ingest
-    from mlsys_nb.settings import load_settings
-    from mlsys_nb.sources import ReplaySource
+    from mlsys_nb.system.clock import instant
+    from mlsys_nb.data.contract import Column, Contract
+    from mlsys_nb.data.ingest import ingest
+    from mlsys_nb.system.settings import load_settings
+    from mlsys_nb.data.sources import ReplaySource
     sys.path.insert(0, sys.argv[2])
     from test_ingest import YEAR
     print("at work", flush=True)
@@ -337,8 +337,8 @@ def test_a_crash_between_batch_and_ledger_heals(shop: Settings, again: bool, ste
         return first_count
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mlsys_nb.ingest._commit", dying(ingest_room._commit))
-        patch.setattr("mlsys_nb.ingest._note", dying(ingest_room._note))
+        patch.setattr("mlsys_nb.data.ingest._commit", dying(ingest_room._commit))
+        patch.setattr("mlsys_nb.data.ingest._note", dying(ingest_room._note))
         with suppress(KeyboardInterrupt):
             ingest(shop, TILL, LATER)
     folders = {p.name for p in shop.lake.glob("till/*.csv")}

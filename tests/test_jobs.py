@@ -14,13 +14,13 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from mlsys_nb.control import open_control
-from mlsys_nb.durable import verify_folder
-from mlsys_nb.jobs import JobFailed, Runner, run_job
-from mlsys_nb.settings import load_settings
+from mlsys_nb.jobs.runner import JobFailed, Runner, run_job
+from mlsys_nb.system.control import open_control
+from mlsys_nb.system.durable import verify_folder
+from mlsys_nb.system.settings import load_settings
 
 KERNEL = {"kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}}
-FIRST = "from mlsys_nb.jobs import outputs\n"
+FIRST = "from mlsys_nb.jobs.runner import outputs\n"
 
 
 def job(home: Path, name: str, parameters: str, *code: str) -> None:
@@ -45,7 +45,7 @@ def home(tmp_path_factory):
     job(home, "echo", "texts: list[str] = []\nnumber: float = 0.5\nflag: bool = False\nlimit: int | None = None",
         FIRST + "outputs({'texts': texts, 'number': number, 'flag': flag, 'limit': limit})")  # fmt: skip
     job(home, "die", "code: int = 9  # = exit code", "before = 1\nbefore", "import os\nos._exit(code)")
-    job(home, "where", "mark: str = 'x'", FIRST + "import os\nfrom mlsys_nb.settings import load_settings\n"
+    job(home, "where", "mark: str = 'x'", FIRST + "import os\nfrom mlsys_nb.system.settings import load_settings\n"
         "seen = 'old' in globals()\nold = mark\ns = load_settings()\n"
         "outputs({'root': str(s.root), 'cwd': os.getcwd(), 'seen': seen, 'pid': os.getpid(), "
         "'threads': os.environ['OMP_NUM_THREADS'], 'tracking': s.tracking_uri})")  # fmt: skip
@@ -186,8 +186,8 @@ def wait(condition, seconds=30):
 
 def start(home: Path, root: Path, marker: Path, seconds: float) -> subprocess.Popen:
     code = (
-        "from dataclasses import replace\nfrom pathlib import Path\nfrom mlsys_nb.jobs import run_job\n"
-        "from mlsys_nb.settings import load_settings\n"
+        "from dataclasses import replace\nfrom pathlib import Path\nfrom mlsys_nb.jobs.runner import run_job\n"
+        "from mlsys_nb.system.settings import load_settings\n"
         f"run_job(load_settings(root={str(root)!r}, home={str(home)!r}), 'slow', "
         f"{{'seconds': {seconds}, 'marker': {str(marker)!r}}}, key='once')"
     )
@@ -239,7 +239,7 @@ def test_ctrl_c_is_calm(home, tmp_path):
     marker, root = tmp_path / "pid", tmp_path / "system"
     words = ["run", "slow", "-p", f"marker={marker}", "--root", str(root)]
     process = subprocess.Popen(
-        [sys.executable, "-c", "import sys; from mlsys_nb.cli import main; sys.exit(main())", *words],
+        [sys.executable, "-c", "import sys; from mlsys_nb.doors.cli import main; sys.exit(main())", *words],
         cwd=home, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
     wait(lambda: marker.exists() and marker.read_text())

@@ -7,9 +7,9 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlsys_nb.clock import instant
-from mlsys_nb.labels import Ledger, Outcome, conflicts, read_outcomes, standings
-from mlsys_nb.settings import load_settings
+from mlsys_nb.decisions.outcomes import Ledger, Outcome, conflicts, read_outcomes, standings
+from mlsys_nb.system.clock import instant
+from mlsys_nb.system.settings import load_settings
 
 START = instant("2010-05-01")
 OUTCOMES = st.lists(

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlsys_nb.markup import card, escape, figure, link, page, sanitize, table
+from mlsys_nb.system.markup import card, escape, figure, link, page, sanitize, table
 
 PAYLOADS = [
     "<script>alert(1)</script>",

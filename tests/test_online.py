@@ -12,12 +12,12 @@ import polars as pl
 import pytest
 from feature_sets import features, orders
 
-from mlsys_nb.clock import instant
-from mlsys_nb.features import FeatureSet, count, distinct, largest, last, top, total
-from mlsys_nb.history import as_of
-from mlsys_nb.online import StoreMismatch, online_store, open_online
-from mlsys_nb.parity import bits, by_reference, by_store, frame_of, read_all
-from mlsys_nb.worlds import World, world
+from mlsys_nb.features.feature_set import FeatureSet, count, distinct, largest, last, top, total
+from mlsys_nb.features.generated import World, world
+from mlsys_nb.features.history import as_of
+from mlsys_nb.features.online import StoreMismatch, online_store, open_online
+from mlsys_nb.features.parity import bits, by_reference, by_store, frame_of, read_all
+from mlsys_nb.system.clock import instant
 
 ORDERS = int(os.environ.get("TEST_MLSYS_ORDERS", "60"))
 

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from serving_world import JUNE, dataset, make, package
 
 from mlsys_nb.cases.churn import problem
-from mlsys_nb.control import StalePointer, open_control
-from mlsys_nb.inference import Inputs, sigmoid, trees_of
-from mlsys_nb.package import Evidence, PackageError, build, load, open_package, seal
-from mlsys_nb.registry import champion, load_champion, promote, register, rollback, versions
-from mlsys_nb.settings import load_settings
-from mlsys_nb.train import fit
+from mlsys_nb.learning.train import fit
+from mlsys_nb.release.inference import Inputs, sigmoid, trees_of
+from mlsys_nb.release.package import Evidence, PackageError, build, load, open_package, seal
+from mlsys_nb.release.registry import champion, load_champion, promote, register, rollback, versions
+from mlsys_nb.system.control import StalePointer, open_control
+from mlsys_nb.system.settings import load_settings
 
 FAMILIES = ("rule", "logistic", "boosting")
 
@@ -134,8 +134,8 @@ def test_missing_extra_truncated_and_no_folder(sealed, tmp_path):
 def test_a_pickle_inside_an_array_file_is_never_loaded(tmp_path):
     import io
 
-    from mlsys_nb.durable import json_bytes, sha256
-    from mlsys_nb.package import Package
+    from mlsys_nb.release.package import Package
+    from mlsys_nb.system.durable import json_bytes, sha256
 
     real, buffer = package("boosting"), io.BytesIO()
     np.save(buffer, np.array([{"evil": print}], dtype=object), allow_pickle=True)

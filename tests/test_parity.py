@@ -13,10 +13,10 @@ from feature_sets import features, orders
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mlsys_nb.clock import EPOCH
-from mlsys_nb.features import FeatureSet, count, distinct, first, largest, last, total
-from mlsys_nb.parity import bits, by_history, by_reference, by_store, certify
-from mlsys_nb.worlds import World
+from mlsys_nb.features.feature_set import FeatureSet, count, distinct, first, largest, last, total
+from mlsys_nb.features.generated import World
+from mlsys_nb.features.parity import bits, by_history, by_reference, by_store, certify
+from mlsys_nb.system.clock import EPOCH
 
 CASES = int(os.environ.get("TEST_MLSYS_PARITY_CASES", "1500"))
 
@@ -92,6 +92,6 @@ def test_what_hypothesis_finds(rows, asked):
 
 def test_a_naive_moment_is_refused():
     with pytest.raises(TypeError):
-        from mlsys_nb.clock import micros
+        from mlsys_nb.system.clock import micros
 
         micros(datetime(2010, 1, 1))

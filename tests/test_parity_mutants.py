@@ -12,22 +12,22 @@ import polars as pl
 import pytest
 from feature_sets import features
 
-from mlsys_nb import (
+from mlsys_nb.features import (
     arithmetic,
     compaction,
-    delivery,
+    delta,
     events,
     history,
     lookup,
     parity,
-    reduction,
     stream,
-    track,
+    sweep,
+    window_values,
 )
-from mlsys_nb.arithmetic import Column, Kernel
-from mlsys_nb.events import NEVER, NULL
-from mlsys_nb.parity import certify
-from mlsys_nb.timeline import TIME, Block
+from mlsys_nb.features.arithmetic import Column, Kernel
+from mlsys_nb.features.events import NEVER, NULL
+from mlsys_nb.features.parity import certify
+from mlsys_nb.features.timeline import TIME, Block
 
 CASES, SEED = 220, 4
 
@@ -48,8 +48,8 @@ def encoded(monkeypatch, room, change):
 
 
 def window_closed_in_history(m):
-    real = track.Track.edges
-    m.setattr(track.Track, "edges", lambda self, w: real(self, w if w is None else w + 1))
+    real = sweep.Track.edges
+    m.setattr(sweep.Track, "edges", lambda self, w: real(self, w if w is None else w + 1))
 
 
 def window_closed_in_store(m):
@@ -66,7 +66,7 @@ def known_at_ignored_in_history(m):
 
 
 def known_at_ignored_in_store(m):
-    encoded(m, delivery, lambda e: replace(e, start=e.time))
+    encoded(m, delta, lambda e: replace(e, start=e.time))
 
 
 def event_time_ignored(m):
@@ -78,7 +78,7 @@ def retraction_ignored_in_history(m):
 
 
 def retraction_ignored_in_store(m):
-    encoded(m, delivery, lambda e: replace(e, end=np.full(len(e.end), NEVER)))
+    encoded(m, delta, lambda e: replace(e, end=np.full(len(e.end), NEVER)))
 
 
 def retraction_one_late(m):
@@ -93,14 +93,14 @@ def dedup_off_in_history(m):
 
 
 def correction_does_not_end_in_store(m):
-    real = delivery.correct
+    real = delta.correct
 
     def correct(record, rows, key, put, told, found):
         before = len(found.ended)
         real(record, rows, key, put, told, found)
         del found.ended[before:]
 
-    m.setattr(delivery, "correct", correct)
+    m.setattr(delta, "correct", correct)
 
 
 def zero_rule_in_history(m):
@@ -141,16 +141,16 @@ def another_log_provider(m):
 
 
 def float_sums(m):
-    real = reduction.reduced
+    real = window_values.reduced
 
     def reduced(t, part, view):
-        if part.op != "total" or not isinstance(view, reduction.Ranges):
+        if part.op != "total" or not isinstance(view, window_values.Ranges):
             return real(t, part, view)
         values = t.events.columns[part.column][view.rows].astype(np.float64)
         sums = np.append(0.0, np.cumsum(values))
         return (sums[view.hi] - sums[view.lo]).astype(np.int64), None
 
-    m.setattr(reduction, "reduced", reduced)
+    m.setattr(window_values, "reduced", reduced)
 
 
 def two_roundings_in_a_mean(m):
@@ -190,7 +190,7 @@ def minus_zero_kept(m):
 
 
 def ties_by_arrival(m):
-    m.setattr(track, "tie_order", lambda *args: None)
+    m.setattr(sweep, "tie_order", lambda *args: None)
 
 
 def ties_by_arrival_in_store(m):
@@ -204,12 +204,12 @@ def ties_by_arrival_in_store(m):
 
 
 def distinct_counts_events(m):
-    m.setattr(reduction, "distinct_in_ranges", lambda view, t, values: view.count())
+    m.setattr(window_values, "distinct_in_ranges", lambda view, t, values: view.count())
 
 
 def text_is_normalised(m):
-    real = delivery.text_code
-    m.setattr(delivery, "text_code", lambda text: real(unicodedata.normalize("NFC", text)))
+    real = delta.text_code
+    m.setattr(delta, "text_code", lambda text: real(unicodedata.normalize("NFC", text)))
 
 
 def edge_belongs_below(m):
@@ -248,9 +248,9 @@ def unknown_category_is_null(m):
 
 
 def top_takes_the_last_of_equals(m):
-    real = reduction.top_values
+    real = window_values.top_values
     m.setattr(
-        reduction,
+        window_values,
         "top_values",
         lambda view, values: np.where(real(view, -values) == NULL, NULL, -real(view, -values)),
     )

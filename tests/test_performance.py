@@ -6,10 +6,10 @@ import numpy as np
 import polars as pl
 import pytest
 
-from mlsys_nb.clock import instant
-from mlsys_nb.evaluate import evaluate
-from mlsys_nb.performance import performance_check, period_wobble, promise
-from mlsys_nb.problem import Costs
+from mlsys_nb.evaluation.evaluate import evaluate
+from mlsys_nb.monitoring.performance import performance_check, period_wobble, promise
+from mlsys_nb.problem.declaration import Costs
+from mlsys_nb.system.clock import instant
 
 PROBLEM = SimpleNamespace(keys=("customer_id",), costs=Costs("GBP", 3.0, 2.0))
 START = instant("2010-01-04")

@@ -17,16 +17,16 @@ from hypothesis import strategies as st
 from serving_world import HOME, JUNE, lake, make
 
 from mlsys_nb.cases.churn import problem
-from mlsys_nb.control import open_control
-from mlsys_nb.dataset import population
-from mlsys_nb.decisions import read_decisions
-from mlsys_nb.history import as_of
-from mlsys_nb.registry import promote, versions
+from mlsys_nb.decisions.log import read_decisions
+from mlsys_nb.features.history import as_of
+from mlsys_nb.problem.dataset import population
+from mlsys_nb.release.registry import promote, versions
+from mlsys_nb.system.control import open_control
 
 START = """
 import os, sys, threading, time
-from mlsys_nb.settings import load_settings
-from mlsys_nb.service import serve
+from mlsys_nb.system.settings import load_settings
+from mlsys_nb.serving.service import serve
 serve(load_settings(root=sys.argv[1], home=sys.argv[2]), "churn", port=int(sys.argv[3]))
 """
 
@@ -306,7 +306,7 @@ def test_sigterm_finishes_and_what_the_process_imports(tmp_path):
 
 def test_imports_of_the_service():
     code = (
-        "import sys; from mlsys_nb.service import create_app; from mlsys_nb.settings import load_settings; "
+        "import sys; from mlsys_nb.serving.service import create_app; from mlsys_nb.system.settings import load_settings; "
         "create_app(load_settings(), 'churn'); "
         "print([m for m in ('mlflow', 'papermill', 'jupyter_client', 'IPython', 'nbconvert', 'sklearn', 'pandas', "
         "'matplotlib', 'optuna', 'nbdev', 'fastcore') if m in sys.modules])"
@@ -316,8 +316,8 @@ def test_imports_of_the_service():
 
 
 def test_what_is_wrong_with_the_system_is_told_in_one_sentence(tmp_path):
-    from mlsys_nb.service import running
-    from mlsys_nb.settings import MlsysError
+    from mlsys_nb.serving.service import running
+    from mlsys_nb.system.settings import MlsysError
 
     here = make(tmp_path)
     log = here.decisions / "churn" / "http" / "000001.log"
@@ -333,8 +333,8 @@ def test_what_is_wrong_with_the_system_is_told_in_one_sentence(tmp_path):
 
 
 def test_a_batch_scores_the_same_bits_as_the_service(tmp_path):
-    from mlsys_nb.batch import score_batch
-    from mlsys_nb.registry import load_champion
+    from mlsys_nb.release.registry import load_champion
+    from mlsys_nb.serving.batch import score_batch
 
     here = make(tmp_path, families=("boosting",))
     batch = score_batch(here, problem, load_champion(open_control(here), here, problem), JUNE, lake())

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from mlsys_nb.jobs import Runner
-from mlsys_nb.kernels import Kernels
-from mlsys_nb.report import index
-from mlsys_nb.settings import MlsysError, load_settings
-from mlsys_nb.site import Chapter, build_site, chapters_of, executed, page_key
+from mlsys_nb.doors.site import Chapter, build_site, chapters_of, executed, page_key
+from mlsys_nb.jobs.kernels import Kernels
+from mlsys_nb.jobs.report import index
+from mlsys_nb.jobs.runner import Runner
+from mlsys_nb.system.settings import MlsysError, load_settings
 
 ROOT = Path(__file__).resolve().parents[1]
-SOME = ["01_clock", "82_parameters", "38_gate", "80_figures"]
+SOME = ["00_system/01_clock", "70_jobs/70_parameters", "35_evaluation/39_gate", "80_doors/81_figures"]
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
          "--disable-background-networking", "--disable-component-update"]  # fmt: skip
 
@@ -28,8 +28,9 @@ def home(tmp_path_factory):
     "A project with some of the chapters, a problem, a job, and a run of it."
     home = tmp_path_factory.mktemp("project")
     for name in SOME:
-        (home / "nbs").mkdir(exist_ok=True)
-        shutil.copy(ROOT / f"nbs/{name}.ipynb", home / "nbs")
+        place = home / f"nbs/{name}.ipynb"
+        place.parent.mkdir(exist_ok=True, parents=True)
+        shutil.copy(ROOT / f"nbs/{name}.ipynb", place)
     for folder in ("cases", "jobs"):
         shutil.copytree(ROOT / "nbs" / folder, home / "nbs" / folder)
     for name in ("CHANGELOG.md", "CONTRIBUTING.md"):
@@ -86,9 +87,9 @@ def test_the_site_has_every_page(site, home):
     names = {p.relative_to(site.folder).as_posix() for p in site.folder.rglob("*.html")}
     assert {
         "index.html",
-        "ground/clock.html",
-        "learning/gate.html",
-        "problems/churn.html",
+        "system/clock.html",
+        "evaluation/gate.html",
+        "cases/churn.html",
         "jobs/train.html",
     } <= names
     assert {
@@ -98,7 +99,7 @@ def test_the_site_has_every_page(site, home):
         "reports/index.html",
     } <= names
     assert [n for n in names if n.startswith("reports/churn/ingest/")]
-    clock = (site.folder / "ground/clock.html").read_text()
+    clock = (site.folder / "system/clock.html").read_text()
     assert "The instant that" in clock or "UTC instant" in clock
     assert "<td>Aware, in UTC</td>" in clock
 
@@ -108,19 +109,24 @@ def test_a_second_build_runs_nothing(site, home):
     assert (again.ran, again.pages) == (0, site.pages)
 
 
-def test_a_page_is_kept_until_something_it_stands_on_changes(home):
-    package = home / "package"
-    package.mkdir()
-    (package / "clock.py").write_text("import json\n")
-    (package / "pages.py").write_text("")
-    notebook = home / "one.ipynb"
-    notebook.write_text(json.dumps({"cells": [{"source": "from mlsys_nb.jobs import x"}]}))
-    (package / "jobs.py").write_text("from .clock import y\nfrom mlsys_nb.clock import y\n")
+@pytest.mark.parametrize("line", ["from ..system.clock import y", "from mlsys_nb.system.clock import y",
+                                  "from ..system import clock", "    from ..system.clock import (\n    y)"])  # fmt: skip
+def test_a_page_is_kept_until_something_it_stands_on_changes(tmp_path, line):
+    package = tmp_path / "package"
+    for room, text in {
+        "system/clock": "import json\n",
+        "doors/pages": "",
+        "jobs/runner": f"{line}\n",
+    }.items():
+        (package / room).parent.mkdir(parents=True, exist_ok=True)
+        (package / f"{room}.py").write_text(text)
+    notebook = tmp_path / "one.ipynb"
+    notebook.write_text(json.dumps({"cells": [{"source": "from mlsys_nb.jobs.runner import x"}]}))
     chapter = Chapter(notebook, "One", "", True)
     before = page_key(chapter, package)
     (package / "other.py").write_text("x = 1\n")
     assert page_key(chapter, package) == before
-    (package / "clock.py").write_text("import json  # changed\n")
+    (package / "system/clock.py").write_text("import json  # changed\n")
     assert page_key(chapter, package) != before
 
 
@@ -156,7 +162,7 @@ def test_without_notebooks_the_answer_is_clear(home, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["index", "ground/clock", "learning/gate", "doors/figures", "problems/churn", "jobs/train"]
+    "name", ["index", "system/clock", "evaluation/gate", "doors/figures", "cases/churn", "jobs/train"]
 )
 def test_pages_in_a_browser(site, look, name):
     page = look(site.folder / f"{name}.html", "site-" + name.replace("/", "-"))

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import polars as pl
 
-from mlsys_nb.clock import instant
-from mlsys_nb.features import Events, FeatureSet, count, distinct, total
-from mlsys_nb.online import open_online
-from mlsys_nb.stream import JsonLines, consume, fold
+from mlsys_nb.features.feature_set import Events, FeatureSet, count, distinct, total
+from mlsys_nb.features.online import open_online
+from mlsys_nb.features.stream import JsonLines, consume, fold
+from mlsys_nb.system.clock import instant
 
 KILLS = int(os.environ.get("TEST_MLSYS_KILLS", "8"))
 orders = Events("orders", keys={"customer": "int"}, time="ts", columns={"pence": "int", "shop": "text"})
@@ -35,9 +35,9 @@ import sys
 sys.path.insert(0, {tests!r})
 from pathlib import Path
 from test_stream import features
-from mlsys_nb.clock import instant
-from mlsys_nb.online import open_online
-from mlsys_nb.stream import JsonLines, consume
+from mlsys_nb.system.clock import instant
+from mlsys_nb.features.online import open_online
+from mlsys_nb.features.stream import JsonLines, consume
 with open_online(Path(sys.argv[1]) / "store", features) as store:
     print("folding", flush=True)
     consume(JsonLines(Path(sys.argv[1]) / "orders.jsonl"), store, lambda: instant("2011-01-01"), limit=25)

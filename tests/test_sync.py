@@ -9,15 +9,15 @@ from shutil import rmtree
 import polars as pl
 import pytest
 
-from mlsys_nb.clock import instant
-from mlsys_nb.contract import Column, Contract
-from mlsys_nb.features import Events, FeatureSet, count, last, mean, total
-from mlsys_nb.history import as_of
-from mlsys_nb.ingest import ingest, read, snapshot
-from mlsys_nb.online import StoreMismatch, open_online, sync
-from mlsys_nb.parity import bits
-from mlsys_nb.settings import load_settings
-from mlsys_nb.sources import FilesSource
+from mlsys_nb.data.contract import Column, Contract
+from mlsys_nb.data.ingest import ingest, read, snapshot
+from mlsys_nb.data.sources import FilesSource
+from mlsys_nb.features.feature_set import Events, FeatureSet, count, last, mean, total
+from mlsys_nb.features.history import as_of
+from mlsys_nb.features.online import StoreMismatch, open_online, sync
+from mlsys_nb.features.parity import bits
+from mlsys_nb.system.clock import instant
+from mlsys_nb.system.settings import load_settings
 
 HOME = Path(__file__).resolve().parents[1]
 columns = (Column("shop", "int"), Column("price", "decimal"), Column("at", "time"))

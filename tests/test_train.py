@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlsys_nb.encoding import Encoder
-from mlsys_nb.explain import contributions, permutation_importance
-from mlsys_nb.problem import Rule
-from mlsys_nb.split import TooLittleData, time_split
-from mlsys_nb.train import FAMILIES, Linear, fit
-from mlsys_nb.tune import tune
+from mlsys_nb.learning.encoding import Encoder
+from mlsys_nb.learning.explain import contributions, permutation_importance
+from mlsys_nb.learning.train import FAMILIES, Linear, fit
+from mlsys_nb.learning.tune import tune
+from mlsys_nb.problem.declaration import Rule
+from mlsys_nb.problem.split import TooLittleData, time_split
 
 DAY = timedelta(days=1)
 START = datetime(2010, 1, 1, tzinfo=UTC)

@@ -22,9 +22,7 @@ def run(*words, **more):
 def wheel(tmp_path_factory):
     out = tmp_path_factory.mktemp("wheel")
     copy = tmp_path_factory.mktemp("source") / "mlsys_nb"
-    ignored = shutil.ignore_patterns(
-        ".git", ".venv", "data", "reports", "_docs", "_proc", "__pycache__", ".*_cache"
-    )
+    ignored = shutil.ignore_patterns(".git", ".venv", "raw", "_docs", "_proc", "__pycache__", ".*_cache")
     shutil.copytree(ROOT, copy, ignore=ignored)
     pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", out, copy]
     run(*([UV, "build", "--quiet", "--wheel", "-o", out, copy] if UV else pip))

@@ -11,9 +11,10 @@ from datetime import UTC, datetime, timedelta
 
 import polars as pl
 
-from ..contract import Column, Contract
-from ..contract import Rule as RowRule
-from mlsys_nb.features import (
+from ..data.contract import Column, Contract
+from ..data.contract import Rule as RowRule
+from ..data.sources import ReplaySource
+from mlsys_nb.features.feature_set import (
     Events,
     FeatureSet,
     Measure,
@@ -27,8 +28,7 @@ from mlsys_nb.features import (
     time_since_last,
     total,
 )
-from ..problem import Condition, Costs, Label, Problem, ReplayPlan, Rule
-from ..sources import ReplaySource
+from ..problem.declaration import Condition, Costs, Label, Problem, ReplayPlan, Rule
 
 # %% ../../nbs/cases/churn.ipynb #27d79e73
 contract = Contract(

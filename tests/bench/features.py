@@ -19,9 +19,11 @@ from time import perf_counter, sleep
 import numpy as np
 import polars as pl
 
-from mlsys_nb.features import Events, FeatureSet, count, distinct, largest, mean, total
-from mlsys_nb.history import as_of
-from mlsys_nb.online import open_online
+from mlsys_nb.features.events import Events
+from mlsys_nb.features.feature_set import FeatureSet
+from mlsys_nb.features.history import as_of
+from mlsys_nb.features.online import open_online
+from mlsys_nb.features.windows import count, distinct, largest, mean, total
 
 DAY, START, WINDOWS = 86_400_000_000, 1_262_304_000_000_000, (7, 30, 90)
 events = Events("e", keys={"id": "int"}, time="ts", columns={"amount": "int", "shop": "int"})
