@@ -10,7 +10,7 @@ from mlsys_nb.cases.churn import problem
 from mlsys_nb.features.online import open_online
 from mlsys_nb.learning.train import fit
 from mlsys_nb.problem.dataset import Dataset, Lake
-from mlsys_nb.problem.dataset import build as rows_of
+from mlsys_nb.problem.dataset import build_dataset as rows_of
 from mlsys_nb.release.package import Package, build
 from mlsys_nb.release.registry import promote, register
 from mlsys_nb.system.control import open_control
@@ -59,8 +59,9 @@ def make(
     "A system with an online store, registered versions and a champion, on 1 June 2010."
     here = load_settings(root=root, home=HOME)
     write_json(here.clock_file, {"now": JUNE.isoformat()})
-    with open_online(here.online / problem.name, problem.features) as store:
-        store.write("lines", lines())
+    with open_online(here.online) as store:
+        store.keep(problem.features)
+        store.write(problem.features.events[0], lines())
     control = open_control(here)
     for family in families:
         register(control, here, package(family), "test", JUNE)

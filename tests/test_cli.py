@@ -3,15 +3,25 @@
 import json
 import os
 import re
+import signal
+import socket
 import subprocess
 import sys
 import time
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import polars as pl
 import pytest
+import visits_world
 
 from mlsys_nb.doors.cli import COMMANDS, failure, main, parser
+from mlsys_nb.features.online import open_online
+from mlsys_nb.jobs.record import record_for, write_report
+from mlsys_nb.system.clock import instant
+from mlsys_nb.system.control import open_control
+from mlsys_nb.system.runs import Run, finish_run, list_runs
 from mlsys_nb.system.settings import load_settings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -21,7 +31,8 @@ def mlsys(capsys, *words):
     code = main(list(words))
     out, err = capsys.readouterr()
     assert "Traceback" not in out + err
-    return code, out, err
+    quiet = [line for line in err.splitlines(keepends=True) if not line.startswith("... ")]  # progress
+    return code, out, "".join(quiet)
 
 
 @pytest.fixture
@@ -75,7 +86,24 @@ def test_help_is_quick():
         (["train", "churn", "-p", "problem=returns"], "problem is given once"),
         (["runs", "--problem", "nope"], "no problem 'nope'"),
         (["runs", "--job", "nope"], "no job 'nope'"),
-        (["serve", "churn", "--port", "70000"], "choose another"),
+        (["serve", "churn", "--port", "70000"], "from 0 to 65535"),
+        (["trian", "churn"], "did you mean train?"),
+        (["train", "churn", "--nwo", "x"], "did you mean --now?"),
+        (["train", "chrun"], "no problem 'chrun'"),
+        (["run", "trian"], "did you mean train?"),
+        (["train", "churn", "-p", "n_trials=0"], "n_trials is within 1..1000, got 0"),
+        (["--now", "2010-05-01", "problems"], "problems takes no --now"),
+        (["--json", "train", "churn"], "train takes no --json"),
+        (["run", "ingest", "--now", "x", "-p", "now=y"], "now is given once"),
+        (["parity", "churn", "--cases", "0"], "from 1 to 10000000"),
+        (["runs", "--limit", "0"], "from 1 to"),
+        (["promote", "churn", "7", "--reason", "x"], "no version 7"),
+        (["decisions", "churn", "h000000-7-abcdef12"], "a decision id comes from an answer"),
+        (["dashboard", "lop"], "did you mean loop?"),
+        (["completion", "fish"], "bash"),
+        (["stream", "none.jsonl", "nope"], "no problem 'nope'"),
+        (["stream", "none.jsonl", "churn"], "there is none at none.jsonl"),
+        (["stream", "none.jsonl"], "problem"),
     ],
     ids=" ".join,
 )
@@ -183,7 +211,7 @@ def test_debug_shows_where(capsys, root):
 def test_a_closed_pipe_is_no_error(root):
     command = f"{sys.executable} -c 'import sys; from mlsys_nb.doors.cli import main; sys.exit(main())' problems --root {root} | true"
     done = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=ROOT, env={**os.environ})
-    assert done.stderr == ""
+    assert [line for line in done.stderr.splitlines() if not line.startswith("... ")] == []
 
 
 def test_the_as_of_row_of_one_customer(capsys, root, monkeypatch):
@@ -217,3 +245,169 @@ def test_the_as_of_row_of_one_customer(capsys, root, monkeypatch):
     code, out, _ = mlsys(capsys, "runs", "--root", root)
     assert "ingest" in out
     assert load_settings(root=root).root == Path(root)
+
+
+def test_fault_21_options_stand_before_or_after(capsys, root):
+    for words in (["--root", root, "runs"], ["runs", "--root", root]):
+        assert mlsys(capsys, *words) == (0, f"no runs yet in {root}\n", "")
+    for words in (["--now", "x", "train", "churn"], ["train", "churn", "--now", "x"]):
+        assert "ISO 8601" in mlsys(capsys, *words, "--root", root)[2]
+
+
+def test_fault_21_listing_commands_answer_in_json(capsys, root):
+    names = [name for name, command in COMMANDS.items() if "lists" in command.kind and name != "champion"]
+    assert {"problems", "jobs", "runs", "versions", "alerts", "decisions", "conflicts", "verify"} <= set(
+        names
+    )
+    for name in names:
+        places = [word for word, _ in COMMANDS[name].options if word == "problem"]
+        code, out, err = mlsys(capsys, name, *["churn" for _ in places], "--json", "--root", root)
+        assert (code, err) == (0, ""), name
+        assert isinstance(json.loads(out), list), name
+    assert not Path(root).exists(), "looking creates nothing"
+
+
+def test_fault_21_an_own_folder_finds_the_jobs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = mlsys(capsys, "jobs")
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines()] == [
+        "ingest",
+        "monitor",
+        "retrain",
+        "score",
+        "train",
+    ]
+    assert "n_trials: int = 12 (1..1000)" in out
+
+
+def command(*words, cwd=ROOT, **more):
+    code = "import sys; from mlsys_nb.doors.cli import main; sys.exit(main())"
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *words],
+        cwd=cwd,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        **more,
+    )
+
+
+def test_fault_21_a_busy_dashboard_port_is_refused(root):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        process = command("dashboard", "--port", str(other.getsockname()[1]), "--root", root)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (2, "")
+    assert "choose another --port" in err
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+def test_fault_21_stopping_the_dashboard_ends_voila(root, number):
+    pytest.importorskip("voila")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    process = command("dashboard", "--port", str(port), "--root", root)
+
+    def listens():
+        with socket.socket() as trial:
+            return trial.connect_ex(("127.0.0.1", port)) == 0
+
+    end = time.monotonic() + 60
+    while not listens():
+        assert time.monotonic() < end and process.poll() is None
+        time.sleep(0.2)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    assert not listens()
+
+
+def test_fault_21_completion_is_a_script_that_bash_runs(tmp_path):
+    script = subprocess.run(
+        [sys.executable, "-c", "from mlsys_nb.doors.cli import main; main(['completion', 'bash'])"],
+        capture_output=True, text=True, cwd=ROOT,
+    ).stdout  # fmt: skip
+    there = Path(sys.executable).parent
+    ask = f"PATH={there}:$PATH\n{script}\nCOMP_WORDS=(mlsys train ch); COMP_CWORD=2; _mlsys; echo ${{COMPREPLY[@]}}"
+    done = subprocess.run(["bash", "-c", ask], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.strip() == "churn", done.stderr
+
+
+@dataclass(frozen=True)
+class Again:
+    share: float
+
+
+@pytest.mark.parametrize(
+    ("passed", "served", "code"),
+    [
+        (True, None, 0),
+        (True, Again(1.0), 0),
+        (False, None, 1),
+        (True, Again(0.999), 1),
+        (False, Again(1.0), 1),
+    ],
+)
+def test_fault_24_the_exit_code_of_parity(capsys, root, monkeypatch, passed, served, code):
+    monkeypatch.setattr("mlsys_nb.loop.skew.certificate", lambda *a, **k: {"passed": passed})
+    monkeypatch.setattr("mlsys_nb.loop.skew.served_again", lambda at: served)
+    assert mlsys(capsys, "parity", "churn", "--root", root)[0] == code
+
+
+def test_reports_that_were_removed_for_their_age_are_not_missed(capsys, root, monkeypatch):
+    monkeypatch.setenv("MLSYS_REPORT_DAYS", "30")
+    settings = load_settings(root=root)
+    for month in (1, 5):
+        at = datetime(2010, month, 1, tzinfo=UTC)
+        run = Run(f"r{month}", "train", "churn", "", "succeeded", at, as_of=at, seconds=1.0)
+        run = replace(run, report=f"reports/churn/train/r{month}", finished_at=at)
+        record = record_for(run, {}, {}, settings)
+        write_report(settings, run, {"notebook": {"cells": []}, "page": "<p>page</p>", "record": record})
+        finish_run(open_control(settings), run)
+    code, out, _ = mlsys(capsys, "reports", "--now", "2010-05-02", "--root", root)
+    assert (code, "(1 reports older than 30 days removed)" in out) == (0, True)
+    assert [run.report for run in list_runs(open_control(settings))] == ["", "reports/churn/train/r5"]
+    assert mlsys(capsys, "verify", "--root", root)[0] == 0
+    code, out, _ = mlsys(capsys, "audit", "--json", "--root", root)
+    (line,) = json.loads(out)
+    assert (line["action"], line["detail"]["reports"]) == ("remove reports", ["r1"])
+    assert "remove reports" in mlsys(capsys, "audit", "--of", "reports", "--root", root)[1]
+    assert "nothing was done yet" in mlsys(capsys, "audit", "--of", "churn/champion", "--root", root)[1]
+
+
+def test_a_stream_is_followed_into_the_store_and_goes_on_after_a_kill(capsys, tmp_path, monkeypatch):
+    settings = visits_world.make(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests"))
+    path, root = tmp_path / "visits.jsonl", str(settings.root)
+    good = {"events": "visits", "member": 7, "minutes": 30, "branch": "north"}
+    days = [f"2024-01-{n:02}T09:00:00Z" for n in range(1, 21)]
+    lines = [json.dumps({**good, "event_id": day, "at": day, "known_at": day}) for day in days]
+    path.write_text("\n".join([*lines[:10], '{"events": "other"}']) + "\n")
+    words = [sys.executable, "-c", "import sys; from mlsys_nb.doors.cli import main; sys.exit(main())"]
+    words += ["stream", str(path), "visits", "--root", root, "--now", "2024-03-01"]
+    process = subprocess.Popen([*words, "--follow"], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline().startswith("rejected    a message is an object whose `events`")
+    assert process.stdout.readline().startswith("10 new events, 0 repeated, 1 rejected; 1 dead letters")
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    with path.open("a") as file:
+        file.write("\n".join(lines[10:]) + "\n")
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.stdout.startswith("10 new events, 0 repeated, 0 rejected; 1 dead letters"), done
+    with open_online(settings.online) as store:
+        reader = store.reader(visits_world.features)
+        assert reader.read({"member": 7}, instant("2024-01-21"))["visits_21d"] == 20
+    code, out, err = mlsys(capsys, "compact", "visits", "--root", root, "--now", "2024-03-01")
+    assert (
+        code == 0
+        and "store       0 timelines written anew, without what only moments before 2024-02-18" in out
+    ), err
+    with open_online(settings.online) as store:  # a feature without a window needs everything for ever
+        reader = store.reader(visits_world.features)
+        assert reader.read({"member": 7}, instant("2024-01-21"))["visits_21d"] == 20

@@ -14,14 +14,15 @@ import polars as pl
 import pytest
 
 from mlsys_nb.data.ingest import ingest
-from mlsys_nb.decisions.log import append_batch
+from mlsys_nb.decisions.batches import append_batch
 from mlsys_nb.decisions.outcomes import labelled
 from mlsys_nb.doors.dashboard import PANELS, loops, panel
 from mlsys_nb.loop.backtest import backtest
 from mlsys_nb.loop.retrain import carry_out, note_release, train_candidate
+from mlsys_nb.loop.step import Context
 from mlsys_nb.monitoring.alerts import alerts, from_performance, open_alerts, record
 from mlsys_nb.monitoring.performance import performance_check, promise
-from mlsys_nb.problem.dataset import build, load_events
+from mlsys_nb.problem.dataset import build_dataset, load_events
 from mlsys_nb.problem.declaration import load_problem
 from mlsys_nb.release.registry import load_champion
 from mlsys_nb.system.clock import instant
@@ -46,12 +47,11 @@ def lived(tmp_path_factory):
     write_json(here.clock_file, {"now": now.isoformat()})
     ingest(here, problem.sources[0], now)
     april = instant("2010-04-01")
-    candidate = train_candidate(here, problem, april, n_trials=1)
-    noted = note_release(here, control, candidate, key="first", now=april)
-    carry_out(control, problem.name, noted, april)
+    at = Context(here, problem, april)
+    carry_out(at, note_release(at, train_candidate(at, n_trials=1), "first"))
     model, lake = load_champion(control, here, problem), load_events(problem, here, now)
     for month, off in (("2010-04-01", 0.0), ("2010-05-01", -0.3)):
-        rows = build(problem, lake, [instant(month)], now).frame.drop("label")
+        rows = build_dataset(problem, lake, [instant(month)], now).frame.drop("label")
         scores = pl.Series(model.predict(rows)) + off
         scored = rows.with_columns(
             score=scores.clip(0.01, 0.99), version=model.version, threshold=problem.costs.threshold,
@@ -68,7 +68,7 @@ def test_the_loop_tells_what_happened(lived):
     control, problem = open_control(lived), load_problem(lived, "churn")
     (gap, *_) = [a for a in open_alerts(control, "churn") if a.subject == "calibration_gap"]
     assert gap.size.startswith("predicted 0.") and "GBP per 1,000 decisions" in gap.expected_cost
-    shown = backtest(lived, control, problem, instant("2010-07-01"))
+    shown = backtest(Context(lived, problem, instant("2010-07-01")))
     assert shown.frame.height == 6
     assert shown.over_frozen.log_loss.high < 0 and "Retraining lost" in shown.finding
     again = record(control, "churn", [], instant("2010-07-02"), kinds=("drift",))
@@ -132,6 +132,7 @@ def test_in_a_browser(state, lived, tmp_path):
         with sync_playwright() as play:
             browser = play.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
             page = browser.new_page(viewport={"width": 1280, "height": 1000})
+            page.set_default_timeout(120_000)  # a kernel on a busy machine
             page.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)
             page.on("pageerror", lambda e: errors.append(str(e)))
             page.on(

@@ -1,5 +1,6 @@
 "Durable under fire: writers killed at random, bytes flipped, files lost, many writers at once."
 
+import errno
 import json
 import os
 import random
@@ -15,6 +16,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mlsys_nb.system import disk
+from mlsys_nb.system.disk import StorageError
 from mlsys_nb.system.durable import (
     MANIFEST,
     TEMPORARY,
@@ -309,3 +312,56 @@ def test_equal_frames_have_equal_bytes(rows: list[tuple[int | None, str | None]]
     pieces = pl.concat([frame[:cut], frame[cut:]], rechunk=False)
     assert frame_bytes(pieces) == frame_bytes(frame)
     assert frame_from(frame_bytes(frame)).equals(frame)
+
+
+def test_links_and_pipes_in_a_sealed_folder_are_refused_at_once(tmp_path: Path) -> None:
+    "A link used to be followed, and a pipe let its reader wait for ever."
+    write_folder(tmp_path / "whole", {"rows": b"1"})
+    for name in ("rows", MANIFEST):
+        for make in (lambda p: p.symlink_to(tmp_path / "whole" / p.name), os.mkfifo):
+            folder = tmp_path / f"{name}-{make is os.mkfifo}"
+            write_folder(folder, {"rows": b"1"})
+            (folder / name).unlink()
+            make(folder / name)
+            with pytest.raises(SealError, match=f"{name} cannot be read: .*; restore it"):
+                verify_folder(folder)
+    (tmp_path / "link").symlink_to(tmp_path / "whole")
+    with pytest.raises(SealError, match="link is a link"):
+        verify_folder(tmp_path / "link")
+
+
+def test_a_file_that_has_grown_is_not_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_folder(tmp_path / "whole", {"rows": b"1"})
+    os.truncate(tmp_path / "whole" / "rows", 2**40)  # a sparse terabyte
+    with pytest.raises(SealError, match="not as it was written"):
+        verify_folder(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    "code,remedy",
+    [(errno.ENOSPC, "free some space"), (errno.EROFS, "mount it writable"), (errno.EACCES, "the right to it"),
+     (errno.EIO, "mlsys verify"), (errno.EDQUOT, "quota"), (errno.EMFILE, "ulimit")],
+)  # fmt: skip
+def test_every_refusal_of_the_disk_has_path_and_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, remedy: str
+) -> None:
+    works = [
+        lambda: write_bytes(tmp_path / "a" / "file", b"1"),
+        lambda: write_folder(tmp_path / "b" / "folder", {"rows": b"2"}),
+        lambda: Log(tmp_path / "c" / "log").append([{"i": 1}]),
+        lambda: lock(tmp_path / "d" / "lock").__enter__(),
+        lambda: read_sealed(tmp_path / "kept", "rows"),
+        lambda: remove_tree(tmp_path / "kept"),
+    ]
+    write_folder(tmp_path / "kept", {"rows": b"1"})
+
+    def failing(verb: str, path: Path, content: bytes) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(disk, "FAULTS", [failing])
+    for work in works:
+        with pytest.raises((StorageError, SealError), match=f"^{tmp_path}.* cannot be .*: .*; .*{remedy}"):
+            work()
+    monkeypatch.setattr(disk, "FAULTS", [])
+    for work in works:
+        work()

@@ -11,10 +11,11 @@ import pytest
 from conftest import free_port, wait_for
 from feature_sets import features
 
-from mlsys_nb.features.engine import LmdbEngine, PostgresEngine, RedisEngine
+from mlsys_nb.features.engine import LmdbEngine
 from mlsys_nb.features.generated import world
 from mlsys_nb.features.online import online_store
 from mlsys_nb.features.parity import bits, by_reference, frame_of, read_all
+from mlsys_nb.features.servers import PostgresEngine, RedisEngine
 from mlsys_nb.features.stream import RedisStream, consume
 from mlsys_nb.system.clock import instant
 
@@ -94,14 +95,15 @@ def test_writers_take_turns(make):
 
 def test_the_store_gives_the_same_bits(make):
     invented = world(features, 250, seed=21)
-    with online_store(make(), features) as store, online_store(make(), features) as replica:
+    with online_store(make()) as store, online_store(make()) as replica:
+        store.keep(features)
         for events in features.events:
             rows = frame_of(events, invented.rows[events.name])
             for i in range(0, len(rows), 400):
-                store.write(events.name, rows[i : i + 400])
-            assert store.write(events.name, rows) == 0
+                store.write(events, rows[i : i + 400])
+            assert store.write(events, rows) == 0
         truth = by_reference(features, invented)
-        for mine, right in zip(read_all(replica, invented.moments), truth, strict=True):
+        for mine, right in zip(read_all(replica, features, invented.moments), truth, strict=True):
             assert {k: bits(v) for k, v in mine.items()} == {k: bits(v) for k, v in right.items()}
 
 
@@ -132,13 +134,14 @@ def test_redis_stream_is_read_exactly_once(redis_port, tmp_path):
             client.xadd("orders", {"event": json.dumps(event)})
     client.xadd("orders", {"event": b"\xff not json"})
     stream = RedisStream(client, "orders")
-    with online_store(LmdbEngine(tmp_path / "s"), features) as store:
+    with online_store(LmdbEngine(tmp_path / "s")) as store:
+        store.keep(features)
         taken, _ = stream.take(store, 50)  # a consumer that dies before it confirms
         assert len(taken) == 50
         folded = consume(stream, store, lambda: instant("2011-01-01"), limit=64)
         assert len(folded.rejected) == 1 and client.xpending("orders", "mlsys")["pending"] == 0
         for mine, right in zip(
-            read_all(store, invented.moments), by_reference(features, invented), strict=True
+            read_all(store, features, invented.moments), by_reference(features, invented), strict=True
         ):
             assert {k: bits(v) for k, v in mine.items()} == {k: bits(v) for k, v in right.items()}
         assert consume(stream, store, lambda: instant("2011-01-01")).new == 0

@@ -4,7 +4,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from mlsys_nb.evaluation.gate import Limits, Predictions, gate
+from mlsys_nb.evaluation.gate import GateLimits, Predictions, gate
 from mlsys_nb.problem.declaration import Costs
 
 COSTS = Costs("GBP", false_positive=2.0, false_negative=6.0)
@@ -134,7 +134,7 @@ def test_equal_models_rarely_fail_the_slice_check_however_many_slices():
         frame, z, rule, rng = holdout(seed)
         frame = frame.with_columns(**{f"s{i}": rng.normal(size=len(z)) for i in range(6)})
         about = ABOUT | {"slices": [f"s{i}" for i in range(6)]}
-        limits = Limits(slice_loss=0.0)
+        limits = GateLimits(slice_loss=0.0)
         verdict = gate(
             frame, Predictions(noisy(z, rng, 0.5), rule, noisy(z, rng, 0.5)), COSTS, **about, limits=limits
         )
@@ -161,3 +161,19 @@ def test_same_input_same_verdict():
     seen = Predictions(noisy(z, rng, 0.3), rule, noisy(z, rng, 0.6))
     assert gate(frame, seen, COSTS, **ABOUT).to_dict() == gate(frame, seen, COSTS, **ABOUT).to_dict()
     assert "Gate:" in gate(frame, seen, COSTS, **ABOUT)._repr_html_()
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "passed"),
+    [(-0.02, 0.1, True), (-0.021, 0.1, None), (-0.1, -0.021, False), (-0.1, -0.02, None)],
+)
+def test_ranking_is_kept_lost_or_open_by_the_whole_interval(low, high, passed):
+    from types import SimpleNamespace
+
+    from mlsys_nb.evaluation.bootstrap import Estimate
+    from mlsys_nb.evaluation.gate import ranking
+
+    found = SimpleNamespace(auc_gain=Estimate((low + high) / 2, low, high))
+    assert ranking(found, GateLimits(), "the champion").passed is passed
+    unknown = SimpleNamespace(auc_gain=Estimate(0.1))
+    assert ranking(unknown, GateLimits(), "the champion").passed is None

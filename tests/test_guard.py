@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlsys_nb.serving.guard import MAX_DEPTH, Limits, Refusal, clip, error_body, guard, read_json, read_object
+from mlsys_nb.serving.guard import MAX_DEPTH, RequestLimits, guard, read_json, read_object
+from mlsys_nb.serving.refusal import Refusal, clipped, error_body
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False, allow_infinity=False)
@@ -55,7 +56,7 @@ def test_depth(depth):
 )
 @settings(max_examples=100, deadline=None)
 def test_clip_is_always_short_ascii(value):
-    assert len(clip(value)) <= 80 and clip(value).isascii()
+    assert len(clipped(value)) <= 80 and clipped(value).isascii()
 
 
 def test_duplicate_keys_at_any_depth():
@@ -85,7 +86,7 @@ async def echo(scope, receive, send):
 
 
 def test_a_client_that_hangs_up_gets_no_answer_and_frees_its_place():
-    app = guard(echo, Limits(concurrency=1))
+    app = guard(echo, RequestLimits(concurrency=1))
     assert (
         call(app, [{"type": "http.request", "body": b"x", "more_body": True}, {"type": "http.disconnect"}])
         == []
@@ -94,7 +95,7 @@ def test_a_client_that_hangs_up_gets_no_answer_and_frees_its_place():
 
 
 def test_websockets_are_not_served():
-    assert call(guard(echo, Limits()), [], type_="websocket") == []
+    assert call(guard(echo, RequestLimits()), [], type_="websocket") == []
 
 
 def test_an_answer_that_has_begun_is_not_followed_by_another():
@@ -102,7 +103,7 @@ def test_an_answer_that_has_begun_is_not_followed_by_another():
         await send({"type": "http.response.start", "status": 200, "headers": []})
         raise RuntimeError("in the middle")
 
-    sent = call(guard(half, Limits()), [{"type": "http.request", "body": b""}])
+    sent = call(guard(half, RequestLimits()), [{"type": "http.request", "body": b""}])
     assert [m["type"] for m in sent] == ["http.response.start"]
 
 
@@ -112,7 +113,7 @@ def test_the_cap_counts_all_parts(parts):
     messages = [
         {"type": "http.request", "body": p, "more_body": i < len(parts) - 1} for i, p in enumerate(parts)
     ]
-    sent = call(guard(echo, Limits(max_body=100)), messages)
+    sent = call(guard(echo, RequestLimits(max_body=100)), messages)
     whole = b"".join(parts)
     assert sent[0]["status"] == (200 if len(whole) <= 100 else 413)
     if len(whole) <= 100:

@@ -31,40 +31,39 @@ features: data
 problem: data features
 evaluation: problem
 learning: problem evaluation
-release: problem learning
+release: features problem learning
 decisions: problem
 serving: features problem release decisions
 monitoring: problem evaluation
 jobs:
 loop: data features problem evaluation learning release decisions serving monitoring
-doors: features problem evaluation release decisions serving monitoring jobs loop
+doors: data features problem evaluation release decisions serving monitoring jobs loop
 cases: data features problem
 """
 
 # Bounds that a room breaks, and why it is better so: (room, bound) -> (its own bound, reason).
 LARGER = {
-    ("02_durable", "lines"): (310, "the one room that writes; a second one would be a second door"),
+    ("51_writer", "cell"): (58, "DecisionLog is one class of short methods around one lock"),
     ("73_runner", "cell"): (44, "Runner is one class; a class cannot be spread over cells"),
-    ("26_engine", "cell"): (
+    ("26_engine", "cell"): (56, "LmdbEngine is one class: the four methods of an engine, and its file"),
+    ("26_servers", "cell"): (
         50,
         "RedisEngine and PostgresEngine are one class each: the same four methods, other words",
     ),
-    ("21_aggregates", "cell"): (
-        54,
-        "Feature is one class: fields, identity, lineage and the arithmetic operators",
-    ),
+    ("21_aggregates", "cell"): (48, "Feature is one class: fields, identity, equality and lineage"),
     ("23_feature_set", "cell"): (
         60,
         "FeatureSet is one class of small cached properties, each of which is public",
     ),
     ("24_sweep", "cell"): (60, "Track is one class: the keys it caches refer to each other"),
-    ("26_timeline", "cell"): (56, "Layout is one class: where each field of a row stands"),
-    ("27_online", "cell"): (60, "OnlineStore is one class of one-line methods, the public face of the floor"),
+    ("26_record", "cell"): (56, "Record is one class: how each part of a value is read in place"),
+    ("27_store", "cell"): (60, "OnlineStore is one class of one-line methods, the public face of the floor"),
 }
 
 # Doors: what else may do a guarded deed, and why.
 WRITERS: dict[str, tuple[set[str], str]] = {
     "doors.figures": ({"savefig"}, "draws into memory"),
+    "system.durable": ({"write_parquet"}, "into memory"),
 }
 MARKUP = {
     "jobs.report": "the template of nbconvert, whose result passes markup.sanitize",
@@ -139,7 +138,9 @@ def own_imports(module: Path) -> set[str]:
         named = ".".join(filter(None, base))
         for alias in node.names:
             inner = f"{named}.{alias.name}".strip(".")
-            found.add(inner if inner in rooms() else named if named in rooms() else f"{named}.__init__")
+            face = f"{inner}.__init__"  # from mlsys_nb import features as f
+            known = [r for r in (inner, named, face) if r in rooms()]
+            found.add(known[0] if known else f"{named}.__init__")
     return {f for f in found if f != ".__init__"}  # the package itself: its version
 
 
@@ -208,7 +209,7 @@ def test_there_are_few_arrows():
 def test_arrows_point_down():
     for room, deps in actual().items():
         if is_face(room):  # a face names its own rooms, which all stand below it
-            assert {floor_of(d) for d in deps} <= {floor_of(room)}, (
+            assert {floor_of(d) for d in deps} <= {floor_of(room), "system"}, (
                 f"the face {room} reaches beyond its floor"
             )
             continue
@@ -269,6 +270,9 @@ def test_exceptions_are_needed():
         usual = {"cells": 80, "lines": 300, "cell": 40}[what]
         assert size > usual, f"{stem} keeps to the usual bound again ({size}); take its exception out"
         assert len(reason.split()) >= 4, f"{stem}: say why"
+        big = [s for s in exports if what == "cell" and lines(s) > usual]
+        several = [s for s in big if len(re.findall(r"^(?:class|def|async def) ", s, re.M)) > 1]
+        assert not several, f"{stem}: only one class may be larger; split the cell that holds more"
         assert allowed <= usual * 1.5, f"{stem}: {allowed} is not an exception any more; split the chapter"
 
 
@@ -319,6 +323,10 @@ WRITING = {
     "to_parquet", "to_pickle", "to_excel", "savefig", "savez", "savez_compressed", "mkdir", "makedirs", "unlink", "rmdir",
     "rmtree", "touch", "copyfile", "copytree", "symlink_to", "truncate",
 }  # fmt: skip
+CHANGING = {
+    "os.replace", "os.rename", "os.remove", "os.pwrite", "os.ftruncate", "os.fsync", "os.fdatasync", "os.link",
+    "os.mkfifo", "os.symlink", "shutil.move", "shutil.copy", "shutil.copy2",
+}  # fmt: skip
 TIME = {
     "now",
     "utcnow",
@@ -352,17 +360,17 @@ def opens_for_writing(name: str, call: ast.Call) -> bool:
 
 
 @pytest.mark.parametrize("module", MODULES, ids=room_of)
-def test_only_durable_writes(module):
+def test_only_disk_writes(module):
     room = room_of(module)
     found = set()
     for name, call in calls(module):
         deed = name.split(".")[-1]
         if ("." in name and deed in WRITING) or opens_for_writing(name, call):
             found.add(deed)
-        if name in ("os.replace", "os.rename", "os.remove", "shutil.move", "shutil.copy"):
+        if name in CHANGING:
             found.add(name)
     extra = found - set(WRITERS.get(room, ({}, ""))[0])
-    assert room == "system.durable" or not extra, (
+    assert room == "system.disk" or not extra, (
         f"{room} writes by itself: {sorted(extra)}; use mlsys_nb.system.durable"
     )
 

@@ -8,6 +8,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
+from importlib import import_module
 from pathlib import Path
 from shutil import rmtree
 from typing import Any
@@ -18,14 +19,15 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from mlsys_nb.data import ingest as ingest_room
 from mlsys_nb.data.contract import Column, Contract, ContractError, Rule, check, check_many
-from mlsys_nb.data.ingest import IngestError, ingest, quarantine, read, snapshot
+from mlsys_nb.data.ingest import IngestError, ingest
+from mlsys_nb.data.lake import LakeError, quarantine, read, read_ledger, snapshot
 from mlsys_nb.data.sources import FilesSource, RawBatch, ReplaySource, SourceError, SqlSource
 from mlsys_nb.system.clock import instant
 from mlsys_nb.system.durable import SealError
 from mlsys_nb.system.settings import Settings, load_settings
 
+ingest_room = import_module("mlsys_nb.data.ingest")  # the face of the floor has a function of that name
 HOME = Path(__file__).resolve().parents[1]
 RETAIL = "online_retail_year1_lines.parquet"
 COLUMNS = (
@@ -70,7 +72,7 @@ def deliver(shop: Settings, day: str, content: str) -> Path:
 def test_every_penny_survives_32_bits() -> None:
     pence = pl.Series("pence", range(1, 8_000_001, 7))
     prices = pl.DataFrame({"price": (pence / 100).cast(pl.Float32)})
-    checked = check(Contract("c", (Column("price", "decimal"),), unique=False), prices)
+    checked = check(Contract("c", (Column("price", "decimal"),), twins="count"), prices)
     assert checked.rows["price"].equals(pence.alias("price"))
 
 
@@ -78,7 +80,7 @@ def test_every_penny_survives_32_bits() -> None:
 @hypothesis_settings(max_examples=80, deadline=None)
 def test_a_decimal_is_exact_or_refused(values: list[float]) -> None:
     frame = pl.DataFrame({"x": values}, schema={"x": pl.Float64})
-    checked = check(Contract("c", (Column("x", "decimal", nullable=True),), unique=False), frame)
+    checked = check(Contract("c", (Column("x", "decimal", nullable=True),), twins="count"), frame)
     assert len(checked.rows) + len(checked.quarantine) == len(values)
     for row, units in checked.rows.select("row", "x").iter_rows():
         given_value = values[row]
@@ -96,7 +98,9 @@ cells = st.one_of(
 @hypothesis_settings(max_examples=120, deadline=None)
 def test_every_row_ends_in_exactly_one_place(rows: list[tuple[Any, ...]], unique: bool) -> None:
     kinds = ("int", "float", "decimal", "time", "bool")
-    contract = Contract("c", tuple(Column(k, k, nullable=k == "float") for k in kinds), unique=unique)
+    contract = Contract(
+        "c", tuple(Column(k, k, nullable=k == "float") for k in kinds), twins="once" if unique else "count"
+    )
     frame = pl.DataFrame(rows, schema=dict.fromkeys(kinds, pl.String), orient="row")
     checked = check(contract, frame, text=True)
     assert len(checked.rows) + len(checked.quarantine) + checked.n_duplicates == len(frame)
@@ -294,24 +298,24 @@ def test_a_lost_or_swapped_batch_is_noticed(shop: Settings) -> None:
     ingest(shop, TILL, LATER)
     lost, then = shop.lake / "till" / "2010-03-03.csv", snapshot(shop, "till")
     rmtree(lost)
-    with pytest.raises(IngestError, match="2010-03-03.csv is missing from the lake.*ingest again"):
+    with pytest.raises(LakeError, match="2010-03-03.csv is missing from the lake.*ingest again"):
         snapshot(shop, "till")
     with pytest.raises(SealError):
         read(shop, then)
-    assert snapshot(shop, "till", instant("2010-03-02")).batches == ("2010-03-02.csv",)
+    assert snapshot(shop, "till", LATER - timedelta(days=1)).batches == ()
     deliver(
         shop, "2010-03-03", "sale,price,at\n3,5.95,2010-03-01\n"
     )  # taken out on purpose: the new content counts
     assert ingest(shop, TILL, LATER).batches == ("2010-03-03.csv",)
     assert snapshot(shop, "till").batches == then.batches
-    with pytest.raises(IngestError, match="replaced since; take a new snapshot"):
+    with pytest.raises(LakeError, match="replaced since; take a new snapshot"):
         read(shop, then)
     other = replace(shop, root=shop.root / "other")
     deliver(shop, "2010-03-03", "sale,price,at\n3,4.95,2010-03-01\n")
     ingest(other, TILL, LATER)
     rmtree(lost)
     (other.lake / "till" / lost.name).rename(lost)
-    with pytest.raises(IngestError, match="2010-03-03.csv holds other content; restore"):
+    with pytest.raises(LakeError, match="2010-03-03.csv holds other content; restore"):
         snapshot(shop, "till")
 
 
@@ -337,8 +341,8 @@ def test_a_crash_between_batch_and_ledger_heals(shop: Settings, again: bool, ste
         return first_count
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mlsys_nb.data.ingest._commit", dying(ingest_room._commit))
-        patch.setattr("mlsys_nb.data.ingest._note", dying(ingest_room._note))
+        patch.setattr(ingest_room, "_commit", dying(ingest_room._commit))
+        patch.setattr(ingest_room, "note_batches", dying(ingest_room.note_batches))
         with suppress(KeyboardInterrupt):
             ingest(shop, TILL, LATER)
     folders = {p.name for p in shop.lake.glob("till/*.csv")}
@@ -346,9 +350,9 @@ def test_a_crash_between_batch_and_ledger_heals(shop: Settings, again: bool, ste
         assert set(snapshot(shop, "till").batches) == folders  # what is there is never refused
     ingest(shop, TILL, LATER)
     assert snapshot(shop, "till").batches == ("2010-03-02.csv", "2010-03-03.csv")
-    assert set(ingest_room._noted(shop.lake / "till")) == set(snapshot(shop, "till").batches)
+    assert set(read_ledger(shop.lake / "till").contents) == set(snapshot(shop, "till").batches)
     rmtree(shop.lake / "till" / "2010-03-02.csv")
-    with pytest.raises(IngestError, match="2010-03-02.csv is missing"):
+    with pytest.raises(LakeError, match="2010-03-02.csv is missing"):
         snapshot(shop, "till")
 
 
@@ -365,10 +369,10 @@ def test_a_file_that_came_empty_is_told(here: Settings, tmp_path: Path) -> None:
 
 def test_the_past_does_not_change(here: Settings) -> None:
     ingest(here, YEAR, instant("2009-12-05"))
-    then = snapshot(here, "lines", known_by=instant("2009-12-04"))
+    then = snapshot(here, "lines", ingested_by=instant("2009-12-04"))
     rows = read(here, then)
     ingest(here, YEAR, instant("2009-12-20"))
-    assert snapshot(here, "lines", known_by=instant("2009-12-04")) == then
+    assert snapshot(here, "lines", ingested_by=instant("2009-12-04")) == then
     assert read(here, then).equals(rows)
 
 
@@ -403,7 +407,8 @@ def test_a_changed_type_stops_there_and_loses_nothing(shop: Settings) -> None:
     pl.DataFrame({"sale": [3], "price": [9.0], "at": [datetime(2010, 3, 1)]}).write_parquet(
         shop.raw / "till" / "2010-03-03.parquet"
     )
-    assert ingest(shop, source, LATER).batches == ("2010-03-03.parquet", "2010-03-04.parquet")
+    report = ingest(shop, source, LATER)
+    assert report.batches == tuple(f"2010-03-0{day}.parquet" for day in (2, 3, 4)) and report.resumed == 1
 
 
 def test_another_contract_is_told(shop: Settings) -> None:
@@ -427,7 +432,8 @@ def test_an_id_twice_in_one_batch(shop: Settings) -> None:
     report = ingest(shop, TILL, LATER)
     assert (report.rows, report.duplicates, report.quarantined) == (2, 1, {"sale: twice in one batch": 1})
     assert read(shop, snapshot(shop, "till"))["event_id"].to_list() == [1, 2]
-    assert quarantine(shop, snapshot(shop, "till"))["row"].to_list() == [2]
+    [row] = quarantine(shop, snapshot(shop, "till"))["row"].to_list()
+    assert row in (1, 2)
 
 
 def test_damage_in_the_lake_is_found_before_it_is_parsed(here: Settings) -> None:
@@ -455,7 +461,7 @@ def test_missing_inputs(here: Settings) -> None:
         ingest(here, replace(YEAR, path="nowhere.parquet"), LATER)
     with pytest.raises(ContractError, match="cut by the time column"):
         ingest(here, replace(YEAR, time="sold_at"), LATER)
-    with pytest.raises(IngestError, match="ingest it first"):
+    with pytest.raises(LakeError, match="ingest it first"):
         read(here, snapshot(here, "lines"))
 
 
@@ -473,7 +479,7 @@ class Hostile:
 
 @pytest.mark.parametrize("batch_id", ["../../out", "a/b", "", ".hidden", ".."])
 def test_a_batch_stays_inside_the_lake(here: Settings, batch_id: str) -> None:
-    with pytest.raises(IngestError, match="plain file name"):
+    with pytest.raises(LakeError, match="plain file name"):
         ingest(here, Hostile(batch_id), LATER)
 
 
@@ -504,9 +510,9 @@ def test_versions_of_events_are_what_was_believed(
         for sale, price in delivery:
             believed.pop(sale, None) if price is None else believed.update({sale: price * 100})
         history.append(dict(believed))
-    ingest(shop, TILL, LATER)
-    for known_by in (None, instant(f"2010-04-{len(days):02}")):
-        events = read(shop, snapshot(shop, "till", known_by))
+        ingest(shop, TILL, instant(f"2010-04-{number:02}"))
+    for ingested_by in (None, instant(f"2010-04-{len(days):02}")):
+        events = read(shop, snapshot(shop, "till", ingested_by))
         for number, expected in enumerate(history, 1):
             moment = instant(f"2010-04-{number:02}")
             alive = (pl.col("known_at") <= moment) & pl.col("retracted_at").gt(moment).fill_null(True)

@@ -17,6 +17,7 @@ import pytest
 from mlsys_nb.jobs.runner import JobFailed, Runner, run_job
 from mlsys_nb.system.control import open_control
 from mlsys_nb.system.durable import verify_folder
+from mlsys_nb.system.runs import list_runs, start_run
 from mlsys_nb.system.settings import load_settings
 
 KERNEL = {"kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}}
@@ -93,10 +94,10 @@ def test_values_arrive_as_they_were_given(runner):
     ],
 )
 def test_a_wrong_call_leaves_no_trace(runner, given, says):
-    before = len(runner.control.runs())
+    before = len(list_runs(runner.control))
     with pytest.raises(ValueError, match=re.escape(says)):
         runner.run("echo", given)
-    assert len(runner.control.runs()) == before
+    assert len(list_runs(runner.control)) == before
 
 
 @pytest.mark.parametrize("name", ["nope", "../jobs/echo", "echo.ipynb", "", "/etc/passwd", "a b", "echo\n"])
@@ -160,13 +161,19 @@ def test_reports_request_nothing_and_run_nothing(runner):
 
 
 def test_the_overhead_of_a_run_is_small(runner):
+    "Measured against what a machine as busy as this one needs for starting a kernel in the ordinary way."
     runner.run("where")
-    took = []
+    took, ordinary = [], []
     for _ in range(3):
         began = time.perf_counter()
         runner.run("where")
         took.append(time.perf_counter() - began)
-    assert min(took) < 1.5, took  # 0.36 s on an idle machine
+        began = time.perf_counter()
+        subprocess.run(
+            [sys.executable, "-c", "import ipykernel.kernelapp, polars, sklearn.ensemble"], check=True
+        )
+        ordinary.append(time.perf_counter() - began)
+    assert min(took) < min(ordinary), (took, ordinary)  # 0.36 s against 1.4 s on an idle machine
 
 
 def alive(pid: int) -> bool:
@@ -206,11 +213,11 @@ def test_kill_nine_leaves_no_half_report_and_no_orphan(home, tmp_path):
     assert not list(root.glob("reports/*/*/*")), "a report before its commit"
     settings = load_settings(root=root, home=home)
     control = open_control(settings)
-    assert [run.status for run in control.runs()] == ["running"]
+    assert [run.status for run in list_runs(control)] == ["running"]
     marker.unlink()
     done = run_job(settings, "slow", {"seconds": 0.0, "marker": str(marker)}, key="once")
     assert done.status == "succeeded"
-    assert [run.status for run in control.runs()] == ["interrupted", "succeeded"]
+    assert [run.status for run in list_runs(control)] == ["interrupted", "succeeded"]
     assert (
         run_job(settings, "slow", {"seconds": 0.0, "marker": str(marker)}, key="once").run_id == done.run_id
     )
@@ -221,17 +228,17 @@ def test_killed_between_report_and_note_counts_as_done(home, tmp_path):
     marker = {"seconds": 0.0, "marker": str(tmp_path / "m")}
     done = run_job(settings, "slow", marker, key="once")
     control = open_control(settings)
-    control.start_run(replace(done, status="running", outputs={}, seconds=None, finished_at=None))
+    start_run(control, replace(done, status="running", outputs={}, seconds=None, finished_at=None))
     again = run_job(settings, "slow", marker, key="once")
     assert (again.run_id, again.status, again.outputs) == (done.run_id, "succeeded", {"slept": 0.0})
-    assert len(control.runs()) == 1
+    assert len(list_runs(control)) == 1
 
 
 def test_two_callers_of_one_key_do_the_work_once(home, tmp_path):
     root = tmp_path / "system"
-    both = [start(home, root, tmp_path / f"m{i}", 0.5) for i in range(2)]
+    both = [start(home, root, tmp_path / "m", 0.5) for _ in range(2)]
     assert [p.wait(60) for p in both] == [0, 0]
-    runs = open_control(load_settings(root=root, home=home)).runs()
+    runs = list_runs(open_control(load_settings(root=root, home=home)))
     assert [run.status for run in runs] == ["succeeded"]
 
 
@@ -249,4 +256,106 @@ def test_ctrl_c_is_calm(home, tmp_path):
     assert "stopped" in said
     assert "Traceback" not in said
     wait(lambda: not alive(int(marker.read_text())), 5)
-    assert [run.status for run in open_control(load_settings(root=root, home=home)).runs()] == ["interrupted"]
+    assert [run.status for run in list_runs(open_control(load_settings(root=root, home=home)))] == [
+        "interrupted"
+    ]
+
+
+def test_fault_10_a_key_belongs_to_its_job_problem_and_parameters(runner):
+    first = runner.run("echo", {"number": 1}, key="2010-06-01")
+    assert runner.run("echo", {"number": 1.0}, key="2010-06-01").run_id == first.run_id
+    other = runner.run("where", key="2010-06-01")
+    assert (other.job, "pid" in other.outputs) == ("where", True), "the key of echo skipped another job"
+    again = runner.run("echo", {"number": 2}, key="2010-06-01")
+    assert again.outputs["number"] == 2.0, "other parameters are other work"
+    assert runner.run("echo", {"number": 2}, key="2010-06-01").run_id == again.run_id
+    assert runner.run("echo", {"number": 2}).run_id != again.run_id, "no key: always anew"
+
+
+def last(runner: Runner):
+    return list_runs(runner.control)[-1]
+
+
+@pytest.mark.parametrize(
+    "data", ["{'text/html': 5}", "{'text/html': None}", "{'image/png': 5, 'text/plain': {}}"]
+)
+def test_fault_16_a_display_that_lies_leaves_a_report(runner, home, data):
+    job(home, "lie", "x: int = 1", f"from IPython.display import display\ndisplay({data}, raw=True)")
+    done = runner.run("lie")
+    assert "not what it says it is" in (runner.settings.root / done.report / "report.html").read_text()
+
+
+def test_fault_16_false_outputs_are_a_failure_with_a_report(runner, home):
+    code = "from IPython.display import display\ndisplay({'application/vnd.mlsys.outputs+json': 5}, raw=True)"
+    job(home, "liar", "x: int = 1", code)
+    with pytest.raises(JobFailed, match=r"by outputs\(\), got 5; report: "):
+        runner.run("liar")
+    assert last(runner).status == "failed"
+
+
+def test_fault_16_a_page_that_cannot_be_made_becomes_a_plain_one(runner, monkeypatch):
+    monkeypatch.setattr("mlsys_nb.jobs.record.render", lambda *a: 1 / 0)
+    with pytest.raises(JobFailed, match="could not be made: ZeroDivisionError"):
+        runner.run("echo")
+    folder = runner.settings.root / last(runner).report
+    verify_folder(folder)
+    assert json.loads((folder / "run.json").read_text())["status"] == last(runner).status == "failed"
+    assert "outputs(" in (folder / "report.html").read_text()
+
+
+def test_fault_16_a_full_disk_ends_the_run_as_failed(runner, monkeypatch):
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("mlsys_nb.jobs.record.write_folder", full)
+    with pytest.raises(JobFailed, match="No space left on device; no report could be kept"):
+        runner.run("echo")
+    assert last(runner).status == "failed"
+
+
+def test_fault_16_a_job_has_a_time_limit(home, tmp_path):
+    settings = replace(load_settings(home=home), root=tmp_path, job_seconds=2.0)
+    with pytest.raises(JobFailed, match="longer than 2 s; see the setting job_seconds; report: "):
+        run_job(settings, "slow", {"seconds": 60.0, "marker": str(tmp_path / "m")})
+    marker = tmp_path / "m"
+    assert not marker.exists() or not alive(int(marker.read_text()))  # a busy machine may not get so far
+
+
+def test_fault_16_no_kernel_outlives_a_killed_parent(home, tmp_path):
+    with Runner(replace(load_settings(home=home), root=tmp_path), preload=()) as runner:
+        kernel = runner._kernels.take()
+        pid = kernel.pid
+        runner._kernels._parent.process.kill()
+        runner._kernels._parent.process.wait()
+        wait(lambda: not alive(pid), 5)
+        assert not kernel.is_alive()
+        kernel.shutdown_kernel()
+        with pytest.raises(JobFailed, match="ended unexpectedly"):
+            runner.run("echo")
+
+
+def test_fault_16_whoever_waits_for_another_run_is_told(home, tmp_path, caplog):
+    root, marker = tmp_path / "system", tmp_path / "m"
+    other = start(home, root, marker, 1.0)
+    wait(lambda: marker.exists() and marker.read_text())
+    run_job(load_settings(root=root, home=home), "slow", {"seconds": 0.0, "marker": str(marker)})
+    assert other.wait(30) == 0
+    assert "another run of slow is at work; waiting" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["../../elsewhere", "a/b", "..", "x y", "/tmp"])
+def test_fault_22_a_problem_is_a_name_and_no_path(runner, home, name):
+    job(home, "about", "problem: str = 'churn'", "problem")
+    before = sorted(runner.settings.root.rglob("*"))
+    with pytest.raises(ValueError, match="named by letters"):
+        runner.run("about", {"problem": name})
+    assert sorted(runner.settings.root.rglob("*")) == before
+
+
+def test_fault_21_a_number_out_of_its_range_starts_no_kernel(runner, home):
+    job(home, "search", "n_trials: int = 12  # 1..1000: Trials", "n_trials")
+    before = len(list_runs(runner.control))
+    for wrong in (0, -1, 1001):
+        with pytest.raises(ValueError, match=re.escape(f"n_trials is within 1..1000, got {wrong}")):
+            runner.run("search", {"n_trials": wrong})
+    assert len(list_runs(runner.control)) == before

@@ -4,10 +4,11 @@ import tempfile
 from datetime import timedelta
 from pathlib import Path
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlsys_nb.decisions.outcomes import Ledger, Outcome, conflicts, read_outcomes, standings
+from mlsys_nb.decisions.outcomes import Ledger, Outcome, OutcomeError, conflicts, read_outcomes, standings
 from mlsys_nb.system.clock import instant
 from mlsys_nb.system.settings import load_settings
 
@@ -36,6 +37,19 @@ def expected(outcomes):
     return counts
 
 
+def unsettled(outcomes):
+    "Decisions of which somebody said otherwise after the last correction (or after the first word)."
+    return {
+        d
+        for d in ("d1", "d2", "d3")
+        if (mine := [o for o in outcomes if o.decision_id == d])
+        and any(
+            o.label != expected(outcomes)[d]
+            for o in mine[max([i for i, o in enumerate(mine) if o.correction] or [0]) :]
+        )
+    }
+
+
 @settings(max_examples=40, deadline=None)
 @given(OUTCOMES, st.integers(0, 12))
 def test_rule_and_idempotence(outcomes, cut):
@@ -46,6 +60,7 @@ def test_rule_and_idempotence(outcomes, cut):
         ledger.post(outcomes[cut:])
         kept = read_outcomes(here, "churn")
         assert {k: s.counts.label for k, s in standings(kept).items()} == expected(outcomes)
+        assert set(conflicts(here, "churn")["decision_id"]) == unsettled(outcomes)
         open_before = conflicts(here, "churn")
         settled = ledger.post([o for o in outcomes if not o.correction])
         assert not settled.new and not settled.corrected
@@ -70,3 +85,14 @@ def test_a_torn_post_is_no_post(tmp_path):
     assert [o.decision_id for o in read_outcomes(here, "churn")] == ["d1"]
     assert Ledger(here, "churn").post([Outcome("d2", 0, START)]).new == ("d2",)
     assert [o.decision_id for o in read_outcomes(here, "churn")] == ["d1", "d2"]
+
+
+def test_a_torn_post_is_cut_and_a_halved_ledger_is_refused(tmp_path):
+    here = load_settings(root=tmp_path)
+    ledger = Ledger(here, "churn")
+    ledger.post([Outcome(f"d{n}", 1, START) for n in range(20)])
+    log = here.labels / "churn" / "outcomes.log"
+    log.write_bytes(log.read_bytes()[:-300])
+    assert "restore it" in ledger.damage()
+    with pytest.raises(OutcomeError, match="acknowledged"):
+        read_outcomes(here, "churn")

@@ -1,24 +1,60 @@
 "Package, inference and registry: exact forms, nothing damaged is loaded, one champion at a time."
 
+import importlib
 import json
+import math
 import shutil
 import subprocess
 import sys
 import threading
+from dataclasses import replace
+from datetime import timedelta
 
 import numpy as np
 import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from serving_world import JUNE, dataset, make, package
+from serving_world import JUNE, MOMENTS, dataset, lake, make, package
 
 from mlsys_nb.cases.churn import problem
+from mlsys_nb.doors.soundness import journal_findings
+from mlsys_nb.features.feature_set import FeatureSet
+from mlsys_nb.features.transforms import apply
 from mlsys_nb.learning.train import fit
+from mlsys_nb.problem.dataset import build_dataset
+from mlsys_nb.release import registry
 from mlsys_nb.release.inference import Inputs, sigmoid, trees_of
-from mlsys_nb.release.package import Evidence, PackageError, build, load, open_package, seal
-from mlsys_nb.release.registry import champion, load_champion, promote, register, rollback, versions
-from mlsys_nb.system.control import StalePointer, open_control
+from mlsys_nb.release.package import (
+    Evidence,
+    Package,
+    PackageError,
+    as_trained,
+    build,
+    load,
+    open_package,
+    seal,
+)
+from mlsys_nb.release.registry import (
+    RegistryError,
+    champion,
+    features_in_use,
+    last_sound,
+    load_champion,
+    load_version,
+    promote,
+    register,
+    retire,
+    rollback,
+    versions,
+)
+from mlsys_nb.system import pointers
+from mlsys_nb.system.audit import audit_log
+from mlsys_nb.system.control import open_control, open_tables
+from mlsys_nb.system.database import ControlError
+from mlsys_nb.system.durable import Log, SealError
+from mlsys_nb.system.journal import read_journal, recover
+from mlsys_nb.system.pointers import StalePointer, pointer_history
 from mlsys_nb.system.settings import load_settings
 
 FAMILIES = ("rule", "logistic", "boosting")
@@ -237,6 +273,249 @@ def test_rollback_walks_back(tmp_path):
     for n, family in enumerate(FAMILIES):
         register(control, here, package(family), "test", JUNE)
         promote(control, "churn", n + 1, expected_epoch=n, **said)
-    assert [rollback(control, "churn", **said).version for _ in range(2)] == [2, 1]
+    back = lambda: rollback(control, champion(control, "churn"), **said, check=lambda version: None).version
+    assert [back(), back()] == [2, 1]
     promote(control, "churn", 3, expected_epoch=5, **said)
-    assert rollback(control, "churn", **said).version == 1
+    assert back() == 1
+
+
+def test_two_rollbacks_at_once_go_back_once(tmp_path):
+    "Both people saw version 3 serve; the second used to take the system back to version 1."
+    here = load_settings(root=tmp_path)
+    control = open_control(here)
+    said = {"at": JUNE, "actor": "ada", "reason": "test"}
+    for n, family in enumerate(FAMILIES):
+        register(control, here, package(family), "test", JUNE)
+        promote(control, "churn", n + 1, expected_epoch=n, **said)
+    seen = champion(control, "churn")
+    barrier, won, lost = threading.Barrier(2), [], []
+
+    def back():
+        try:
+            check = lambda version: barrier.wait(10)
+            won.append(rollback(open_control(here), seen, **said, check=check).version)
+        except StalePointer as e:
+            lost.append(str(e))
+
+    threads = [threading.Thread(target=back) for _ in range(2)]
+    [t.start() for t in threads]
+    [t.join() for t in threads]
+    assert won == [2] and len(lost) == 1 and "it is at 4 (2); look again" in lost[0]
+    with pytest.raises(StalePointer):  # and one who comes later, with what he saw before
+        rollback(control, seen, **said, check=lambda version: None)
+    actions = [(line.action, line.detail["version"]) for line in audit_log(control)]
+    assert actions == [("promote", n) for n in (1, 2, 3, 2)], "a move and its audit line are one transaction"
+
+
+def test_a_move_whose_audit_line_fails_does_not_happen(tmp_path, monkeypatch):
+    here = load_settings(root=tmp_path)
+    control = open_control(here)
+    register(control, here, package("rule"), "test", JUNE)
+
+    def full(*_):
+        raise ControlError("the disk is full")
+
+    monkeypatch.setattr(pointers, "add_line", full)
+    with pytest.raises(ControlError, match="full"):
+        promote(control, "churn", 1, expected_epoch=0, at=JUNE, actor="ada", reason="test")
+    assert champion(control, "churn").version is None and pointer_history(control, "churn/champion") == []
+
+
+@pytest.mark.parametrize("harm", ["deleted", "emptied", "an old copy", "another system's"])
+def test_lost_control_tables_beside_models_are_refused_and_made_again(tmp_path, harm):
+    "They looked like a fresh system, and the next training made another version 1."
+    here = load_settings(root=tmp_path / "here")
+    said, file = {"at": JUNE, "actor": "ada", "reason": "test"}, here.data / "control.db"
+    register(open_control(here), here, package("rule"), "test", JUNE)
+    kept = file.read_bytes()
+    register(open_control(here), here, package("logistic"), "test", JUNE)
+    promote(open_control(here), "churn", 2, expected_epoch=0, **said)
+    other = load_settings(root=tmp_path / "other")
+    if harm == "deleted":
+        file.unlink()
+    elif harm == "emptied":
+        file.write_bytes(b"")
+    elif harm == "an old copy":
+        file.write_bytes(kept)
+    else:
+        open_control(other)
+        file.write_bytes((other.data / "control.db").read_bytes())
+    with pytest.raises(ControlError, match="do not fit the models .*restore the database .* mlsys recover"):
+        open_control(here)
+    assert recover(open_tables(here.control_url, here.journal), JUNE, "ada") >= 2
+    control = open_control(here)
+    assert champion(control, "churn").version == 2 and champion(control, "churn").epoch == 1
+    assert [v.version for v in versions(control, here, "churn")] == [1, 2]
+    assert register(control, here, package("boosting"), "test", JUNE).version == 3
+
+
+def test_models_without_journal_and_tables_are_refused(tmp_path):
+    here = load_settings(root=tmp_path)
+    register(open_control(here), here, package("rule"), "test", JUNE)
+    (here.data / "control.db").unlink()
+    here.journal.unlink()
+    with pytest.raises(ControlError, match="they know no version, but there are sealed models"):
+        open_control(here)
+    with pytest.raises(ControlError, match="from a journal, and there is none"):
+        recover(open_tables(here.control_url, here.journal), JUNE, "ada")
+
+
+def test_a_crash_between_a_package_and_its_row_is_no_loss(tmp_path, monkeypatch):
+    here = load_settings(root=tmp_path)
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as m:
+        m.setattr(registry, "add_version", killed)
+        with pytest.raises(KeyboardInterrupt):
+            register(open_control(here), here, package("rule"), "test", JUNE)
+    assert register(open_control(here), here, package("rule"), "test", JUNE).version == 1
+
+
+def test_a_damaged_journal_does_not_stop_a_system_whose_tables_are_there(tmp_path, caplog):
+    here = load_settings(root=tmp_path)
+    register(open_control(here), here, package("rule"), "test", JUNE)
+    content = bytearray(here.journal.read_bytes())
+    content[len(content) // 2] ^= 1
+    here.journal.write_bytes(content)
+    assert [v.version for v in versions(open_control(here), here, "churn")] == [1]
+    assert "journal.log" in caplog.text
+    here.journal.unlink()  # the remedy that mlsys verify names
+    assert recover(open_tables(here.control_url, here.journal), JUNE, "ada") == 0
+    assert list(read_journal(here.journal).versions) == [("churn", 1)]
+    here.journal.write_bytes(content)
+    (here.data / "control.db").unlink()
+    with pytest.raises(SealError, match="journal.log"):
+        open_control(here)
+
+
+def test_a_damaged_champion_gives_way_to_the_last_sound_one_and_says_so(tmp_path):
+    here = load_settings(root=tmp_path)
+    control, said = open_control(here), {"at": JUNE, "actor": "ada", "reason": "test"}
+    for n, family in enumerate(FAMILIES):
+        register(control, here, package(family), "test", JUNE)
+        promote(control, "churn", n + 1, expected_epoch=n, **said)
+    sound = last_sound(control, here, problem)
+    assert (sound.model.version, sound.refused, sound.said) == (3, (), "")
+    for version in versions(control, here, "churn")[1:]:
+        (version.path / "golden.json").write_bytes(b"{}")
+    sound = last_sound(control, here, problem)
+    assert sound.model.version == 1 and len(sound.refused) == 2
+    assert "version 3 is refused" in sound.said and "version 1 serves instead" in sound.said
+    assert champion(control, "churn").version == 3, "looking moves nothing"
+
+
+def problem_with(*more):
+    return replace(problem, features=FeatureSet(problem.features.name, (*problem.features.features, *more)))
+
+
+def trained(asked):
+    "A registered-to-be package of a problem with other features than the installed one."
+    made = build_dataset(asked, lake(), MOMENTS, JUNE)
+    return build(fit("rule", made.frame, asked.features.names, rule=asked.rule), made)
+
+
+def test_each_version_keeps_its_own_features(tmp_path):
+    "A reordered, shortened or longer set used to refuse every version that was trained before."
+    here = load_settings(root=tmp_path)
+    control, (first, *_) = open_control(here), problem.features.features
+    extra = apply(math.floor, first, dtype="int").named("own_word")
+    register(control, here, trained(problem_with(extra)), "test", JUNE)
+    register(control, here, trained(problem), "test", JUNE)
+    for version, names in ((1, (*problem.features.names, "own_word")), (2, problem.features.names)):
+        model = load_version(control, here, problem, version)
+        assert model.features.names == names and as_trained(problem, model).features.names == names
+    reading = features_in_use(control, here, problem)
+    assert [f.names for f in reading] == [problem.features.names, (*problem.features.names, "own_word")]
+    retire(control, versions(control, here, "churn")[0], at=JUNE, actor="ada", reason="test")
+    assert [f.names for f in features_in_use(control, here, problem)] == [problem.features.names]
+
+
+def test_a_version_whose_own_function_changed_is_refused(tmp_path, monkeypatch):
+    here = load_settings(root=tmp_path / "root")
+    module = tmp_path / "own_words_of_a_test.py"
+    module.write_text("def doubled(x):\n    return x * 2\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    own = importlib.import_module("own_words_of_a_test")
+    number = next(f for f in problem.features.features if f.dtype in ("int", "float"))
+    changed = problem_with(apply(own.doubled, number).named("own_word"))
+    register(open_control(here), here, trained(changed), "test", JUNE)
+    assert load_version(open_control(here), here, problem, 1).features["own_word"].dtype == "float"
+    module.write_text("def doubled(x):\n    return x * 3  # changed\n")
+    importlib.invalidate_caches()
+    sys.modules.pop("own_words_of_a_test")
+    with pytest.raises(
+        PackageError, match="own_words_of_a_test:doubled.*install the code it was trained with"
+    ):
+        load_version(open_control(here), here, problem, 1)
+    with pytest.raises(RegistryError, match="must be kept.*retire it: mlsys retire churn 1"):
+        features_in_use(open_control(here), here, problem)
+
+
+@pytest.mark.parametrize(
+    "part",
+    ["horizon", "target", "population"],
+)
+def test_a_changed_question_is_another_problem(tmp_path, part):
+    here = load_settings(root=tmp_path)
+    register(open_control(here), here, package("rule"), "test", JUNE)
+    if part == "target":
+        asked = replace(problem, label=replace(problem.label, value=problem.label.value + 1))
+    elif part == "population":
+        asked = replace(problem, eligible=replace(problem.eligible, value=problem.eligible.value + 1))
+    else:
+        days = problem.label.feature
+        longer = replace(days.aggregate, window=31 * 86_400_000_000)
+        label = replace(problem.label, feature=replace(days, aggregate=longer))
+        asked = replace(problem, horizon=timedelta(days=31), label=label)
+    with pytest.raises(PackageError, match=f"with another .*{part}.*a name of its own"):
+        load_version(open_control(here), here, asked, 1)
+
+
+def test_a_package_of_an_older_form_is_refused_with_the_remedy(tmp_path):
+    older = package("rule")
+    manifest = {**older.manifest, "format": 1}
+    seal(Package(older.files, manifest), tmp_path / "p")
+    with pytest.raises(PackageError, match="reads packages of form 2, this has form 1; retrain it here"):
+        load(tmp_path / "p")
+
+
+def test_a_damaged_journal_refuses_a_promotion_before_the_pointer_moves(tmp_path):
+    here = load_settings(root=tmp_path)
+    control, said = open_control(here), {"at": JUNE, "actor": "ada", "reason": "test"}
+    first = register(control, here, package("rule"), "test", JUNE)
+    register(control, here, package("logistic"), "test", JUNE)
+    promote(control, "churn", 1, expected_epoch=0, **said)
+    content = bytearray(here.journal.read_bytes())
+    content[len(content) // 2] ^= 1
+    here.journal.write_bytes(content)
+    with pytest.raises(SealError, match="journal.log"):
+        promote(control, "churn", 2, expected_epoch=1, **said)
+    with pytest.raises(SealError, match="journal.log"):
+        retire(control, versions(control, here, "churn")[1], **said)
+    assert champion(control, "churn").version == 1 and first.version == 1
+    assert [v.status for v in versions(control, here, "churn")] == ["registered"] * 2
+    here.journal.unlink()  # the remedy that mlsys verify names
+    recover(open_tables(here.control_url, here.journal), JUNE, "ada")
+    assert promote(control, "churn", 2, expected_epoch=1, **said).version == 2
+    assert [m.value for m in read_journal(here.journal).moves.values()] == ["1", "2"]
+
+
+def test_a_journal_that_cannot_be_written_behind_a_promotion_is_made_up_for_by_the_next(
+    tmp_path, monkeypatch, caplog
+):
+    here = load_settings(root=tmp_path)
+    control, said = open_control(here), {"at": JUNE, "actor": "ada", "reason": "test"}
+    for family in ("rule", "logistic"):
+        register(control, here, package(family), "test", JUNE)
+    with monkeypatch.context() as full:
+        full.setattr(Log, "append", lambda log, records: (_ for _ in ()).throw(OSError("no room")))
+        assert promote(control, "churn", 1, expected_epoch=0, **said).version == 1
+    assert "the journal lacks it: no room" in caplog.text
+    assert champion(control, "churn").version == 1 and not read_journal(here.journal).moves
+    (finding,) = journal_findings(here)
+    assert "1 changes of champion" in finding.problem and "mlsys recover" in finding.remedy
+    promote(control, "churn", 2, expected_epoch=1, **said)
+    assert [m.value for m in read_journal(here.journal).moves.values()] == ["1", "2"]
+    assert journal_findings(here) == []

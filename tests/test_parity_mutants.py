@@ -14,20 +14,21 @@ from feature_sets import features
 
 from mlsys_nb.features import (
     arithmetic,
-    compaction,
     delta,
     events,
     history,
-    lookup,
     parity,
+    reader,
     stream,
     sweep,
+    view,
     window_values,
 )
-from mlsys_nb.features.arithmetic import Column, Kernel
+from mlsys_nb.features.arithmetic import Kernel
 from mlsys_nb.features.events import NEVER, NULL
+from mlsys_nb.features.masked_column import MaskedColumn
 from mlsys_nb.features.parity import certify
-from mlsys_nb.features.timeline import TIME, Block
+from mlsys_nb.features.record import ORDERLY, TIME
 
 CASES, SEED = 220, 4
 
@@ -48,17 +49,21 @@ def encoded(monkeypatch, room, change):
 
 
 def window_closed_in_history(m):
-    real = sweep.Track.edges
-    m.setattr(sweep.Track, "edges", lambda self, w: real(self, w if w is None else w + 1))
+    real = sweep.Sweep.edges
+    m.setattr(sweep.Sweep, "edges", lambda self, w: real(self, w if w is None else w + 1))
 
 
 def window_closed_in_store(m):
-    real = lookup.View.low
-    m.setattr(lookup.View, "low", lambda self, w: real(self, w if w is None else w + 1))
+    real = view.View.low
+    m.setattr(view.View, "low", lambda self, w: real(self, w if w is None else w + 1))
+    piece = view.piece_of
+    m.setattr(view, "piece_of", lambda r, t, w: piece(r, t, w if w is None else w + 1))
 
 
 def moment_excluded_in_store(m):
-    m.setattr(lookup, "bisect_right", lambda a, x, lo=0, hi=None: bisect_left(a, x, lo, hi))
+    m.setattr(
+        view, "bisect_right", lambda a, x, lo=0, hi=None: bisect_left(a, x, lo, len(a) if hi is None else hi)
+    )
 
 
 def known_at_ignored_in_history(m):
@@ -66,7 +71,7 @@ def known_at_ignored_in_history(m):
 
 
 def known_at_ignored_in_store(m):
-    encoded(m, delta, lambda e: replace(e, start=e.time))
+    encoded(m, delta, lambda e: replace(e, known=e.time))
 
 
 def event_time_ignored(m):
@@ -93,14 +98,8 @@ def dedup_off_in_history(m):
 
 
 def correction_does_not_end_in_store(m):
-    real = delta.correct
-
-    def correct(record, rows, key, put, told, found):
-        before = len(found.ended)
-        real(record, rows, key, put, told, found)
-        del found.ended[before:]
-
-    m.setattr(delta, "correct", correct)
+    real = delta.resolved
+    m.setattr(delta, "resolved", lambda *args: replace(real(*args), ended=real(*args).new.take(np.arange(0))))
 
 
 def zero_rule_in_history(m):
@@ -122,7 +121,7 @@ def time_zone_ignored(m):
 def fixed_offset_instead_of_zone(m):
     def hour(zone, x):
         values = (x.values // 3_600_000_000) % 24  # right in London for half of the year
-        return Column(values, x.known, "int")
+        return MaskedColumn(values, x.known, "int")
 
     kernel(m, "hour", columns=hour)
 
@@ -135,7 +134,7 @@ def weekday_from_zero(m):
 def another_log_provider(m):
     def log1p(x):
         known = x.known & (x.values > -1)
-        return Column(np.log(1.0 + np.where(known, x.values, 0)), known, "float")
+        return MaskedColumn(np.log(1.0 + np.where(known, x.values, 0)), known, "float")
 
     kernel(m, "log1p", columns=log1p)
 
@@ -143,9 +142,9 @@ def another_log_provider(m):
 def float_sums(m):
     real = window_values.reduced
 
-    def reduced(t, part, view):
-        if part.op != "total" or not isinstance(view, window_values.Ranges):
-            return real(t, part, view)
+    def reduced(t, part, view, wide):
+        if part.op != "sum" or not isinstance(view, window_values.Ranges):
+            return real(t, part, view, wide)
         values = t.events.columns[part.column][view.rows].astype(np.float64)
         sums = np.append(0.0, np.cumsum(values))
         return (sums[view.hi] - sums[view.lo]).astype(np.int64), None
@@ -194,13 +193,10 @@ def ties_by_arrival(m):
 
 
 def ties_by_arrival_in_store(m):
-    def unsorted(pile):
-        raw, ids = np.concatenate(pile.rows), [i for part in pile.ids for i in part]
-        entity = np.repeat(np.arange(len(pile.keys)), [len(r) for r in pile.rows])
-        order = np.lexsort((raw[:, TIME], entity))
-        return Block(raw[order], entity[order], len(pile.keys)), [ids[i] for i in order.tolist()]
+    def by_time(rows, group=None):
+        return np.lexsort((rows.cells[TIME],) if group is None else (rows.cells[TIME], group))
 
-    m.setattr(compaction, "sorted_pile", unsorted)
+    m.setattr(delta, "sorted_rows", by_time)
 
 
 def distinct_counts_events(m):
@@ -227,7 +223,35 @@ def _bucket_left(edges, labels):
 
 
 def late_events_lost_in_store(m):
-    m.setattr(lookup, "visible_tail", lambda *args: [])
+    real = view.piece_of
+    m.setattr(view, "piece_of", lambda r, t, w: real(r, t, w) if r.flags & ORDERLY else None)
+
+
+def unknown_counts_in_store(m):
+    m.setattr(view, "NULLS", 0)
+
+
+def not_of_unknown_is_true_in_store(m):
+    m.setitem(view.COMPARED, "!=", lambda v, c: v != c)
+    m.setitem(view.COMPARED, "<", lambda v, c: v < c)
+
+
+def conditions_forgotten_in_store(m):
+    real = reader.mask_of
+    m.setattr(reader, "mask_of", lambda c, kind: lambda seen: np.ones(len(real(c, kind)(seen)), dtype=bool))
+
+
+def mode_takes_the_largest_of_equals_in_store(m):
+    m.setattr(reader, "min", max, raising=False)
+
+
+def the_newest_part_is_forgotten(m):
+    real = view.pieces_of
+    m.setattr(
+        reader,
+        "pieces_of",
+        lambda head, key, get, span: real(head, key, get, span)[:-1] if head.n > 3 else [],
+    )
 
 
 def overflow_wraps(m):
@@ -247,11 +271,11 @@ def unknown_category_is_null(m):
     kernel(m, "mapped", scalar=lambda pairs, other: lambda x, d=dict(pairs): d.get(x))
 
 
-def top_takes_the_last_of_equals(m):
-    real = window_values.top_values
+def mode_takes_the_last_of_equals(m):
+    real = window_values.mode_in_spans
     m.setattr(
         window_values,
-        "top_values",
+        "mode_in_spans",
         lambda view, values: np.where(real(view, -values) == NULL, NULL, -real(view, -values)),
     )
 

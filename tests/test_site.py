@@ -5,20 +5,28 @@ Screenshots stand in TEST_MLSYS_SCREENSHOTS, or in pytest's temporary folder.
 
 import json
 import os
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from mlsys_nb.doors.site import Chapter, build_site, chapters_of, executed, page_key
-from mlsys_nb.jobs.kernels import Kernels
+from mlsys_nb.doors.pages import chapter_page
+from mlsys_nb.doors.site import build_site, chapters_of
 from mlsys_nb.jobs.report import index
 from mlsys_nb.jobs.runner import Runner
+from mlsys_nb.system.markup import card
 from mlsys_nb.system.settings import MlsysError, load_settings
 
 ROOT = Path(__file__).resolve().parents[1]
-SOME = ["00_system/01_clock", "70_jobs/70_parameters", "35_evaluation/39_gate", "80_doors/81_figures"]
+SOME = [
+    "00_system/00_index",
+    "00_system/01_clock",
+    "70_jobs/70_parameters",
+    "35_evaluation/39_gate",
+    "80_doors/81_figures",
+]
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
          "--disable-background-networking", "--disable-component-update"]  # fmt: skip
 
@@ -104,48 +112,45 @@ def test_the_site_has_every_page(site, home):
     assert "<td>Aware, in UTC</td>" in clock
 
 
-def test_a_second_build_runs_nothing(site, home):
-    again = build_site(load_settings(home=home))
-    assert (again.ran, again.pages) == (0, site.pages)
+def test_the_jobs_floor_is_not_the_folder_of_jobs(home):
+    sections = {c.path.parent.name: c.section for c in chapters_of(home / "nbs")}
+    assert sections["70_jobs"] == "Jobs" and sections["jobs"] == "Notebooks run as jobs"
 
 
-@pytest.mark.parametrize("line", ["from ..system.clock import y", "from mlsys_nb.system.clock import y",
-                                  "from ..system import clock", "    from ..system.clock import (\n    y)"])  # fmt: skip
-def test_a_page_is_kept_until_something_it_stands_on_changes(tmp_path, line):
-    package = tmp_path / "package"
-    for room, text in {
-        "system/clock": "import json\n",
-        "doors/pages": "",
-        "jobs/runner": f"{line}\n",
-    }.items():
-        (package / room).parent.mkdir(parents=True, exist_ok=True)
-        (package / f"{room}.py").write_text(text)
-    notebook = tmp_path / "one.ipynb"
-    notebook.write_text(json.dumps({"cells": [{"source": "from mlsys_nb.jobs.runner import x"}]}))
-    chapter = Chapter(notebook, "One", "", True)
-    before = page_key(chapter, package)
-    (package / "other.py").write_text("x = 1\n")
-    assert page_key(chapter, package) == before
-    (package / "system/clock.py").write_text("import json  # changed\n")
-    assert page_key(chapter, package) != before
+def test_a_face_leads_to_the_pages_of_its_words(site):
+    face = (site.folder / "system/index.html").read_text()
+    for word in ("instant", "open_clock"):
+        assert f'<a href="clock.html#{word}"><code>{word}</code></a>' in face
+        assert f'id="{word}"' in (site.folder / "system/clock.html").read_text()
 
 
-def test_a_chapter_that_fails_fails_the_build(home, tmp_path):
-    code = {
-        "cell_type": "code",
-        "id": "a",
-        "metadata": {},
-        "source": "1 / 0",
-        "outputs": [],
-        "execution_count": None,
-    }
-    path = tmp_path / "bad.ipynb"
-    path.write_text(json.dumps({"cells": [code], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}))
-    with (
-        Kernels(tmp_path, {}) as kernels,
-        pytest.raises(MlsysError, match=r"bad.ipynb does not run: ZeroDivisionError"),
-    ):
-        executed(Chapter(path, "Bad", "", True), kernels)
+def test_coroutines_and_stars_are_described():
+    source = '#| export\nasync def f(*args: int, **more: str):\n    "Send."\n\n\nclass C:\n    async def go(self): ...'
+    text, _ = chapter_page({"cells": [{"cell_type": "code", "source": source}]})
+    assert "### f { #f .api }\n\n*A coroutine: await it.* Send." in text
+    assert "| `*args` | `int` |" in text and "| `**more` | `str` |" in text
+    assert "**`C.go`** *A coroutine: await it.*" in text
+
+
+def test_a_type_reads_as_it_is_written(site):
+    pages = [p for p in site.folder.rglob("*.html") if "reports" not in p.parts]
+    assert any("<code>str | datetime | int</code>" in p.read_text() for p in pages)
+    for path in pages:
+        spans = re.findall(r"<td[^>]*><code>([^<]*)</code>", path.read_text())
+        assert not [s for s in spans if "\\|" in s], f"{path.name} shows a backslash before a |"
+
+
+def test_a_page_shows_the_outputs_that_its_notebook_saves(home, tmp_path):
+    cell = {"cell_type": "code", "id": "a", "metadata": {}, "source": "1 / 0", "execution_count": None,
+            "outputs": [{"output_type": "stream", "name": "stdout", "text": ["saved, not run\n"]}]}  # fmt: skip
+    card_ = {**cell, "id": "b", "outputs": [{"output_type": "display_data", "data": {"text/html": card("Found", {"rows": 3})}}]}  # fmt: skip
+    body = {"cells": [cell, card_], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
+    (tmp_path / "nbs").mkdir()
+    (tmp_path / "nbs/index.ipynb").write_text(json.dumps(body))
+    built = build_site(replace(load_settings(home=home), home=tmp_path, root=tmp_path))
+    page = (built.folder / "index.html").read_text()
+    assert "saved, not run" in page and built.pages == 1
+    assert re.search(r'<section class="mls-card[^>]*style="[^"]*padding:', page), "a card keeps its padding"
 
 
 def test_other_files_are_not_overwritten(home, tmp_path):
@@ -162,7 +167,16 @@ def test_without_notebooks_the_answer_is_clear(home, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["index", "system/clock", "evaluation/gate", "doors/figures", "cases/churn", "jobs/train"]
+    "name",
+    [
+        "index",
+        "system/index",
+        "system/clock",
+        "evaluation/gate",
+        "doors/figures",
+        "cases/churn",
+        "jobs/train",
+    ],
 )
 def test_pages_in_a_browser(site, look, name):
     page = look(site.folder / f"{name}.html", "site-" + name.replace("/", "-"))

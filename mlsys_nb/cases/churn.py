@@ -11,24 +11,12 @@ from datetime import UTC, datetime, timedelta
 
 import polars as pl
 
+from .. import features as f
 from ..data.contract import Column, Contract
 from ..data.contract import Rule as RowRule
 from ..data.sources import ReplaySource
-from mlsys_nb.features.feature_set import (
-    Events,
-    FeatureSet,
-    Measure,
-    clip,
-    count,
-    distinct,
-    last,
-    log1p,
-    ratio,
-    time_since_first,
-    time_since_last,
-    total,
-)
-from ..problem.declaration import Condition, Costs, Label, Problem, ReplayPlan, Rule
+from ..features import Events, FeatureSet, Measure
+from ..problem.declaration import BaselineRule, Costs, Criterion, Label, Problem, ReplayPlan
 
 # %% ../../nbs/cases/churn.ipynb #27d79e73
 contract = Contract(
@@ -85,17 +73,19 @@ lines = Events(
 bought = ~lines["cancelled"]
 
 # %% ../../nbs/cases/churn.ipynb #864c4645
-recency = time_since_last(lines, where=bought).named("days_since_order", meaning="Days since the last order")
-tenure = time_since_first(lines, where=bought).named("tenure_days", meaning="Days since the first order")
-orders = distinct(lines, "invoice", "lifetime", where=bought).named("orders", meaning="Orders ever")
+recency = f.time_since_last(lines, where=bought).named(
+    "days_since_order", meaning="Days since the last order"
+)
+tenure = f.time_since_first(lines, where=bought).named("tenure_days", meaning="Days since the first order")
+orders = f.count_distinct(lines, "invoice", "lifetime", where=bought).named("orders", meaning="Orders ever")
 orders_in = tuple(
-    distinct(lines, "invoice", f"{days}d", where=bought).named(
+    f.count_distinct(lines, "invoice", f"{days}d", where=bought).named(
         f"orders_{days}d", meaning=f"Orders in {days} days"
     )
     for days in (7, 30, 60, 90)
 )
 turnover_in = tuple(
-    log1p(clip(total(lines, "amount", f"{days}d", where=bought), low=0)).named(
+    f.log1p(f.clip(f.sum(lines, "amount", f"{days}d", where=bought), low=0)).named(
         f"log_turnover_{days}d", meaning=f"Logarithm of 1 + turnover in {days} days, in pence"
     )
     for days in (30, 90)
@@ -109,17 +99,17 @@ features = FeatureSet(
         orders,
         *orders_in,
         *turnover_in,
-        log1p(clip(total(lines, "amount", "lifetime", where=bought), low=0)).named(
+        f.log1p(f.clip(f.sum(lines, "amount", "lifetime", where=bought), low=0)).named(
             "log_turnover", meaning="Logarithm of 1 + turnover ever, in pence"
         ),
-        ratio(tenure, orders, zero=None).named("mean_gap_days", meaning="Days between orders, on average"),
-        distinct(lines, "stock_code", "lifetime", where=bought).named(
+        f.ratio(tenure, orders, zero=None).named("mean_gap_days", meaning="Days between orders, on average"),
+        f.count_distinct(lines, "stock_code", "lifetime", where=bought).named(
             "products", meaning="Different products ever"
         ),
-        count(lines, "90d", where=lines["cancelled"]).named(
+        f.count(lines, "90d", where=lines["cancelled"]).named(
             "cancelled_90d", meaning="Cancelled lines in 90 days"
         ),
-        last(lines, "country").named("country", meaning="Country on the last line"),
+        f.last(lines, "country").named("country", meaning="Country on the last line"),
     ),
 )
 features
@@ -131,9 +121,9 @@ problem = Problem(
     question="Will an active customer place no order in the next 30 days?",
     sources=(source,),
     features=features,
-    eligible=Condition("orders_90d", ">=", 1),
+    eligible=Criterion("orders_90d", ">=", 1),
     label=Label(
-        distinct(lines, "invoice", "30d", where=bought).named("orders_next_30d"),
+        f.count_distinct(lines, "invoice", "30d", where=bought).named("orders_next_30d"),
         "==",
         0,
         "no order in the next 30 days",
@@ -141,7 +131,7 @@ problem = Problem(
     horizon=timedelta(days=30),
     start=datetime(2010, 1, 1, tzinfo=UTC),
     every=timedelta(days=7),
-    rule=Rule("days_since_order", "likelier", "the longer since the last order, the likelier"),
+    rule=BaselineRule("days_since_order", "likelier", "the longer since the last order, the likelier"),
     costs=Costs("GBP", false_positive=3.0, false_negative=2.0, action="write", otherwise="leave"),
     lookback=timedelta(days=90),
     slices=("country",),

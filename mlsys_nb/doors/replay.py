@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ReplayError', 'set_clock', 'call', 'visitors', 'Traffic', 'visit', 'Production', 'live_through', 'wait_for',
-           'Replayed', 'months_table', 'run_key', 'replayable', 'replay', 'replayed']
+           'ReplayedYear', 'months_table', 'run_key', 'replayable', 'replay', 'replayed']
 
 # %% ../../nbs/80_doors/80_replay.ipynb #34ce0f5d
 import json
@@ -21,13 +21,16 @@ from ..decisions.log import read_decisions
 from ..decisions.outcomes import labelled
 from ..jobs.runner import Runner
 from ..loop.backtest import Backtest, backtest
+from ..loop.step import Context
 from ..problem.declaration import Problem, load_problem
 from ..release.registry import champion
 from ..serving.service import running
 from ..system.clock import SystemClock, elapsed, open_clock, pause, stamp
-from ..system.control import Control, open_control
+from ..system.control import get_document, open_control, put_document
+from ..system.database import Database
 from ..system.durable import lock, sha256, write_json
 from ..system.markup import card, table
+from ..system.runs import find_run, list_runs
 from ..system.settings import MlsysError, Settings
 
 # %% ../../nbs/80_doors/80_replay.ipynb #099e51a1
@@ -46,6 +49,8 @@ def set_clock(
             f"history is replayed into a folder of its own, {settings.root} already holds a lake that lives in real time; "
             "choose another with --root"
         )
+    if isinstance(clock, SystemClock):  # noted in the tables as well, so that a lost file is noticed
+        put_document(open_control(settings), "clock", "replayed", {"since": moment.isoformat()})
     if isinstance(clock, SystemClock) or clock.now() < moment:
         write_json(settings.clock_file, {"now": moment.isoformat(), "kind": "replayed history"})
 
@@ -112,7 +117,7 @@ class Production:
 
     settings: Settings
     problem: Problem
-    control: Control
+    control: Database
     runner: Runner
     address: str  # Of the service
     echo: Callable[[str], None]
@@ -122,10 +127,10 @@ class Production:
         given = {"problem": self.problem.name, "now": moment.isoformat()}
         return self.runner.run(job, given, run_key(self.problem, job, moment)).outputs
 
-
+# %% ../../nbs/80_doors/80_replay.ipynb #85bfd94a
 def live_through(at: Production, moment: datetime, first: bool) -> None:
     "One month of production."
-    done = at.control.get_doc("traffic", f"{at.problem.name}/{stamp(moment)}")
+    done = get_document(at.control, "traffic", f"{at.problem.name}/{stamp(moment)}")
     if done is not None:
         at.echo(f"{moment:%Y-%m-%d}  exists already")
         return
@@ -160,7 +165,7 @@ def _serve(at: Production, moment: datetime, version: int) -> Traffic:
         raise ReplayError(
             f"{moment:%Y-%m-%d}: {seen.asked - seen.equal} of {seen.asked} answers of the service differ from the batch"
         )
-    at.control.put_doc("traffic", f"{at.problem.name}/{stamp(moment)}", asdict(seen))
+    put_document(at.control, "traffic", f"{at.problem.name}/{stamp(moment)}", asdict(seen))
     return seen
 
 # %% ../../nbs/80_doors/80_replay.ipynb #f6661de2
@@ -188,7 +193,7 @@ def _serving(address: str, problem: str) -> int | None:
 
 # %% ../../nbs/80_doors/80_replay.ipynb #6d312a33
 @dataclass(frozen=True)
-class Replayed:
+class ReplayedYear:
     "A year of production, one line a month, and what it shows."
 
     months: pl.DataFrame  # One row a moment of the plan: figures, alerts, decision and why
@@ -215,7 +220,7 @@ class Replayed:
 # %% ../../nbs/80_doors/80_replay.ipynb #2436b35b
 def months_table(
     problem: Problem,
-    control: Control,
+    control: Database,
     judged: Backtest | None,
     scored: Mapping[datetime, int],  # Rows of each month's batch
 ) -> pl.DataFrame:  # One row a moment of the problem's plan
@@ -252,8 +257,8 @@ def run_key(
     return f"replay/{problem.name}/{job}/{stamp(moment)}"
 
 
-def _outputs(control: Control, problem: Problem, job: str, moment: datetime) -> Mapping[str, Any]:
-    run = control.find_run(run_key(problem, job, moment))
+def _outputs(control: Database, problem: Problem, job: str, moment: datetime) -> Mapping[str, Any]:
+    run = find_run(control, run_key(problem, job, moment))
     return run.outputs if run else {}
 
 
@@ -282,7 +287,7 @@ def replay(
     settings: Settings,
     problem_name: str,  # A name of settings.ini [problems]
     echo: Callable[[str], None] = lambda line: None,  # Where progress goes
-) -> Replayed:
+) -> ReplayedYear:
     "Replay a problem's whole calendar, or what is left of it."
     problem, control = load_problem(settings, problem_name), open_control(settings)
     moments = replayable(problem)
@@ -291,7 +296,7 @@ def replay(
         settings.data / "locks" / "replay.lock",
         f"a replay is running in {settings.root} already; wait until it ends",
     )
-    if control.get_doc("traffic", f"{problem_name}/{stamp(moments[-1])}") is None:
+    if get_document(control, "traffic", f"{problem_name}/{stamp(moments[-1])}") is None:
         with alone:
             set_clock(settings, moments[0])
             with Runner(settings) as runner, running(quick, problem_name) as address:
@@ -303,16 +308,16 @@ def replay(
     return replayed(settings, problem, control)
 
 # %% ../../nbs/80_doors/80_replay.ipynb #05c3bba9
-def replayed(settings: Settings, problem: Problem, control: Control) -> Replayed:
+def replayed(settings: Settings, problem: Problem, control: Database) -> ReplayedYear:
     "What a replay has come to, read from the system it left."
-    judged = backtest(settings, control, problem, open_clock(settings.clock_file).now())
+    judged = backtest(Context(settings, problem, open_clock(settings.clock_file).now()))
     made = read_decisions(settings, problem.name)
     counts = made.filter(source="batch").group_by("moment").len() if made.height else made
     scored = dict(counts.iter_rows()) if made.height else {}
     months = months_table(problem, control, judged, scored)
     runs = [
         run
-        for run in control.runs(problem.name)
+        for run in list_runs(control, problem.name)
         if run.key.startswith("replay/") and run.status == "succeeded"
     ]
-    return Replayed(months, judged.finding if judged else "Nothing has served yet.", len(runs))
+    return ReplayedYear(months, judged.finding if judged else "Nothing has served yet.", len(runs))

@@ -30,7 +30,7 @@ def _log_odds(p: np.ndarray) -> np.ndarray:
     q = np.clip(p, 1e-6, 1 - 1e-6)
     return np.log(q) - np.log1p(-q)
 
-
+# %% ../../nbs/35_evaluation/36_calibration.ipynb #1cd3db31
 def recalibration(
     y: np.ndarray,
     p: np.ndarray,

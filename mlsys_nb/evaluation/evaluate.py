@@ -133,7 +133,7 @@ def money(
     act = p >= costs.threshold
     return costs.false_positive * (act & (y == 0)) + costs.false_negative * (~act & (y == 1))
 
-
+# %% ../../nbs/35_evaluation/37_evaluate.ipynb #1dc6d855
 def evaluate(
     y: Any,  # Outcomes, 0 or 1
     p: Any,  # Predicted probabilities of 1

@@ -16,10 +16,12 @@ import polars as pl
 
 from ..evaluation.slices import pieces
 from .drift import DriftReport
-from .performance import Finding, PerformanceReport
+from .performance import PerformanceFinding, PerformanceReport
 from ..problem.declaration import Problem
+from ..system.audit import AuditLine, audit
 from ..system.clock import instant, stamp
-from ..system.control import AlertRow, Control
+from ..system.control import AlertRow, alert_rows, put_alert
+from ..system.database import Database
 from ..system.markup import card
 
 # %% ../../nbs/60_monitoring/63_alerts.ipynb #c441c735
@@ -70,6 +72,8 @@ def from_drift(
     together: int = 3,  # More drifted features than this are one alert about the population
 ) -> list[Alert]:
     "The alerts that a drift report asks for, most suspicious first."
+    if report.verdict == "nobody to look at":
+        return [_of_nobody(problem, report, now)]
     rows = report.frame.filter("drifted").to_dicts()
     inputs = [row for row in rows if row["feature"] != "score"]
     alerts = [_of_prediction(problem, row, len(inputs), now) for row in rows if row["feature"] == "score"]
@@ -141,6 +145,15 @@ def _of_prediction(problem: Problem, row: Mapping[str, Any], n_inputs: int, now:
     action = "compare the mean prediction with the outcomes as they mature"
     return Alert(problem.name, "drift", "score", _haste(row), _moved(row), cause, action, now, evidence=row)
 
+# %% ../../nbs/60_monitoring/63_alerts.ipynb #e7f2c83f
+def _of_nobody(problem: Problem, report: DriftReport, now: datetime) -> Alert:
+    return Alert(
+        problem.name, "drift", "population", "warning",
+        f"nobody is eligible ({problem.eligible}); the champion learnt from {len(report.reference)} periods that had somebody",
+        "the source has stopped delivering, or the condition of eligibility no longer fits",
+        "look at the newest batches and their quarantine", now,
+    )  # fmt: skip
+
 # %% ../../nbs/60_monitoring/63_alerts.ipynb #03070ab7
 _CAUSES = {
     "calibration_gap": (
@@ -174,9 +187,13 @@ def from_performance(
         _of_figure(problem, finding, report, now, labelled) for finding in report.findings if finding.broken
     ]
 
-
+# %% ../../nbs/60_monitoring/63_alerts.ipynb #7629c5b8
 def _of_figure(
-    problem: Problem, f: Finding, report: PerformanceReport, now: datetime, rows: pl.DataFrame | None
+    problem: Problem,
+    f: PerformanceFinding,
+    report: PerformanceReport,
+    now: datetime,
+    rows: pl.DataFrame | None,
 ) -> Alert:
     calibration = f.name.startswith("calibration")
     cost = report.avoidable_cost if calibration else report.extra_cost
@@ -193,7 +210,7 @@ def _of_figure(
     )  # fmt: skip
 
 # %% ../../nbs/60_monitoring/63_alerts.ipynb #e066c8df
-def _size(f: Finding, report: PerformanceReport) -> str:
+def _size(f: PerformanceFinding, report: PerformanceReport) -> str:
     if f.name == "calibration_gap" and report.evaluation is not None:
         e = report.evaluation
         low, high = (e.mean_prediction - edge for edge in (f.high, f.low))
@@ -221,7 +238,7 @@ def _stands_out(gaps: np.ndarray, inside: np.ndarray, factor: float) -> bool:
 
 # %% ../../nbs/60_monitoring/63_alerts.ipynb #741b6380
 def record(
-    control: Control,
+    control: Database,
     problem: str,  # Name of the problem
     found: Sequence[Alert],  # Everything that the checks of this moment found
     at: datetime,
@@ -233,21 +250,20 @@ def record(
         opened = known[alert.key].opened_at if alert.key in known else at
         _put(control, replace(alert, opened_at=opened, last_seen=at))
         if alert.key not in known:
-            control.audit(
-                at, "monitor", "open alert", f"alert/{problem}", {"key": alert.key, "size": alert.size}
-            )
+            detail = {"key": alert.key, "size": alert.size}
+            audit(control, AuditLine(at, "monitor", "open alert", f"alert/{problem}", detail))
     for key in sorted(set(known) - {alert.key for alert in found}):
         if known[key].kind in kinds:
             _put(control, replace(known[key], closed_at=at))
-            control.audit(at, "monitor", "close alert", f"alert/{problem}", {"key": key})
+            audit(control, AuditLine(at, "monitor", "close alert", f"alert/{problem}", {"key": key}))
     return open_alerts(control, problem)
 
 
-def _put(control: Control, alert: Alert) -> None:
+def _put(control: Database, alert: Alert) -> None:
     content = {k: v.isoformat() if isinstance(v, datetime) else v for k, v in asdict(alert).items()}
     status = "open" if alert.closed_at is None else "closed"
     episode = f"{alert.key}@{stamp(alert.opened_at)}"
-    control.put_alert(AlertRow(alert.problem, episode, status, alert.opened_at, alert.closed_at, content))
+    put_alert(control, AlertRow(alert.problem, episode, status, alert.opened_at, alert.closed_at, content))
 
 # %% ../../nbs/60_monitoring/63_alerts.ipynb #1471c396
 def _alert(row: AlertRow) -> Alert:
@@ -258,17 +274,17 @@ def _alert(row: AlertRow) -> Alert:
 
 
 def alerts(
-    control: Control,
+    control: Database,
     problem: str,  # Name of the problem
 ) -> list[Alert]:
     "Every alert there ever was, oldest first."
-    return [_alert(row) for row in control.alerts(problem)]
+    return [_alert(row) for row in alert_rows(control, problem)]
 
 
 def open_alerts(
-    control: Control,
+    control: Database,
     problem: str,  # Name of the problem
 ) -> list[Alert]:
     "The alerts that wait for somebody, critical ones first."
-    waiting = [_alert(row) for row in control.alerts(problem, "open")]
+    waiting = [_alert(row) for row in alert_rows(control, problem, "open")]
     return sorted(waiting, key=lambda a: (SEVERITIES.index(a.severity), a.opened_at, a.key))

@@ -194,7 +194,7 @@ class DriftReport:
     autocorrelation: float
     false_alarm_rate: float  # Of the whole check
     charts: int  # Statistics that shared it
-    verdict: str  # "quiet", "drifted" or "not enough reference periods"
+    verdict: str  # "quiet", "drifted", "not enough reference periods" or "nobody to look at"
 
     @property
     def drifted(self) -> tuple[str, ...]:
@@ -207,7 +207,9 @@ class DriftReport:
     def _repr_html_(self) -> str:
         facts = {
             "verdict": self.verdict,
-            "current": f"{self.rows:,} rows in {len(self.current)} period(s) to {self.current[-1][:10]}",
+            "current": f"{self.rows:,} rows in {len(self.current)} period(s) to {self.current[-1][:10]}"
+            if self.current
+            else "no row",
             "reference": f"{len(self.reference)} periods to {self.reference[-1][:10]}, autocorrelation {self.autocorrelation:.2f}",
             "false alarms": f"at most {self.false_alarm_rate:.1%} of quiet checks, over {self.charts} charts together",
             "blind spot": "sees inputs and predictions, not whether outcomes still follow from them",
@@ -224,6 +226,8 @@ def drift_check(
     wobble: float = 0.1,  # How far quiet period means may spread, in reference standard deviations
 ) -> DriftReport:
     "Hold the current periods against the reference."
+    if current.is_empty():
+        return _nobody(profile, false_alarm_rate)
     moments, code, n = _periods(current, period)
     check = _check(profile, moments, n, false_alarm_rate, wobble)
     rows = [_worst(feature, _summaries(feature, current, code, n), check) for feature in profile.features]
@@ -239,6 +243,20 @@ def drift_check(
         false_alarm_rate=false_alarm_rate,
         charts=_n_parts(profile) * len(check.names),
         verdict=verdict if check.enough else "not enough reference periods",
+    )
+
+# %% ../../nbs/60_monitoring/61_drift.ipynb #88969157
+def _nobody(profile: Profile, false_alarm_rate: float) -> DriftReport:
+    "The report of a check that had no row to look at."
+    return DriftReport(
+        frame=pl.DataFrame(schema=_COLUMNS),
+        rows=0,
+        current=(),
+        reference=profile.periods,
+        autocorrelation=profile.autocorrelation,
+        false_alarm_rate=false_alarm_rate,
+        charts=0,
+        verdict="nobody to look at",
     )
 
 # %% ../../nbs/60_monitoring/61_drift.ipynb #2afa0f33

@@ -30,8 +30,8 @@ class Split:
     purged: tuple[datetime, ...]
     holdout: tuple[datetime, ...]
     refit: tuple[datetime, ...]
-    horizon: timedelta
-    valid_purged: bool  # False when there was too little to keep a horizon between train and valid
+    matures_after: timedelta
+    valid_purged: bool  # False when there was too little to keep that time between train and valid
     note: str  # What was given up, in words; empty when nothing was
 
     def rows(
@@ -62,7 +62,7 @@ def _spell(moments: Sequence[datetime]) -> str:
 # %% ../../nbs/30_problem/32_split.ipynb #fa435476
 def time_split(
     moments: Sequence[datetime],  # All matured moments, in any order
-    horizon: timedelta,  # Time from a moment until its outcome is known
+    matures_after: timedelta,  # Time from a moment until its label is final (`Problem.matures_after`)
     *,
     after: datetime | None = None,  # The champion's last training moment; the holdout lies later
     n_holdout: int = 2,  # At most so many of the newest moments judge
@@ -75,23 +75,20 @@ def time_split(
     if not holdout:
         raise TooLittleData(
             f"a holdout needs a matured moment{_later_than(after)}, newest matured moment is {_newest(ordered)}; "
-            "wait until a later moment has matured"
+            f"a moment matures after {_days(matures_after)}, ingest newer events or act at a later moment"
         )
-    known = _within(tuple(m for m in ordered if m + horizon <= holdout[0]), lookback)
+    known = _within(tuple(m for m in ordered if m + matures_after <= holdout[0]), lookback)
     if len(known) < 2:
         raise TooLittleData(
             f"training needs at least 2 moments whose outcome was known at {holdout[0]:%Y-%m-%d}, when the holdout "
-            f"begins ({horizon} of horizon), got {len(known)} of {len(ordered)} matured moments; wait for more history"
+            f"begins (a label is final after {_days(matures_after)}), got {len(known)} of {len(ordered)} matured moments; "
+            "wait for more history"
         )
-    train, valid, purged = _train_and_valid(known, horizon, n_valid)
+    train, valid, purged = _train_and_valid(known, matures_after, n_valid)
     between = tuple(m for m in ordered if known[-1] < m < holdout[0])
     refit = _within(ordered, lookback)
-    note = (
-        ""
-        if purged
-        else "too few moments to keep a horizon between train and valid: validation is optimistic"
-    )
-    return Split(known, train, valid, between, holdout, refit, horizon, purged, note)
+    note = "" if purged else "too few moments to keep train and valid apart: validation is optimistic"
+    return Split(known, train, valid, between, holdout, refit, matures_after, purged, note)
 
 # %% ../../nbs/30_problem/32_split.ipynb #a55c6a53
 def _within(moments: tuple[datetime, ...], lookback: timedelta | None) -> tuple[datetime, ...]:
@@ -105,14 +102,18 @@ def _later_than(after: datetime | None) -> str:
 def _newest(moments: tuple[datetime, ...]) -> str:
     return f"{moments[-1]:%Y-%m-%d}" if moments else "missing"
 
+
+def _days(length: timedelta) -> str:
+    return f"{length / timedelta(days=1):g} days"
+
 # %% ../../nbs/30_problem/32_split.ipynb #ab44d93c
 def _train_and_valid(
-    known: tuple[datetime, ...], horizon: timedelta, n_valid: int
+    known: tuple[datetime, ...], matures_after: timedelta, n_valid: int
 ) -> tuple[tuple[datetime, ...], tuple[datetime, ...], bool]:
-    "Train and valid moments, and whether a whole horizon lies between them."
+    "Train and valid moments, and whether the labels of the first were final when the second began."
     for n in range(min(n_valid, len(known) - 1), 0, -1):
         valid = known[-n:]
-        train = tuple(m for m in known if m + horizon <= valid[0])
+        train = tuple(m for m in known if m + matures_after <= valid[0])
         if len(train) >= n:
             return train, valid, True
     return known[:-1], known[-1:], False

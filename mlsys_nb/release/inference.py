@@ -84,7 +84,7 @@ def _rows_matrix(inputs: Inputs, rows: Sequence[Mapping[str, Any]]) -> Floats:
             raise InputError(f"features are numbers or known categories, got {str(row)[:200]}; {e}") from e
     return matrix
 
-
+# %% ../../nbs/45_release/45_inference.ipynb #dff6b1d0
 def _number(value: Any) -> float:
     if value is None:
         return math.nan

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['RegistryError', 'Version', 'register', 'versions', 'get_version', 'Decided', 'Champion', 'champion', 'promote',
-           'champion_history', 'rollback', 'delete_version', 'load_version', 'load_champion', 'registry_table']
+           'champion_history', 'rollback', 'retire', 'load_version', 'load_champion', 'Sound', 'last_sound',
+           'features_in_use']
 
 # %% ../../nbs/45_release/47_registry.ipynb #40ab12f2
 from collections.abc import Callable
@@ -14,13 +15,19 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import polars as pl
+import sqlalchemy as sa
 
+from ..features.feature_set import FeatureSet
 from ..problem.declaration import Problem
-from .package import Model, Package, load, seal
-from ..system.control import Control, VersionRow
-from ..system.durable import lock, remove_tree
-from ..system.markup import card, table
+from .package import Model, Package, as_trained, load, seal
+from ..system.audit import AuditLine, add_line
+from ..system.database import Database
+from ..system.durable import lock
+from ..system.journal import journalled
+from ..system.markup import card
+from ..system.pointers import Move, get_pointer, move_pointer, pointer_history, pointer_in
 from ..system.settings import MlsysError, Settings
+from ..system.versions import VersionRow, add_version, set_status, version_in, version_rows
 
 # %% ../../nbs/45_release/47_registry.ipynb #1faa4719
 class RegistryError(MlsysError):
@@ -59,7 +66,7 @@ def _version(settings: Settings, row: VersionRow) -> Version:
 
 # %% ../../nbs/45_release/47_registry.ipynb #6acee72b
 def register(
-    control: Control,  # The control tables
+    control: Database,  # The control tables
     settings: Settings,  # Says where packages stand
     package: Package,  # From `package.build`
     run_id: str,  # The run that made it
@@ -67,40 +74,41 @@ def register(
 ) -> Version:  # With its number
     "Store a package and give it a number; the same package twice is one version."
     manifest, path = package.manifest, f"{package.problem}/{package.digest[:16]}"
-    with lock(settings.models / ".lock"):
-        known = [row for row in control.versions(package.problem) if row.digest == package.digest]
-        if known and known[0].status == "deleted":
-            control.update_version(replace(known[0], status="registered"))
+    with lock(settings.models / ".lock"), journalled(control):
         seal(package, settings.models / path)
         summary = {
             name: manifest[name]
             for name in ("family", "params", "training", "metrics", "dataset", "simulated")
         }
         row = VersionRow(package.problem, 0, package.digest, path, at, run_id, summary=summary)
-        return _version(settings, control.add_version(row))
+        added = add_version(control, row)
+        if added.status == "retired":
+            control.write(lambda connection: set_status(connection, added, "registered"))
+        return _version(settings, replace(added, status="registered"))
 
 # %% ../../nbs/45_release/47_registry.ipynb #0ca77877
 def versions(
-    control: Control,  # The control tables
+    control: Database,  # The control tables
     settings: Settings,  # Says where packages stand
     problem: str,  # Name of the problem
 ) -> list[Version]:  # Oldest first
     "All versions of a problem."
-    return [_version(settings, row) for row in control.versions(problem)]
+    return [_version(settings, row) for row in version_rows(control, problem)]
 
 
 def get_version(
-    control: Control,  # The control tables
+    control: Database,  # The control tables
     settings: Settings,  # Says where packages stand
     problem: str,  # Name of the problem
     number: int,  # Which version
 ) -> Version:
     "One version."
-    row = control.get_version(problem, number)
-    if row is None or row.status == "deleted":
-        known = [v.version for v in control.versions(problem) if v.status != "deleted"]
-        raise RegistryError(f"no version {number} of {problem!r} in the registry; known: {known or 'none'}")
-    return _version(settings, row)
+    known = {row.version: row for row in version_rows(control, problem)}
+    if number not in known:
+        raise RegistryError(
+            f"no version {number} of {problem!r} in the registry; known: {list(known) or 'none'}"
+        )
+    return _version(settings, known[number])
 
 # %% ../../nbs/45_release/47_registry.ipynb #a43b8b9a
 class Decided(Protocol):
@@ -127,16 +135,29 @@ def _pointer(problem: str) -> str:
 
 
 def champion(
-    control: Control,  # The control tables
+    control: Database,  # The control tables
     problem: str,  # Name of the problem
 ) -> Champion:
     "The version that serves now."
-    pointer = control.get_pointer(_pointer(problem))
+    pointer = get_pointer(control, _pointer(problem))
     return Champion(problem, int(pointer.value), pointer.epoch) if pointer else Champion(problem, None, 0)
 
 # %% ../../nbs/45_release/47_registry.ipynb #7e5de02f
+def _may_serve(
+    connection: sa.Connection,
+    problem: str,
+    version: int,
+) -> None:
+    row = version_in(connection, problem, version)
+    if row is None or row.status == "retired":
+        what = "a retired one" if row else "none"
+        raise RegistryError(
+            f"only a registered version of {problem!r} can be promoted, got {version}, {what}; register it first"
+        )
+
+# %% ../../nbs/45_release/47_registry.ipynb #d586cef5
 def promote(
-    control: Control,  # The control tables
+    control: Database,  # The control tables
     problem: str,  # Name of the problem
     version: int,  # Which version shall serve
     *,
@@ -147,11 +168,6 @@ def promote(
     verdict: Decided | None = None,  # The gate's verdict; None: the actor answers for it
 ) -> Champion:
     "Make a version the champion, unless somebody else has moved the pointer since."
-    row = control.get_version(problem, version)
-    if row is None or row.status == "deleted":
-        raise RegistryError(
-            f"only a registered version of {problem!r} can be promoted, got {version}; register it first"
-        )
     if verdict is not None and verdict.decision != "promote":
         raise RegistryError(
             f"a version is promoted when the gate says so, it said {verdict.decision!r}: {verdict.reason}"
@@ -160,19 +176,19 @@ def promote(
         raise RegistryError(
             f"a promotion names who decided and why, got actor {actor!r}, reason {reason!r}; say both"
         )
-    said = {"at": at, "actor": actor, "reason": reason}
-    pointer = control.set_pointer(_pointer(problem), str(version), expected_epoch, **said)  # type: ignore[arg-type]
-    detail = {"version": version, "epoch": pointer.epoch, "reason": reason, "by_gate": verdict is not None}
-    control.audit(at, actor, "promote", _pointer(problem), detail)
+    move = Move(_pointer(problem), expected_epoch + 1, str(version), at, actor, reason)
+    said = {"version": version, "by_gate": verdict is not None}
+    with journalled(control):
+        pointer = move_pointer(control, move, "promote", said, lambda c: _may_serve(c, problem, version))
     return Champion(problem, version, pointer.epoch)
 
 # %% ../../nbs/45_release/47_registry.ipynb #2fef9835
 def champion_history(
-    control: Control,  # The control tables
+    control: Database,  # The control tables
     problem: str,  # Name of the problem
 ) -> pl.DataFrame:  # epoch, version, at, actor, reason; oldest first
     "Every version that was champion, from when, and who decided."
-    moves = control.pointer_history(_pointer(problem))
+    moves = pointer_history(control, _pointer(problem))
     schema = {
         "epoch": pl.Int64(),
         "version": pl.Int64(),
@@ -184,74 +200,79 @@ def champion_history(
     return pl.DataFrame(rows, schema=schema, orient="row")
 
 
-def _previous(history: pl.DataFrame) -> int | None:
-    "The champion before the present one, with rolled-back ones taken off the stack."
-    stack: list[int] = []
+def _line_of_champions(history: pl.DataFrame) -> list[int]:
+    "The champions up to the present one, without those that were rolled back."
+    line: list[int] = []
     for version in history["version"]:
-        if version in stack:
-            stack = stack[: stack.index(version)]
-        stack.append(version)
-    return stack[-2] if len(stack) > 1 else None
+        if version in line:
+            line = line[: line.index(version)]
+        line.append(version)
+    return line
 
 # %% ../../nbs/45_release/47_registry.ipynb #4492f680
 def rollback(
-    control: Control,  # The control tables
-    problem: str,  # Name of the problem
+    control: Database,  # The control tables
+    seen: Champion,  # The one to leave, as it was seen when that was decided
     *,
     at: datetime,  # When
     actor: str,  # Who
     reason: str,  # Why
-    check: Callable[[int], object] = lambda version: (
-        None
-    ),  # Proves that a version can serve, before anything moves
+    check: Callable[[int], object],  # Proves that a version can serve, before anything moves
 ) -> Champion:
-    "Promote the champion before the present one."
-    now, previous = champion(control, problem), _previous(champion_history(control, problem))
-    if previous is None:
+    "Promote the champion before the one that was seen."
+    until = champion_history(control, seen.problem).filter(pl.col("epoch") <= seen.epoch)
+    line = _line_of_champions(until)
+    if len(line) < 2:
         raise RegistryError(
-            f"a rollback needs an earlier champion of {problem!r}, there is none; promote a version instead"
+            f"a rollback needs an earlier champion of {seen.problem!r}, there is none; promote a version instead"
         )
-    check(previous)
-    why = f"rollback from {now.version}: {reason}" if reason.strip() else ""
-    return promote(control, problem, previous, expected_epoch=now.epoch, at=at, actor=actor, reason=why)
+    check(line[-2])
+    why = f"rollback from {seen.version}: {reason}" if reason.strip() else ""
+    return promote(control, seen.problem, line[-2], expected_epoch=seen.epoch, at=at, actor=actor, reason=why)
 
 # %% ../../nbs/45_release/47_registry.ipynb #00496959
-def delete_version(
-    control: Control,  # The control tables
-    settings: Settings,  # Says where packages stand
+def retire(
+    control: Database,  # The control tables
     version: Version,  # Which one
     *,
     at: datetime,  # When
     actor: str,  # Who
     reason: str,  # Why
 ) -> None:
-    "Remove a version's package; refused for the champion's."
-    with lock(settings.models / ".lock"):
-        if champion(control, version.problem).version == version.version:
+    "Say that a version will not serve again; refused for the champion's."
+    subject = f"{version.problem}/{version.version}"
+
+    def retired(connection: sa.Connection) -> None:
+        now = pointer_in(connection, _pointer(version.problem))
+        if now is not None and now.value == str(version.version):
             raise RegistryError(
-                f"the champion's version is never deleted, got {version.problem!r} version {version.version}; "
-                "promote another version first"
+                f"the champion is never retired, got {subject}; promote another version first"
             )
-        row = control.get_version(version.problem, version.version)
-        if row is not None:
-            control.update_version(replace(row, status="deleted"))
-        control.audit(at, actor, "delete version", f"{version.problem}/{version.version}", {"reason": reason})
-        remove_tree(version.path)
+        row = version_in(connection, version.problem, version.version)
+        if row is None:
+            raise RegistryError(f"only a registered version is retired, got {subject}; see mlsys versions")
+        set_status(connection, row, "retired")
+        add_line(connection, AuditLine(at, actor, "retire", subject, {"reason": reason}))
+
+    with journalled(control):
+        control.write(retired)
 
 # %% ../../nbs/45_release/47_registry.ipynb #d5427372
 def load_version(
-    control: Control,  # The control tables
+    control: Database,  # The control tables
     settings: Settings,  # Says where packages stand
-    problem: Problem,  # As installed; its features must be those the model was trained on
+    problem: Problem,  # As installed; the question must be the one the model was trained for
     number: int,  # Which version
 ) -> Model:
     "The verified model of a version."
     found = get_version(control, settings, problem.name, number)
-    return load(found.path, found.digest, problem.features.hash, found.version)
+    model = load(found.path, found.digest, found.version)
+    as_trained(problem, model)
+    return model
 
 
 def load_champion(
-    control: Control,  # The control tables
+    control: Database,  # The control tables
     settings: Settings,  # Says where packages stand
     problem: Problem,  # As installed
 ) -> Model:
@@ -259,20 +280,66 @@ def load_champion(
     now = champion(control, problem.name)
     if now.version is None:
         raise RegistryError(
-            f"{problem.name!r} has no champion yet; train and promote one: mlsys run train {problem.name}"
+            f"{problem.name!r} has no champion yet; train and promote one: mlsys train {problem.name}"
         )
     return load_version(control, settings, problem, now.version)
 
+# %% ../../nbs/45_release/47_registry.ipynb #7a489855
+@dataclass(frozen=True)
+class Sound:
+    "The newest champion that can be loaded."
 
-def registry_table(
-    control: Control,  # The control tables
-    problem: str,  # Name of the problem
-) -> str:  # HTML
-    "The versions of a problem, the champion marked."
-    now = champion(control, problem)
-    rows = [
-        {"version": row.version, "champion": "yes" if row.version == now.version else "", "digest": row.digest[:12],
-         "family": row.summary.get("family"), "registered": row.created_at, "status": row.status}
-        for row in control.versions(problem)
-    ]  # fmt: skip
-    return table(rows, f"Versions of {problem}")
+    model: Model
+    refused: tuple[
+        str, ...
+    ]  # The champions after it, and why each cannot serve; empty when it is the champion
+
+    @property
+    def said(self) -> str:
+        "What an operator must hear; empty when the champion serves."
+        serves = f"version {self.model.version} serves instead; restore the package, roll back, or retrain"
+        return f"{'; '.join(self.refused)}; {serves}" if self.refused else ""
+
+# %% ../../nbs/45_release/47_registry.ipynb #0d29756f
+def last_sound(
+    control: Database,  # The control tables
+    settings: Settings,  # Says where packages stand
+    problem: Problem,  # As installed
+    check: Callable[[Model], object] = lambda model: None,  # Raises when this model cannot serve here
+) -> Sound:
+    "The champion, or the last champion before it that is as it was sealed."
+    refused: list[str] = []
+    for version in reversed(_line_of_champions(champion_history(control, problem.name))):
+        try:
+            model = load_version(control, settings, problem, version)
+            check(model)
+            return Sound(model, tuple(refused))
+        except (MlsysError, OSError, ValueError, KeyError) as e:
+            refused.append(f"version {version} is refused: {e}")
+    if refused:
+        raise RegistryError(
+            f"no champion of {problem.name!r} can serve: {'; '.join(refused)}; train and promote one"
+        )
+    raise RegistryError(
+        f"{problem.name!r} has no champion yet; train and promote one: mlsys train {problem.name}"
+    )
+
+# %% ../../nbs/45_release/47_registry.ipynb #9e783102
+def features_in_use(
+    control: Database,  # The control tables
+    settings: Settings,  # Says where packages stand
+    problem: Problem,  # As installed
+) -> list[FeatureSet]:  # That of the installed problem, and of every version that may still serve
+    "The feature sets that must stay answerable."
+    found = [problem.features]
+    for row in version_rows(control, problem.name):
+        if row.status != "retired":
+            try:
+                model = load(settings.models / row.path, row.digest, row.version)
+            except MlsysError as e:
+                raise RegistryError(
+                    f"what version {row.version} of {problem.name!r} reads must be kept, and it cannot be read: {e}; or "
+                    f"retire it: mlsys retire {problem.name} {row.version} --reason 'its features changed'"
+                ) from e
+            found += [model.features] if model.features.hash not in {f.hash for f in found} else []
+    return found

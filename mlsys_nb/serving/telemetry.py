@@ -5,15 +5,17 @@
 # %% auto #0
 __all__ = ['route_of', 'Metrics', 'measured']
 
-# %% ../../nbs/55_serving/57_telemetry.ipynb #d64d22ae
+# %% ../../nbs/55_serving/57_telemetry.ipynb #a51799e4
 from typing import Any
 
 from .guard import App, Message, Receive, Scope, Send
 from ..system.clock import elapsed
 
-# %% ../../nbs/55_serving/57_telemetry.ipynb #64dac06b
+# %% ../../nbs/55_serving/57_telemetry.ipynb #1db90ba9
 _BUCKETS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 10.0)
-_ROUTES = frozenset({"predictions", "outcomes", "decisions", "model", "healthz", "readyz", "metrics"})
+_ROUTES = frozenset(
+    {"predictions", "outcomes", "decisions", "model", "contradictions", "healthz", "readyz", "metrics"}
+)
 
 
 def route_of(
@@ -24,7 +26,7 @@ def route_of(
     name = parts[3] if len(parts) > 3 and parts[1] == "v1" else parts[1] if len(parts) == 2 else ""
     return name if name in _ROUTES else "other"
 
-
+# %% ../../nbs/55_serving/57_telemetry.ipynb #31f0cb57
 class Metrics:
     "The figures of one running service."
 
@@ -47,6 +49,13 @@ class Metrics:
             "mlsys_champion_refused", "1 while the champion's package is refused", ["problem"], registry=own
         )
         self.refused.labels(problem).set(0)
+        self.damaged = Gauge(
+            "mlsys_decision_files_damaged",
+            "Files of the decision log missing or cut",
+            ["problem"],
+            registry=own,
+        )
+        self.damaged.labels(problem).set(0)
 
     def serving(self, version: int, digest: str) -> None:
         "Say which model serves from now on."
@@ -59,7 +68,7 @@ class Metrics:
 
         return bytes(generate_latest(self.registry))
 
-# %% ../../nbs/55_serving/57_telemetry.ipynb #cf4bc2f6
+# %% ../../nbs/55_serving/57_telemetry.ipynb #361510f5
 def measured(
     app: App,  # Any ASGI application
     metrics: Metrics,  # Where to count

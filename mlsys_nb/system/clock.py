@@ -37,6 +37,10 @@ def micros(
     moment: datetime,  # An aware instant
 ) -> int:  # Whole microseconds since 1970-01-01T00:00:00Z
     "The instant as the integer that frames and engines compute with."
+    if moment.tzinfo is None:
+        raise ValueError(
+            f"a moment has a time zone, got {moment.isoformat()} without one; pass instant(moment) for UTC"
+        )
     return (moment - EPOCH) // timedelta(microseconds=1)
 
 
@@ -44,7 +48,8 @@ def stamp(
     moment: datetime,  # An aware instant
 ) -> str:  # For example 20100501T000000Z; sorts by time, safe in file names
     "The instant as a file name part."
-    return moment.astimezone(UTC).strftime("%Y%m%dT%H%M%SZ")
+    text = moment.astimezone(UTC).isoformat(timespec="seconds")  # strftime does not pad the year 999
+    return text[:19].replace("-", "").replace(":", "") + "Z"
 
 # %% ../../nbs/00_system/01_clock.ipynb #d915853e
 class Clock(Protocol):

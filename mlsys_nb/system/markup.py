@@ -8,16 +8,22 @@ __all__ = ['TONES', 'BOX', 'STYLE', 'POLICY', 'SHOWS', 'Html', 'shown', 'escape'
 
 # %% ../../nbs/00_system/03_markup.ipynb #77fe483d
 import base64
-import html as _html
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+import markupsafe
 import polars as pl
 
 # %% ../../nbs/00_system/03_markup.ipynb #ebaded41
 class Html(str):
-    "A piece of HTML that this room made; it is not escaped again."
+    "A piece of HTML that this room made; it is not escaped again, and a notebook shows it as what it is."
+
+    def _repr_html_(self) -> str:
+        return str(self)
+
+    def __html__(self) -> str:  # so that whoever else escapes leaves it alone
+        return str(self)
 
 
 def shown(
@@ -46,7 +52,7 @@ def escape(
     value: object,  # Text, or anything that can be shown as text
 ) -> Html:
     "`value` as HTML that means just its text."
-    return value if isinstance(value, Html) else Html(_html.escape(shown(value), quote=True))
+    return value if isinstance(value, Html) else Html(markupsafe.escape(shown(value)))
 
 # %% ../../nbs/00_system/03_markup.ipynb #c29ace68
 def _columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:

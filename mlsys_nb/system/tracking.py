@@ -15,9 +15,12 @@ from functools import cache
 from typing import Any
 
 from .clock import micros
-from .control import Run, VersionRow
-from .durable import lock, make_folder
+from .disk import make_folder
+from .durable import lock
+from .redaction import redacted
+from .runs import Run
 from .settings import Settings
+from .versions import VersionRow
 
 # %% ../../nbs/00_system/06_tracking.ipynb #0f670572
 log = logging.getLogger(__name__)
@@ -87,10 +90,14 @@ def mirror_run(
         client = _client(settings)
         return _copy_run(client, settings, run, (params, metrics, tags)) if client else None
     except Exception as e:  # a mirror may be blind, not harmful
-        log.warning("run %s could not be mirrored to MLflow: %s", run.run_id, str(e).splitlines()[:1])
+        log.warning(
+            "run %s could not be mirrored to MLflow: %s",
+            run.run_id,
+            redacted(str(e).splitlines()[0] if str(e) else type(e).__name__),
+        )
         return None
 
-
+# %% ../../nbs/00_system/06_tracking.ipynb #f03a3de6
 def _copy_run(client: Any, settings: Settings, run: Run, data: tuple[Mapping[str, Any], ...]) -> str:
     from mlflow.entities import Metric, Param, RunTag
 
@@ -129,11 +136,14 @@ def mirror_version(
         return _copy_version(client, settings, row, champion) if client else None
     except Exception as e:
         log.warning(
-            "version %s of %s could not be mirrored: %s", row.version, row.problem, str(e).splitlines()[:1]
+            "version %s of %s could not be mirrored: %s",
+            row.version,
+            row.problem,
+            redacted(str(e).splitlines()[0] if str(e) else type(e).__name__),
         )
         return None
 
-
+# %% ../../nbs/00_system/06_tracking.ipynb #42c53fa8
 def _copy_version(client: Any, settings: Settings, row: VersionRow, champion: bool) -> str:
     with lock(settings.data / ".mlflow.lock"):
         if not client.search_registered_models(filter_string=f"name = '{row.problem}'"):

@@ -19,26 +19,26 @@ from time import perf_counter, sleep
 import numpy as np
 import polars as pl
 
+from mlsys_nb import features as f
 from mlsys_nb.features.events import Events
 from mlsys_nb.features.feature_set import FeatureSet
 from mlsys_nb.features.history import as_of
 from mlsys_nb.features.online import open_online
-from mlsys_nb.features.windows import count, distinct, largest, mean, total
 
 DAY, START, WINDOWS = 86_400_000_000, 1_262_304_000_000_000, (7, 30, 90)
 events = Events("e", keys={"id": "int"}, time="ts", columns={"amount": "int", "shop": "int"})
 windowed = [
-    f(w).named(f"{name}_{w}")
+    make(w).named(f"{name}_{w}")
     for w in (f"{d}d" for d in WINDOWS)
-    for name, f in (
-        ("count", lambda w: count(events, w)),
-        ("total", lambda w: total(events, "amount", w)),
-        ("mean", lambda w: mean(events, "amount", w)),
-        ("largest", lambda w: largest(events, "amount", w)),
+    for name, make in (
+        ("count", lambda w: f.count(events, w)),
+        ("sum", lambda w: f.sum(events, "amount", w)),
+        ("mean", lambda w: f.mean(events, "amount", w)),
+        ("max", lambda w: f.max(events, "amount", w)),
     )
 ]
 features = FeatureSet("bench", tuple(windowed))
-served = FeatureSet("served", (*windowed[:3], distinct(events, "shop", "30d"), *windowed[4:12]))
+served = FeatureSet("served", (*windowed[:3], f.count_distinct(events, "shop", "30d"), *windowed[4:12]))
 
 
 def made(n, entities, moments, skew=False, seed=0):
@@ -91,7 +91,7 @@ def by_hand(frame, asked):
             r = np.flatnonzero(level == k)
             best[r] = np.maximum(table[lo[r]], table[hi[r] - (1 << k)])
         with np.errstate(all="ignore"):
-            columns = {"count": n, "total": s, "mean": s / n, "largest": best}
+            columns = {"count": n, "sum": s, "mean": s / n, "max": best}
         for name, v in columns.items():
             out[f"{name}_{d}d"] = np.empty_like(v)
             out[f"{name}_{d}d"][sort] = v
@@ -264,34 +264,49 @@ def history(scale):
         )
 
 
+def seconds_and_size(store, folder, frame):
+    before, begin = Path(folder, "data.mdb").stat().st_size, perf_counter()
+    store.write(events, frame)
+    return perf_counter() - begin, Path(folder, "data.mdb").stat().st_size - before
+
+
 def online(scale):
     n, now = int(1_000_000 * scale), datetime(2010, 12, 20, tzinfo=UTC)
     frame, _ = made(n, n // 100, 1)
-    print(f"\nOnline: 12 window features; entities of 100 events, and one of {n // 10:,}")
-    with tempfile.TemporaryDirectory() as folder, open_online(folder, served) as store:
-        begin = perf_counter()
-        store.write("e", frame)
-        print(f"  bulk load of {n:,} events            {perf_counter() - begin:8.2f} s")
-        long, _ = made(n // 10, 1, 1, seed=1)
-        store.write("e", long.with_columns(id=pl.lit(-5, pl.Int64), event_id=pl.col("event_id") + 10**8))
-        for label, read in (
-            ("one entity of 100 events", lambda i: store.read({"id": i % (n // 100)}, now)),
-            (f"one entity of {n // 10:,} events", lambda i: store.read({"id": -5}, now)),
-            (
-                "100 entities",
-                lambda i: store.read_many([{"id": (i * 100 + j) % (n // 100)} for j in range(100)], now),
-            ),
-        ):
-            p50, p99 = percentiles(read, 200 if label.startswith("100 ") else 3000)
-            print(f"  read {label:32} p50 {p50 * 1e6:8.0f} us  p99 {p99 * 1e6:8.0f} us")
-        news = frame.head(1000).with_columns(ts=pl.lit(now), event_id=pl.col("event_id") + 2 * 10**8)
-        p50, p99 = percentiles(lambda i: store.write("e", news[i : i + 1]), 300)
+    print(
+        "\nOnline: 12 window features (served: count, sum, mean, max of 7, 30, 90 days, and one distinct count)"
+    )
+    with tempfile.TemporaryDirectory() as folder, open_online(folder) as store:
+        store.keep(served)
+        took, size = seconds_and_size(store, folder, frame)
+        print(f"  bulk load of {n:,} events            {took:8.2f} s   {size / n:6.1f} B an event on disk")
+        reader = store.reader(served)
+        for entity, size in ((-1, 500), (-2, 5_000), (-3, int(50_000 * scale)), (-4, int(200_000 * scale))):
+            long, _ = made(size, 1, 1, seed=1)
+            long = long.with_columns(
+                id=pl.lit(entity, pl.Int64), event_id=pl.col("event_id") + 10**8 * -entity
+            )
+            took, bytes_ = seconds_and_size(store, folder, long)
+            print(
+                f"  load of one entity of {size:>7,} events   {took:8.2f} s   {bytes_ / size:6.1f} B an event on disk"
+            )
+            p50, p99 = percentiles(lambda i, e=entity: reader.read({"id": e}, now), 3000)
+            print(
+                f"  read one entity of {size:>7,} events      p50 {p50 * 1e6:8.0f} us  p99 {p99 * 1e6:8.0f} us"
+            )
+        p50, p99 = percentiles(lambda i: reader.read({"id": i % (n // 100)}, now), 3000)
+        print(f"  read one entity of 100 events          p50 {p50 * 1e6:8.0f} us  p99 {p99 * 1e6:8.0f} us")
+        many = [[{"id": (i * 100 + j) % (n // 100)} for j in range(100)] for i in range(200)]
+        p50, p99 = percentiles(lambda i: reader.read_many(many[i], now), 200)
+        print(f"  read 100 entities at once              p50 {p50 * 1e6:8.0f} us  p99 {p99 * 1e6:8.0f} us")
+        news = frame.head(1000).with_columns(ts=pl.lit(now), event_id=pl.col("event_id") + 2 * 10**9)
+        p50, p99 = percentiles(lambda i: store.write(events, news[i : i + 1]), 300)
         print(f"  durable write of one event           p50 {p50 * 1e3:8.2f} ms  p99 {p99 * 1e3:8.2f} ms")
-        news = news.with_columns(id=pl.lit(-5, pl.Int64), event_id=pl.col("event_id") + 10**7)
-        p50, p99 = percentiles(lambda i: store.write("e", news[i : i + 1]), 200)
-        print(f"  the same into the long timeline      p50 {p50 * 1e3:8.2f} ms  p99 {p99 * 1e3:8.2f} ms")
-        p50, p99 = percentiles(lambda i: store.read({"id": -5}, now), 2000)
-        print(f"  read it with what is in its tail     p50 {p50 * 1e6:8.0f} us  p99 {p99 * 1e6:8.0f} us")
+        news = news.with_columns(id=pl.lit(-4, pl.Int64), event_id=pl.col("event_id") + 10**7)
+        p50, p99 = percentiles(lambda i: store.write(events, news[i : i + 1]), 200)
+        print(f"  the same into the longest timeline   p50 {p50 * 1e3:8.2f} ms  p99 {p99 * 1e3:8.2f} ms")
+        p50, p99 = percentiles(lambda i: reader.read({"id": -4}, now), 2000)
+        print(f"  read it with what is in its newest part  p50 {p50 * 1e6:8.0f} us  p99 {p99 * 1e6:8.0f} us")
 
 
 if __name__ == "__main__":
@@ -299,7 +314,10 @@ if __name__ == "__main__":
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="a tenth of the size")
-    scale = 0.1 if parser.parse_args().quick else 1.0
-    history(scale)
+    parser.add_argument("--online", action="store_true", help="only the serving store")
+    told = parser.parse_args()
+    scale = 0.1 if told.quick else 1.0
+    if not told.online:
+        history(scale)
     online(scale)
     print(f"\npeak memory of this process {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB")

@@ -1,0 +1,111 @@
+"""Every check at its full size: `make long`. Resumable: a step that passed for this state of the code is not run again.
+
+    python tests/long.py              # all steps, in the order of their cost; at most three hours on two cores
+    python tests/long.py oracle cuts  # some of them
+    python tests/long.py --list
+
+Each step is a program or a test file that also runs, small and seeded, in CI. What a step says after its last line that
+begins with `==` goes to the table in `tests/LONG.md`, which is committed with the code that it belongs to.
+"""
+
+import argparse
+import hashlib
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic
+
+ROOT = Path(__file__).resolve().parents[1]
+TABLE = ROOT / "tests/LONG.md"
+
+
+@dataclass(frozen=True)
+class Step:
+    "One check at its full size."
+
+    name: str
+    says: str
+    command: tuple[str, ...]
+    environment: tuple[tuple[str, str], ...] = ()
+
+
+PYTEST = (sys.executable, "-m", "pytest", "-q", "-n", "2", "-p", "no:cacheprovider")
+STEPS = (
+    Step("features", "feature floor beside its peers: as-of sets, reads, bytes an event, bulk load", (sys.executable, "tests/bench/features.py")),
+    Step("history", "as-of cliffs, wide transforms, partitions", (sys.executable, "tests/bench/history.py")),
+    Step("oracle", "10,000 generated worlds: history = online = stream = an oracle written from the prose", (sys.executable, "tests/oracle.py", "--worlds", "10000", "--workers", "2")),
+    Step("parity", "planted mistakes in the feature floor are rejected by the certificate", (*PYTEST, "tests/test_parity_mutants.py")),
+    Step("cuts", "every write, fsync and rename of every command cut once", (*PYTEST, "tests/test_cuts.py"), (("TEST_MLSYS_FULL", "1"),)),
+    Step("damage", "every file of a root truncated, emptied, flipped, deleted: `mlsys verify` names it", (*PYTEST, "tests/test_verify.py"), (("TEST_MLSYS_FULL", "1"),)),
+    Step("kills", "1,500 SIGKILLs at random moments: nothing lost, doubled or hung; outputs equal", (sys.executable, "tests/kills.py", "--kills", "1500", "--seed", "1")),
+    Step("mutants", "100 planted small bugs", (sys.executable, "tests/mutants.py", "--seed", "1", "-n", "100")),
+)  # fmt: skip
+
+
+def state() -> str:
+    "A hash of everything that a step may depend on."
+    done = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", "nbs", "mlsys_nb", "tests", "constraints.txt"],
+                          cwd=ROOT, capture_output=True, text=True, check=True)  # fmt: skip
+    paths = sorted(
+        p for p in done.stdout.split("\n") if p and not p.endswith("LONG.md") and (ROOT / p).is_file()
+    )
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(path.encode() + hashlib.sha256((ROOT / path).read_bytes()).digest())
+    return digest.hexdigest()[:16]
+
+
+def passed(step: Step, kept: Path) -> str | None:
+    "What a step said when it passed; None when it did not."
+    said = kept / f"{step.name}.txt"
+    if said.exists():
+        return said.read_text()
+    print(f"== {step.name}: {step.says}", flush=True)
+    start, lines = monotonic(), []
+    process = subprocess.Popen(step.command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                               env={**os.environ, "MPLBACKEND": "agg", **dict(step.environment)})  # fmt: skip
+    assert process.stdout
+    for line in process.stdout:
+        print("   " + line, end="", flush=True)
+        lines.append(line.rstrip())
+    last = max((i for i, line in enumerate(lines) if line.startswith("==")), default=max(len(lines) - 3, -1))
+    text = "\n".join([*lines[last:], f"({monotonic() - start:.0f} s)"]).lstrip("= ")
+    if process.wait():
+        print(f"{step.name} failed with exit code {process.returncode}")
+        return None
+    said.write_text(text)
+    return text
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("steps", nargs="*", choices=[[], *[s.name for s in STEPS]], help="which; all of them")
+    parser.add_argument("--list", action="store_true", help="name the steps")
+    given = parser.parse_args()
+    if given.list:
+        print("\n".join(f"{s.name:9} {s.says}" for s in STEPS))
+        return 0
+    now = state()
+    kept = ROOT / ".pytest_cache/long" / now
+    kept.mkdir(parents=True, exist_ok=True)
+    wanted = [s for s in STEPS if not given.steps or s.name in given.steps]
+    failed = [s.name for s in wanted if passed(s, kept) is None]
+    texts = [(s, (kept / f"{s.name}.txt").read_text()) for s in STEPS if (kept / f"{s.name}.txt").exists()]
+    parts = [f"## {s.name}: {s.says}\n\n```text\n{text.strip()}\n```\n" for s, text in texts]
+    TABLE.write_text(
+        f"# Checks at their full size\n\nWritten by `make long` for the state `{now}` of the code.\n\n"
+        + "\n".join(parts)
+    )
+    print(
+        f"{len(wanted) - len(failed)} of {len(wanted)} steps passed"
+        + (f"; failed: {', '.join(failed)}" if failed else "")
+    )
+    return int(bool(failed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,132 @@
+"""The floors' faces: few words, each from its first use on, each used once in a lesson; typed for whoever imports them.
+
+`python tests/test_faces.py` prints how many words each floor shows.
+"""
+
+import ast
+import importlib
+import json
+import re
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+FACES = {p.parent.name.split("_", 1)[1]: p for p in sorted((ROOT / "nbs").glob("[0-9]*/00_index.ipynb"))}
+MOST = {"features": 45}  # words of a face; elsewhere some two dozen
+HEAVY = {
+    "polars", "numpy", "pandas", "pyarrow", "sklearn", "scipy", "sqlalchemy", "optuna", "matplotlib", "orjson", "lmdb",
+    "fastapi", "uvicorn", "mlflow", "papermill", "nbconvert", "jupyter_client", "IPython", "nh3", "prometheus_client",
+}  # fmt: skip
+
+
+@cache
+def module_source(floor: str) -> ast.Module:
+    return ast.parse((ROOT / "mlsys_nb" / floor / "__init__.py").read_text(encoding="utf-8"))
+
+
+def typed(floor: str) -> dict[str, str]:
+    "Word: room, as the imports for type checkers say."
+    found = {}
+    for node in ast.walk(module_source(floor)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(f"mlsys_nb.{floor}."):
+            found |= {alias.name: node.module.split(".", 2)[2] for alias in node.names}
+    return found
+
+
+def face(floor: str):
+    return importlib.import_module(f"mlsys_nb.{floor}")
+
+
+def cells(floor: str) -> list[dict]:
+    return json.loads(FACES[floor].read_text(encoding="utf-8"))["cells"]
+
+
+def lessons(floor: str) -> str:
+    "The code that shows the words: what is neither exported nor the list of imports."
+    sources = ["".join(c["source"]) for c in cells(floor) if c["cell_type"] == "code"]
+    text = "\n".join(s for s in sources if not re.search(r"^#\|\s*export", s, re.M))
+    return re.sub(r"^from mlsys_nb\.\w+ import (\([^)]*\)|.*)$", "", text, flags=re.M)
+
+
+@pytest.mark.parametrize("floor", FACES)
+def test_every_word_is_there_for_all_three_readers(floor):
+    words = face(floor).__all__
+    assert sorted(words) == sorted(set(words)), "a word is shown once"
+    assert set(words) == set(typed(floor)) == set(vars(face(floor))["_module_of"]), (
+        "the imports for type checkers, `attach` and `_all_` name the same words"
+    )
+    assert vars(face(floor))["_module_of"] == typed(floor), "both say the same room of each word"
+    for word in words:
+        room = importlib.import_module(f"mlsys_nb.{floor}.{typed(floor)[word]}")
+        assert getattr(face(floor), word) is getattr(room, word), word
+        assert word in dir(face(floor))
+
+
+@pytest.mark.parametrize("floor", FACES)
+def test_a_face_shows_few_words(floor):
+    count = len(face(floor).__all__)
+    assert 4 <= count <= MOST.get(floor, 24), f"{floor} shows {count} words; a newcomer needs a dozen"
+
+
+@pytest.mark.parametrize("floor", FACES)
+def test_every_word_is_used_in_a_lesson(floor):
+    used = {n.id for n in ast.walk(ast.parse(lessons(floor))) if isinstance(n, ast.Name)}
+    used |= {n.attr for n in ast.walk(ast.parse(lessons(floor))) if isinstance(n, ast.Attribute)}  # fmt: skip
+    unused = sorted(set(face(floor).__all__) - used)
+    assert not unused, f"the face of {floor} shows {unused} without using them; add a lesson or take them out"
+
+
+@pytest.mark.parametrize("floor", FACES)
+def test_a_face_has_a_picture(floor):
+    prose = "\n".join("".join(c["source"]) for c in cells(floor) if c["cell_type"] == "markdown")
+    picture = re.search(r"```text\n(.*?)```", prose, re.S)
+    assert picture and len(picture[1].splitlines()) >= 4, "draw how data passes through the rooms"
+    rooms = {p.stem for p in (ROOT / "mlsys_nb" / floor).glob("[a-z]*.py")}
+    missing = sorted(r for r in rooms if r not in picture[1].replace("\n", " "))
+    assert not missing, f"the picture of {floor} leaves out the rooms {missing}"
+
+
+@pytest.mark.parametrize("floor", FACES)
+def test_a_face_loads_nothing(floor):
+    code = f"import sys, mlsys_nb.{floor}; print(sorted(m for m in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd="/")
+    assert done.returncode == 0, done.stderr
+    loaded = ast.literal_eval(done.stdout)
+    assert not {m.split(".")[0] for m in loaded} & HEAVY
+    own = {m for m in loaded if m.startswith("mlsys_nb.")}
+    assert own <= {"mlsys_nb.system", "mlsys_nb.system.lazy", f"mlsys_nb.{floor}"}
+
+
+def test_a_word_loads_no_more_than_its_room():
+    code = "import sys; from mlsys_nb.system import instant; print('polars' in sys.modules, instant('2010-05-01').year)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd="/")
+    assert done.stdout.split() == ["False", "2010"], done.stderr
+
+
+def test_what_a_face_does_not_show_is_an_error():
+    with pytest.raises(ImportError, match="no_such_word"):
+        from mlsys_nb.system import no_such_word  # noqa: F401
+    with pytest.raises(AttributeError, match="no attribute 'no_such_word'"):
+        face("system").no_such_word
+
+
+def test_a_user_script_passes_mypy_strict(tmp_path):
+    lines = [f"from mlsys_nb.{floor} import {word}" for floor in FACES for word in face(floor).__all__]
+    lines += ["from datetime import datetime", "from mlsys_nb.system import instant as at", "x: datetime = at('2010-05-01')"]  # fmt: skip
+    script = tmp_path / "script.py"
+    script.write_text("\n".join(dict.fromkeys(lines)) + "\n")
+    run = [sys.executable, "-m", "mypy", "--strict", "--config-file", "", "--no-error-summary", "--follow-imports=silent"]  # fmt: skip
+    done = subprocess.run([*run, str(script)], capture_output=True, text=True, timeout=300, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    script.write_text("from mlsys_nb.system import no_such_word, instant\nx: int = instant('2010-05-01')\n")
+    done = subprocess.run([*run, str(script)], capture_output=True, text=True, timeout=300, cwd=tmp_path)
+    assert "no_such_word" in done.stdout and "Incompatible types" in done.stdout, done.stdout
+
+
+if __name__ == "__main__":
+    for floor in FACES:
+        print(f"{len(face(floor).__all__):3}  {floor}")

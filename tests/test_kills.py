@@ -1,0 +1,30 @@
+"The programs of `make long`, small: a few kills, the same bugs from the same seed."
+
+import subprocess
+import sys
+from pathlib import Path
+
+TESTS = Path(__file__).parent
+
+
+def told(*words: str) -> str:
+    done = subprocess.run(
+        [sys.executable, *words], cwd=TESTS.parent, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return done.stdout
+
+
+def test_killed_at_random_moments_every_workload_comes_to_the_same_end() -> None:
+    out = told("tests/kills.py", "--kills", "15", "--seed", "3")
+    assert "nothing lost, doubled or hung" in out
+    assert {line.split()[0] for line in out.splitlines()[:3]} == {"lake", "decisions", "pointers"}
+
+
+def test_a_seed_always_draws_the_same_bugs_and_each_changes_its_line() -> None:
+    one, again = (told("tests/mutants.py", "--seed", "5", "-n", "30", "--show") for _ in range(2))
+    assert one == again != told("tests/mutants.py", "--seed", "6", "-n", "30", "--show")
+    for line in one.splitlines():
+        old, new = line.split(": ", 1)[1].split("  ->  ")
+        assert old != new, line
+    assert len({line.split(".")[0] for line in one.splitlines()}) >= 6, "bugs stand on many floors"

@@ -1,0 +1,426 @@
+"The loop in a generated world with its own periods and delays: who looks when, data that ends, days on which nobody comes."
+
+from dataclasses import replace
+from datetime import timedelta
+from importlib import import_module
+
+import polars as pl
+import pytest
+import visits_world as world
+
+from mlsys_nb.data.ingest import ingest
+from mlsys_nb.data.lake import LakeError
+from mlsys_nb.decisions.log import read_decisions
+from mlsys_nb.decisions.outcomes import Ledger, Outcome, labelled
+from mlsys_nb.features import count, sum
+from mlsys_nb.features.history import as_of
+from mlsys_nb.loop import pipeline, step
+from mlsys_nb.loop.backtest import backtest
+from mlsys_nb.loop.pipeline import ingest_due, monitor, newly_matured, retrain, score, train
+from mlsys_nb.loop.retrain import noted_release
+from mlsys_nb.loop.step import Context, StaleData, TimeError, anew
+from mlsys_nb.monitoring.alerts import Alert, open_alerts, record
+from mlsys_nb.problem.dataset import build_dataset
+from mlsys_nb.problem.declaration import Criterion, Label
+from mlsys_nb.release.registry import RegistryError, champion, promote, versions
+from mlsys_nb.system.control import get_document, put_document
+from mlsys_nb.system.pointers import StalePointer
+from mlsys_nb.system.settings import MlsysError
+
+retraining = import_module("mlsys_nb.loop.retrain")  # `mlsys_nb.loop.retrain` is also the step
+FIRST, DAY = world.START + 50 * world.DAY, world.DAY
+
+
+def at(settings, day=0, problem=world.problem) -> Context:
+    found = Context(settings, problem, FIRST + day * DAY)
+    key = problem.features.hash
+    if get_document(found.control, "parity", key) is None:  # Proved elsewhere, and slow
+        put_document(found.control, "parity", key, {"passed": True, "differing": []})
+    return found
+
+
+def lived(folder, visits=None):
+    "Fifty days of the gym, a first champion, a batch of decisions, and eleven more days."
+    settings = world.make(folder, visits)
+    ingest_due(at(settings))
+    assert train(at(settings), n_trials=3).decision == "promoted"
+    score(at(settings))
+    ingest_due(at(settings, 11))
+    return settings
+
+
+@pytest.fixture(scope="module")
+def gym(tmp_path_factory):
+    "Only looked at, never changed."
+    return lived(tmp_path_factory.mktemp("gym"))
+
+
+@pytest.fixture
+def own(tmp_path):
+    return lived(tmp_path)
+
+
+# --- labels
+
+
+def test_fault_06_a_model_learns_from_final_labels_only(gym):
+    learnt = at(gym, 11).model.manifest["training"]["last"]
+    moments = [world.START + i * world.problem.every for i in range(40)]
+    assert learnt == max(m for m in moments if m + world.problem.matures_after <= FIRST).isoformat()
+
+
+def test_fault_06_decisions_are_judged_when_their_labels_are_final(gym):
+    final, lake = FIRST + world.problem.matures_after, at(gym, 11).lake
+    before = labelled(gym, world.problem, final - timedelta(microseconds=1), lake)
+    judged = labelled(gym, world.problem, final, lake)
+    assert before["label"].null_count() == before.height > 0
+    assert judged["label"].null_count() == 0
+    assert judged["matured_at"].unique().to_list() == [final]
+
+
+def test_fault_06_the_monitor_takes_each_decision_once_in_the_horizon_after_its_label_is_final(gym):
+    final = FIRST + world.problem.matures_after
+    model = at(gym, 11).model
+
+    def seen(now):
+        place = Context(gym, world.problem, now)
+        object.__setattr__(place, "lake", at(gym, 11).lake)
+        return newly_matured(place, model).height
+
+    n = read_decisions(gym, "visits").height
+    assert seen(final - timedelta(microseconds=1)) == 0
+    assert seen(final) == n
+    assert seen(final + world.problem.horizon - timedelta(microseconds=1)) == n
+    assert seen(final + world.problem.horizon) == 0
+
+
+# --- one look
+
+
+def test_a6_a_retrain_reads_the_pointer_once_and_verifies_the_package_once(own, monkeypatch):
+    counts = dict.fromkeys(("champion", "load_version", "load_events"), 0)
+    for name in counts:
+        real = getattr(step, name)
+
+        def counted(*args, name=name, real=real):
+            counts[name] += 1
+            return real(*args)
+
+        monkeypatch.setattr(step, name, counted)
+    done = retrain(at(own, 11), n_trials=3)
+    assert done.policy is not None
+    assert counts == {"champion": 1, "load_version": 1, "load_events": 1}
+
+
+def test_a_promotion_during_a_training_is_not_overruled_by_it(own, monkeypatch):
+    "The gate compared with the champion of the beginning; the release must not pretend otherwise."
+    place = at(own, 11)
+    real = pipeline.train_candidate
+
+    def meanwhile(*args, **options):
+        candidate = real(*args, **options)
+        promote(place.control, "visits", 1, expected_epoch=1, at=place.now, actor="ada", reason="as I say")
+        return replace(candidate, verdict=replace(candidate.verdict, decision="promote"))
+
+    monkeypatch.setattr(pipeline, "train_candidate", meanwhile)
+    with pytest.raises(StalePointer, match="expected 1, it is at 2"):
+        train(place, n_trials=3)
+    assert champion(place.control, "visits").epoch == 2
+
+
+def test_a_step_that_was_interrupted_is_finished_and_not_decided_again(own, monkeypatch):
+    place = at(own, 11)
+
+    def die(*args, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as broken:
+        broken.setattr(pipeline, "carry_out", die)
+        with pytest.raises(KeyboardInterrupt):
+            train(place, n_trials=3)
+    noted = noted_release(place.control, f"{place.label}/train/3/0/{world.features.hash[:12]}")
+    with monkeypatch.context() as lazy:
+        lazy.setattr(pipeline, "train_candidate", die)
+        done = train(place, n_trials=3)
+    assert done.release == noted and done.candidate is None
+    assert len(versions(place.control, own, "visits")) == noted.version
+
+
+def test_outputs_name_the_version_the_gate_the_reason_and_the_data(own):
+    place = at(own, 11)
+    done = train(place, n_trials=3)
+    assert done.outputs["candidate"] == done.release.version == 2
+    assert done.outputs["champion"] == champion(place.control, "visits").version
+    assert done.outputs["reason"] == done.release.reason
+    assert done.outputs["snapshots"] == place.lake.digests
+    assert done.metrics["rows"] == done.candidate.evaluation.n
+    assert "policy" not in done.outputs
+    html = done._repr_html_()
+    assert "in parts" in html and "log-loss lost without a feature" in html and "branch" in html
+    kept = retrain(at(own, 11), n_trials=3)
+    assert kept.outputs["policy"] == kept.policy.reason
+
+
+def test_alerts_about_the_old_champion_are_closed_by_a_promotion_and_only_then(own):
+    place = at(own, 11)
+    gap = Alert("visits", "performance", "auc", "warning", "", "", "", FIRST)
+    record(place.control, "visits", [gap, replace(gap, kind="drift")], FIRST)
+    stays = retraining.Release(1, False, "refuse", "worse", 1)
+    retraining.carry_out(anew(place), stays)
+    assert len(open_alerts(place.control, "visits")) == 2
+    retraining.carry_out(anew(place), replace(stays, promotes=True, decision="promote"))
+    assert [a.kind for a in open_alerts(place.control, "visits")] == ["drift"]
+
+
+# --- moments
+
+
+def test_fault_17_a_step_on_data_that_ended_names_the_newest_event_and_leaves_nothing(own):
+    years = at(own, 2000)
+    ingest_due(years)
+    newest = Context(own, world.problem, years.now).lake.events["visits"]["known_at"].max()
+    before = {p: p.stat().st_mtime_ns for p in own.root.rglob("*") if p.is_file()}
+    for act in (score, monitor, train, retrain):
+        with pytest.raises(StaleData) as refused:
+            act(years)
+        assert newest.isoformat() in str(refused.value)
+        assert "--now " in str(refused.value) and "-p now=" in str(refused.value)
+    assert {p: p.stat().st_mtime_ns for p in own.root.rglob("*") if p.is_file()} == before
+    assert score(Context(own, world.problem, newest)).batch.rows > 0  # What it says is what helps
+
+
+def test_data_may_be_as_old_as_the_horizon_and_no_older(gym, monkeypatch):
+    lake = at(gym, 11).lake
+    ended = type("Ended", (), {"digest": lake.digests["visits"]})
+    monkeypatch.setattr(step, "finished", lambda *args: ended)
+    monkeypatch.setattr(step, "load_events", lambda *args: lake)
+    newest = lake.events["visits"]["known_at"].max()
+    edge = Context(gym, world.problem, newest + world.problem.horizon)
+    assert step.reaching(edge) is lake
+    with pytest.raises(StaleData):
+        step.reaching(Context(gym, world.problem, edge.now + timedelta(microseconds=1)))
+
+
+def test_fault_11_a_score_beside_a_running_ingest_is_refused(own, monkeypatch):
+    place = at(own, 12)
+    real = ingest.__globals__["_finish"]
+    seen = []
+
+    def first_look(*args):
+        with pytest.raises(LakeError) as refused:
+            score(place)
+        seen.append(str(refused.value))
+        real(*args)
+
+    monkeypatch.setitem(ingest.__globals__, "_finish", first_look)
+    ingest_due(place)
+    assert "an ingest is at work" in seen[0] or "ended at most" in seen[0]
+    scored, watched = score(place), monitor(place)
+    assert scored.batch.rows > 100
+    assert scored.outputs["rows"] == scored.batch.rows and scored.outputs["version"] == 1
+    assert scored.outputs["batch"] == scored.batch.batch_id
+    assert 0 < scored.outputs["actions"] == scored.batch.actions < scored.batch.rows
+    assert watched.outputs["version"] == 1 and watched.outputs["labels"] > 0
+    assert watched.outputs["alerts"] == [a.sentence for a in watched.alerts]
+    assert scored.outputs["snapshots"] == watched.outputs["snapshots"] == anew(place).lake.digests
+
+
+def test_fault_11_a_score_long_after_the_last_ingest_is_refused(own):
+    for day in (13, 60):
+        for act in (score, monitor, train, retrain):
+            with pytest.raises(LakeError, match="ended at most 1 day"):
+                act(at(own, day))
+    assert read_decisions(own, "visits")["moment"].unique().to_list() == [FIRST]
+
+
+def test_no_step_goes_back_behind_the_promotion(gym):
+    for act in (score, monitor, train, retrain):
+        with pytest.raises(TimeError, match="at or after the champion's promotion"):
+            act(at(gym, -1))
+
+
+def test_without_a_champion_score_and_monitor_say_what_to_run(tmp_path):
+    settings = world.make(tmp_path)
+    ingest_due(at(settings))
+    for act in (score, monitor):
+        with pytest.raises(RegistryError, match="mlsys train visits"):
+            act(at(settings))
+
+
+# --- too little
+
+
+def test_fault_17_a_day_on_which_nobody_is_eligible_is_an_alert_and_no_crash(own):
+    nobody = replace(world.problem, eligible=Criterion("visits_21d", ">=", 1))
+    place = at(own, 11, nobody)
+    gone = place.lake.events["visits"].with_columns(pl.col("at") - 60 * DAY)
+    place_lake = replace(place.lake, events={"visits": gone})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(step, "load_events", lambda *a: place_lake)
+        watched = monitor(place)
+    assert watched.drift.verdict == "nobody to look at" and watched.drift.rows == 0
+    assert [a.subject for a in watched.alerts] == ["population"]
+    assert "nobody is eligible" in watched.alerts[0].size
+    assert "no row" in watched._repr_html_()
+    assert not [a for a in monitor(at(own, 11)).alerts if "nobody" in a.size]  # Seen again, closed again
+
+
+@pytest.mark.parametrize(("comparison", "value"), [(">=", 0), ("<", 0)])
+def test_fault_17_one_kind_of_outcome_is_not_enough_to_learn(tmp_path, comparison, value):
+    always = replace(
+        world.problem, label=Label(world.problem.label.feature, comparison, value, "what always or never is")
+    )
+    settings = world.make(tmp_path)
+    ingest_due(at(settings, 0, always))
+    done = train(at(settings, 0, always), n_trials=3)
+    assert done.decision == "not enough data"
+    assert "not enough to learn" in done.reason and "wait until more moments have matured" in done.reason
+    assert versions(at(settings).control, settings, "visits") == []
+    assert (
+        train(at(settings, 0), n_trials=3).decision == "promoted"
+    )  # Nothing stands in the way of a second try
+
+
+def test_fault_17_a_first_training_that_comes_too_early_says_what_is_missing(tmp_path):
+    settings = world.make(tmp_path)
+    early = at(settings, -40)
+    ingest_due(early)
+    done = train(early, n_trials=3)
+    assert done.decision == "not enough data"
+    assert "a moment matures after 9 days" in done.reason and done.outputs["champion"] is None
+
+
+def test_contradicting_outcomes_are_shown_by_the_monitor(own):
+    ids = read_decisions(own, "visits")["decision_id"].to_list()
+    said = FIRST + 10 * DAY
+    Ledger(own, "visits").post([Outcome(ids[0], 1, said, "ann"), Outcome(ids[0], 0, said, "bob")])
+    watched = monitor(at(own, 11))
+    assert watched.outputs["conflicts"] == watched.conflicts.height == 1
+    assert "Contradicting outcomes" in watched._repr_html_() and "bob" in watched._repr_html_()
+
+
+def test_a_trial_less_search_is_refused_before_any_work(gym):
+    with pytest.raises(ValueError, match="n_trials=0"):
+        train(at(gym, 11), n_trials=0)
+
+
+# --- what it was worth
+
+
+def test_the_backtest_of_one_champion_finds_no_gain_over_itself(gym):
+    found = backtest(at(gym, 11))
+    assert found.over_frozen.log_loss.value == 0 and found.over_rule.log_loss.value > 0
+    who = dict(found.frame.select("who", "log_loss").iter_rows())
+    assert who["champion"] == who["frozen"] < who["rule"]
+    assert "gained nothing" in found.finding
+
+
+def test_the_backtest_of_a_system_that_never_served_is_none(tmp_path):
+    settings = world.make(tmp_path)
+    ingest_due(at(settings))
+    assert backtest(at(settings)) is None
+
+
+def test_fault_06_an_outcome_dated_before_its_moment_is_named_and_not_believed(own):
+    made = labelled(own, world.problem, FIRST + 11 * DAY, at(own, 11).lake)
+    happened = made.filter(label=0)["decision_id"].to_list()[:2]
+    before, after = FIRST - timedelta(microseconds=1), FIRST
+    Ledger(own, "visits").post(
+        [Outcome(happened[0], 1, before, "ann"), Outcome(happened[1], 1, after, "ann")]
+    )
+    told = labelled(own, world.problem, FIRST + 11 * DAY, at(own, 11).lake)
+    rows = {row["decision_id"]: row for row in told.iter_rows(named=True)}
+    early, right = (rows[i] for i in happened)
+    assert (early["label"], early["label_source"], early["early"]) == (0, "events", True)
+    assert (right["label"], right["label_source"], right["early"]) == (1, "posted", False)
+    assert told["early"].sum() == 1
+    assert monitor(at(own, 11)).outputs["early outcomes"] == 1
+
+
+# --- features added, changed and dropped on a live system
+
+BUSY = sum(world.visits, "minutes", "14d").named("minutes_14d")
+CHANGES = {
+    "reordered": (world.branch, world.active, world.recency, world.weekly),
+    "a fourteen-day window": (world.recency, world.active, world.weekly, world.branch, BUSY),
+    "one dropped": (world.recency, world.active, world.branch),
+    "one changed": (
+        world.recency, world.active, count(world.visits, "10d").named("visits_7d"), world.branch,
+    ),
+    "a key for one feature": (
+        world.recency, world.active, world.branch, count(world.visits, "7d", by=("member",)).named("visits_7d"),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_section_b_the_next_retrain_is_judged_after_features_changed(own, change, monkeypatch):
+    changed, judged = world.with_features(*CHANGES[change]), {}
+    gate = retraining.gate
+
+    def watched(rows, predictions, *args, **options):
+        judged.update(rows=rows, p=predictions)
+        return gate(rows, predictions, *args, **options)
+
+    monkeypatch.setattr(retraining, "gate", watched)
+    now = at(own, 11, changed)
+    before = now.model
+    assert before.features.hash == world.problem.features.hash
+    ingest_due(now)
+    done = train(now, n_trials=3)
+    assert done.candidate.comparison is not None, done.reason
+    rows = judged["rows"]
+    assert rows.columns[2:-1] == list(changed.features.names)
+    mine = as_of(world.problem.features, rows.select("member", "moment"), now.lake.events)
+    assert judged["p"].champion.tobytes() == before.predict(mine).tobytes()
+    same = rows.select("member", "moment", "label")
+    asked = build_dataset(world.problem, now.lake, rows["moment"].unique().to_list(), now.now).frame
+    assert same.equals(asked.select("member", "moment", "label"))
+
+
+def test_section_b_monitor_score_and_backtest_use_the_features_of_each_version(own):
+    changed = world.with_features(*CHANGES["a fourteen-day window"])
+    now = at(own, 11, changed)
+    ingest_due(now)
+    watched = monitor(now)
+    assert set(watched.drift.frame["feature"]) == {*world.problem.features.names, "score"}
+    assert score(now).batch.rows > 100
+    done = train(now, n_trials=3)
+    promote(
+        now.control,
+        "visits",
+        done.release.version,
+        expected_epoch=1,
+        at=now.now,
+        actor="ada",
+        reason="to see",
+    )
+    later = at(own, 12, changed)
+    ingest_due(later)
+    assert "minutes_14d" in score(later).batch.frame.columns
+    assert "minutes_14d" in set(monitor(later).drift.frame["feature"])
+    much_later = at(own, 22, changed)
+    ingest_due(much_later)
+    found = backtest(much_later)
+    moments = found.frame.filter(who="champion")["moment"].to_list()
+    assert moments == [FIRST, FIRST + 11 * DAY, FIRST + 12 * DAY]
+    by = {(r["moment"], r["who"]): r["log_loss"] for r in found.frame.iter_rows(named=True)}
+    assert by[moments[0], "champion"] == by[moments[0], "frozen"]
+    assert by[moments[2], "champion"] != by[moments[2], "frozen"]
+
+
+@pytest.mark.parametrize("part", ["target", "horizon", "population"])
+def test_section_b_another_question_is_refused_by_name(own, part):
+    other = {
+        "target": {"label": replace(world.problem.label, comparison="<", value=2)},
+        "horizon": {
+            "horizon": 14 * DAY,
+            "label": replace(
+                world.problem.label, feature=count(world.visits, "14d").named("visits_next_14d")
+            ),
+        },
+        "population": {"eligible": Criterion("visits_21d", ">=", 2)},
+    }[part]
+    for act in (score, monitor, train, retrain):
+        with pytest.raises(MlsysError, match=f"(?s)trained for.*{part}"):
+            act(at(own, 11, replace(world.problem, **other)))

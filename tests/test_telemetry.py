@@ -1,0 +1,62 @@
+"Telemetry: what is counted under which name, and which model the gauge names."
+
+import asyncio
+
+import pytest
+
+from mlsys_nb.serving.telemetry import Metrics, measured, route_of
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("/v1/churn/predictions", "predictions"), ("/v1/churn/decisions/h1-2-3", "decisions"), ("/healthz", "healthz"),
+        ("/v1/churn/contradictions", "contradictions"), ("/v1/churn/" + "a" * 9000, "other"), ("/healthz/", "other"),
+        ("/", "other"), ("", "other"), ("/v2/churn/predictions", "other"), ("/predictions", "predictions"),
+    ],
+)  # fmt: skip
+def test_a_hostile_path_makes_no_new_series(path, name):
+    assert route_of(path) == name
+
+
+def test_fault_24_the_gauge_names_one_model_the_one_that_serves():
+    metrics = Metrics("churn")
+    metrics.serving(1, "a" * 64)
+    metrics.serving(2, "b" * 64)
+    lines = [line for line in metrics.text().decode().splitlines() if line.startswith("mlsys_model_info{")]
+    assert lines == [f'mlsys_model_info{{digest="{"b" * 12}",problem="churn",version="2"}} 1.0']
+
+
+def call(metrics, status, path="/v1/churn/predictions", fails=False):
+    async def app(scope, receive, send):
+        if status is not None:
+            await send({"type": "http.response.start", "status": status, "headers": []})
+        if fails:
+            raise RuntimeError("a bug")
+
+    async def send(message):
+        sent.append(message)
+
+    sent: list = []
+    asyncio.run(measured(app, metrics)({"type": "http", "path": path}, None, send))
+    return sent
+
+
+def test_every_request_is_counted_once_under_its_status():
+    metrics = Metrics("churn")
+    for status in (200, 200, 503):
+        assert call(metrics, status)[0]["status"] == status
+    call(metrics, None)  # the client left: there is no answer
+    with pytest.raises(RuntimeError):
+        call(metrics, 500, fails=True)
+    text = metrics.text().decode()
+    for status, n in ((200, 2), (503, 1), (499, 1), (500, 1)):
+        assert f'mlsys_requests_total{{route="predictions",status="{status}"}} {n}.0' in text
+    assert 'mlsys_request_seconds_count{route="predictions"} 5.0' in text
+
+
+def test_two_services_in_one_process_do_not_share_figures():
+    first, second = Metrics("churn"), Metrics("returns")
+    first.requests.labels("predictions", "200").inc()
+    assert b"mlsys_requests_total{" not in second.text()
+    assert b'mlsys_champion_refused{problem="returns"} 0.0' in second.text()
