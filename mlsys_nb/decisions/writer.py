@@ -117,12 +117,12 @@ def _named(
 _DAY = 86_400_000_000
 
 
-def _write(segment: Segment, waiting: Sequence[_Waiting]) -> None:
+def _write(segment: Segment, waiting: Sequence[_Waiting]) -> list[tuple[Decision, "Future[Decision]"]]:
+    "Those that are on disk now, and nobody has been told."
     content, made = _named(segment, waiting)
     if made:
         segment.append(content, [micros(named.moment) for named, _ in made])
-    for named, future in made:
-        future.set_result(named)
+    return made
 
 
 def _tell(waiting: Sequence[_Waiting], error: BaseException) -> None:
@@ -198,8 +198,10 @@ class _GroupCommit:
     def _commit(self, waiting: Sequence[_Waiting]) -> None:
         try:
             for part in _by_day(waiting):
-                _write(self.files.open(micros(part[0][0].moment) // _DAY), part)
-            self.failed = None if waiting else self.failed
+                made = _write(self.files.open(micros(part[0][0].moment) // _DAY), part)
+                self.failed = None  # before anybody is told: who has an answer finds the log well
+                for named, future in made:
+                    future.set_result(named)
         except BaseException as e:
             self.failed = (elapsed(), f"{type(e).__name__}: {e}")
             logger.error("decisions of %s could not be written: %s", self.files.problem, e)
