@@ -1,6 +1,6 @@
 """Every deed on the disk cut once: the process ends before the k-th one, starts again, and ends in the same state.
 
-A few cuts of each work by default; `CUTS=full pytest tests/test_cuts.py` tries all of them.
+A few cuts of each work by default; `TEST_MLSYS_FULL=1 pytest tests/test_cuts.py` tries all of them.
 """
 
 import os
@@ -131,7 +131,7 @@ def test_a_cut_anywhere_ends_in_the_state_of_an_uncut_run(
     told = deeds_of(work, tmp_path / "uncut", monkeypatch)
     wanted = state(tmp_path / "uncut")
     assert len(told) >= 8 and wanted
-    step = 1 if os.environ.get("CUTS") == "full" else max(1, len(told) // 12)
+    step = 1 if os.environ.get("TEST_MLSYS_FULL") else max(1, len(told) // 12)
     for number in range(1, len(told) + 1, step):
         root = tmp_path / f"cut-{number}"
         assert cut_at(work, root, number) == CUT, f"deed {number} of {len(told)} ({told[number - 1]})"
