@@ -6,6 +6,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
@@ -28,8 +29,16 @@ def wait_for(ready, process, seconds=20):
     raise AssertionError("the server did not come up")
 
 
+def own_folder(user):
+    "Where a server's user may work: pytest closes its own folders to others whenever a session begins."
+    folder = Path(tempfile.mkdtemp(prefix=f"mlsys-{user}-"))
+    if os.getuid() == 0:
+        shutil.chown(folder, user)
+    return folder
+
+
 @pytest.fixture(scope="session")
-def postgres_url(tmp_path_factory):
+def postgres_url():
     psycopg = pytest.importorskip("psycopg")
     found = [*sorted(glob.glob("/usr/lib/postgresql/*/bin"), reverse=True)]
     real = shutil.which("postgres")
@@ -37,12 +46,8 @@ def postgres_url(tmp_path_factory):
     homes = [f for f in found if Path(f, "initdb").exists()]
     if not homes:
         pytest.skip("no postgres here")
-    port, folder = free_port(), tmp_path_factory.mktemp("postgres")
+    port, folder = free_port(), own_folder("postgres")
     user = {"user": "postgres"} if os.getuid() == 0 else {}  # the server refuses to run as root
-    if user:
-        for part in [folder, *folder.parents][:4]:
-            part.chmod(0o755)
-        shutil.chown(folder, "postgres")
     env = {**os.environ, "LC_ALL": "C.UTF-8"}
     initdb = [f"{homes[0]}/initdb", "-D", f"{folder}/db", "-A", "trust", "-U", "mlsys"]
     made = subprocess.run(initdb, capture_output=True, text=True, env=env, cwd="/", **user)
@@ -66,3 +71,36 @@ def postgres_url(tmp_path_factory):
     yield url
     process.send_signal(signal.SIGINT)  # a fast shutdown: it does not wait for open connections
     process.wait()
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def mariadb_url():
+    pymysql = pytest.importorskip("pymysql")
+    server = shutil.which("mariadbd") or shutil.which("mariadbd", path="/usr/sbin")
+    if server is None:
+        pytest.skip("no mariadbd here")
+    port, folder = free_port(), own_folder("mysql")
+    user = {"user": "mysql"} if os.getuid() == 0 else {}
+    common = ["--no-defaults", f"--datadir={folder}/db", f"--tmpdir={folder}"]
+    made = subprocess.run(
+        ["mariadb-install-db", *common, "--auth-root-authentication-method=normal", "--skip-test-db"],
+        capture_output=True, text=True, cwd="/", **user,
+    )  # fmt: skip
+    assert made.returncode == 0, made.stdout + made.stderr
+    command = [
+        server, *common, f"--socket={folder}/socket", f"--port={port}", "--bind-address=127.0.0.1",
+        f"--pid-file={folder}/pid", "--default-time-zone=+09:00", "--innodb-buffer-pool-size=16M",
+    ]  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/", **user)
+    wait_for(lambda: pymysql.connect(unix_socket=f"{folder}/socket", user="root").close(), process)
+    with pymysql.connect(unix_socket=f"{folder}/socket", user="root") as connection:
+        with connection.cursor() as cursor:
+            cursor.execute("CREATE DATABASE shop CHARACTER SET utf8mb4")
+            cursor.execute("CREATE USER 'mlsys'@'127.0.0.1'")
+            cursor.execute("GRANT ALL ON shop.* TO 'mlsys'@'127.0.0.1' WITH GRANT OPTION")
+            cursor.execute("GRANT CREATE USER, RELOAD ON *.* TO 'mlsys'@'127.0.0.1'")
+    yield f"mysql://mlsys@127.0.0.1:{port}/shop"
+    process.terminate()
+    process.wait()
+    shutil.rmtree(folder)

@@ -13,6 +13,8 @@ orders = Events(
         "shop": "text",
         "gift": "bool",
         "due": "time",
+        "pounds": "int",
+        "floor": "text",
     },
 )
 visits = Events(
@@ -35,6 +37,7 @@ def anything(text, number):
     return None if number is None else f"{text}:{number % 3}"
 
 
+wanted = {"product": f.request("its_product", "text")}
 spent = f.sum(orders, "pence", "7d", by=mine).named("spent")
 n_large = f.count(orders, "7d", where=large, by=mine).named("n_large")
 features = FeatureSet(
@@ -65,6 +68,62 @@ features = FeatureSet(
         f.mode(visits, "page", "30d").named("favourite"),
         f.mode(orders, "pence", "lifetime", by=mine).named("usual"),
         f.share(orders, "shop", "a", "30d", where=large).named("share_of_a"),
+        f.sum(orders, "pence", f.lagged("7d", "7d"), by=mine).named("week_before"),
+        f.count(orders, f.lagged("lifetime", "1us"), by=mine).named("before_now"),
+        f.count_distinct(orders, "shop", f.lagged("7d", "30d"), by=mine).named("shops_before"),
+        f.last(orders, "shop", f.lagged("30d", "7d"), by=theirs).named("shop_a_week_ago"),
+        f.max(visits, "seconds", f.lagged("7d", "1h")).named("longest_before"),
+        f.mode(visits, "page", f.lagged("30d", "7d")).named("favourite_before"),
+        f.sum(orders, "pence", f.period("month", "Europe/London"), by=mine).named("this_month"),
+        f.count(orders, f.period("month", "Europe/London", back=1), by=mine).named("last_month"),
+        f.count_distinct(visits, "page", f.period("week", "America/New_York")).named("pages_since_monday"),
+        f.recent(visits, "seconds", 2, f.period("day", "Europe/London", back=1))[1].named("yesterday"),
+        f.count(orders, f.period("quarter", "Asia/Kolkata"), by=theirs).named("product_quarter"),
+        f.time_since_first(orders, where=orders["ts"].month("Europe/London") != 3, by=mine).named(
+            "since_not_march"
+        ),
+        f.count(visits, "30d", where=visits["seen_at"].hour("Europe/London").isin([1, 2])).named("at_night"),
+        f.count(visits, f.lagged("7d", "1h"), where=visits["seen_at"].weekday("America/New_York") >= 6).named(
+            "weekends"
+        ),
+        f.count(orders, "lifetime", where=orders["ts"] < orders["due"], by=mine).named("due_later"),
+        f.count(orders, "lifetime", where=orders["pence"] == orders["pounds"], by=mine).named("as_listed"),
+        f.sum(orders, "pence", "30d", where=~(orders["pence"] > orders["pounds"]), by=theirs).named(
+            "below_list"
+        ),
+        f.count(orders, "lifetime", where=orders["shop"] >= orders["floor"], by=mine).named(
+            "shop_from_floor"
+        ),
+        f.count(orders, "lifetime", where=~(orders["shop"] == orders["floor"]), by=mine).named("other_floor"),
+        f.count(orders, "30d", where=orders["product"] > "b", by=mine).named("late_products"),
+        f.count(orders, "lifetime", where=orders["product"] == orders["country"], by=mine).named(
+            "named_alike"
+        ),
+        f.month_of_year(f.last_time(orders, by=mine), "Europe/London").named("month_of_order"),
+        f.of(wanted, f.count(orders, "30d", by=theirs)).named("wanted"),
+        f.of(wanted, f.mean(orders, "pence", "lifetime", by=theirs)).named("wanted_price"),
+        f.of(wanted, f.last(orders, "shop", "30d", by=("customer", "product"))).named("pair_shop"),
+        f.of({"product": f.request("product_of_page", "text")}, f.time_since_last(orders, by=theirs)).named(
+            "recency_of_page"
+        ),
+        f.of({"product": f.last(orders, "product", by=mine)}, f.sum(orders, "pence", "30d", by=theirs)).named(
+            "last_product"
+        ),
+        f.of(
+            {
+                "country": f.mode(orders, "country", "30d", by=mine),
+                "product": f.request("its_product", "text"),
+            },
+            f.count_distinct(orders, "shop", f.lagged("30d", "3h"), by=("country", "product")),
+        ).named("shops_there"),
+        f.of(
+            {"customer": f.of(wanted, f.last(orders, "customer", by=theirs))},
+            f.max(visits, "seconds", "lifetime"),
+        ).named("last_buyer"),
+        f.count(orders, "3h", by=()).named("all_3h"),
+        f.sum(visits, "seconds", f.period("day", "Europe/London"), by=()).named("seconds_today"),
+        f.last(orders, "shop", by=()).named("last_shop_of_all"),
+        f.ratio(f.count(orders, "3h", by=theirs), f.count(orders, "30d", by=())).named("share_of_all"),
         f.std(orders, "pence", "30d", ddof=1).named("std"),
         f.variance(visits, "seconds", "7d", ddof=0).named("variance"),
         f.time_since_last(orders, where=large, by=mine).named("recency"),

@@ -100,7 +100,7 @@ def take(here: Settings, say: Say) -> None:
     for day in range(10):
         report = ingest(here, TILL, datetime(2011, 1, 11 + day, 12, tzinfo=UTC))
         if report.batches:  # a try that was killed after its end leaves nothing to report
-            say(f"{','.join(report.batches)} {sum(report.quarantined.values())}")
+            say(f"{','.join(report.batches)} {report.set_aside}")
 
     with open_online(here.online) as store:
         store.keep(FEATURES)

@@ -48,13 +48,13 @@ def dataset() -> Dataset:
 
 
 @cache
-def package(family: str = "logistic", **params: float) -> Package:
+def package(family: str = "linear", **params: float) -> Package:
     fitted = fit(family, dataset().frame, problem.features.names, rule=problem.rule, params=dict(params))
     return build(fitted, dataset())
 
 
 def make(
-    root: Path, families: tuple[str, ...] = ("logistic", "boosting"), champion: int | None = 1
+    root: Path, families: tuple[str, ...] = ("linear", "boosting"), champion: int | None = 1
 ) -> Settings:
     "A system with an online store, registered versions and a champion, on 1 June 2010."
     here = load_settings(root=root, home=HOME)

@@ -9,6 +9,7 @@ import pytest
 import visits_world as world
 
 from mlsys_nb.evaluation.evaluate import evaluate
+from mlsys_nb.evaluation.probability import Probability
 from mlsys_nb.monitoring.alerts import Alert, alerts, from_drift, from_performance, open_alerts, record
 from mlsys_nb.monitoring.drift import DriftReport
 from mlsys_nb.monitoring.performance import PerformanceFinding, PerformanceReport
@@ -92,6 +93,7 @@ def report(*findings, avoidable_cost=0.0, extra_cost=None, evaluation=None):
         "2024-01-01",
         "2024-04-01",
         0.01,
+        "nats",
     )
 
 
@@ -133,12 +135,12 @@ def judged(rng, off):
 def test_the_slice_that_stands_out_is_named():
     rng = np.random.default_rng(0)
     rows = judged(rng, 0.4)
-    e = evaluate(rows["label"].to_numpy(), rows["score"].to_numpy())
+    e = evaluate(Probability(), rows["label"].to_numpy(), rows["score"].to_numpy())
     made = report(finding("calibration_gap"), evaluation=e)
     found = from_performance(world.problem, made, MAY, rows)[0]
     assert found.slice == "branch = south"
-    low, high = e.calibration_in_the_large.low, e.calibration_in_the_large.high
-    assert f"predicted 0.50, observed {e.base_rate:.2f}" in found.size and low < high
+    low, high = e["calibration_gap"].low, e["calibration_gap"].high
+    assert f"predicted 0.50, observed {e.facts['mean_label']:.2f}" in found.size and low < high
     assert from_performance(world.problem, made, MAY)[0].slice == "all"
     even = from_performance(world.problem, made, MAY, judged(rng, 0.0))[0]
     assert even.slice == "all"

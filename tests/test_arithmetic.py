@@ -63,7 +63,7 @@ CASES = [
     ("mapped", (((False, 2**63 - 1), (True, 2)), None), ("bool",), "int"),
     ("mapped", ((("", True), ("e\u0301", False)), False), ("text",), "bool"),
     ("mapped", ((), "only"), ("text",), "text"),
-    *((part, (zone,), ("time",), "int") for part in ("hour", "weekday") for zone in ("Europe/London", "Asia/Kolkata")),
+    *((part, (zone,), ("time",), "int") for part in ("hour", "weekday", "month") for zone in ("Europe/London", "Asia/Kolkata")),
     *(("age", (unit,), ("time", "time"), "float") for unit in (1, 3600 * 10**6, 86400 * 10**6)),
     ("cross", (), ("text", "bool", "int"), "text"),
 ]  # fmt: skip

@@ -19,7 +19,7 @@ import visits_world
 from mlsys_nb.doors.cli import COMMANDS, failure, main, parser
 from mlsys_nb.features.online import open_online
 from mlsys_nb.jobs.record import record_for, write_report
-from mlsys_nb.system.clock import instant
+from mlsys_nb.system.clock import open_clock
 from mlsys_nb.system.control import open_control
 from mlsys_nb.system.runs import Run, finish_run, list_runs
 from mlsys_nb.system.settings import load_settings
@@ -76,6 +76,8 @@ def test_help_is_quick():
         (["champion", "nope"], "churn"),
         (["champion", "churn"], "mlsys train churn"),
         (["rollback", "churn", "--reason", "x"], "error: "),
+        (["withdraw", "churn", "2010-01-01", "--reason", "x"], "batch '2010-01-01': none has it"),
+        (["withdraw", "churn", "2010-01-01"], "--reason"),
         (["serve", "nope"], "churn"),
         (["features", "churn", "--entity", "customer=1"], "customer_id"),
         (["features", "churn", "--entity", "customer_id=abc"], "declared as int"),
@@ -275,6 +277,7 @@ def test_fault_21_an_own_folder_finds_the_jobs(tmp_path, monkeypatch, capsys):
         "ingest",
         "monitor",
         "retrain",
+        "scope",
         "score",
         "train",
     ]
@@ -379,35 +382,32 @@ def test_reports_that_were_removed_for_their_age_are_not_missed(capsys, root, mo
     assert "nothing was done yet" in mlsys(capsys, "audit", "--of", "churn/champion", "--root", root)[1]
 
 
-def test_a_stream_is_followed_into_the_store_and_goes_on_after_a_kill(capsys, tmp_path, monkeypatch):
+def test_a_stream_is_followed_and_goes_on_after_a_kill(capsys, tmp_path, monkeypatch):
     settings = visits_world.make(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests"))
     path, root = tmp_path / "visits.jsonl", str(settings.root)
-    good = {"events": "visits", "member": 7, "minutes": 30, "branch": "north"}
-    days = [f"2024-01-{n:02}T09:00:00Z" for n in range(1, 21)]
-    lines = [json.dumps({**good, "event_id": day, "at": day, "known_at": day}) for day in days]
+    assert mlsys(capsys, "ingest", "visits", "--root", root)[0] == 0
+    good = {"events": "visits", "member": 999_007, "minutes": 30, "branch": "north"}
+    lines = [json.dumps({**good, "at": f"2024-01-{n:02}T09:00:00Z"}) for n in range(1, 21)]
     path.write_text("\n".join([*lines[:10], '{"events": "other"}']) + "\n")
     words = [sys.executable, "-c", "import sys; from mlsys_nb.doors.cli import main; sys.exit(main())"]
-    words += ["stream", str(path), "visits", "--root", root, "--now", "2024-03-01"]
+    words += ["stream", str(path), "visits", "--root", root]
     process = subprocess.Popen([*words, "--follow"], stdout=subprocess.PIPE, text=True)
-    assert process.stdout.readline().startswith("rejected    a message is an object whose `events`")
-    assert process.stdout.readline().startswith("10 new events, 0 repeated, 1 rejected; 1 dead letters")
+    assert process.stdout.readline().startswith("refused     visits: not an event: an event is an object")
+    assert process.stdout.readline() == "10 accepted, 0 corrected, 0 repeated, 1 quarantined\n"
     process.send_signal(signal.SIGKILL)
     process.wait()
     process.stdout.close()
     with path.open("a") as file:
-        file.write("\n".join(lines[10:]) + "\n")
+        file.write("\n".join(lines[10:] + lines[:1]) + "\n")
     done = subprocess.run(words, capture_output=True, text=True)
-    assert done.stdout.startswith("10 new events, 0 repeated, 0 rejected; 1 dead letters"), done
+    assert done.stdout == "10 accepted, 0 corrected, 1 repeated, 0 quarantined\n", done
+    now = open_clock(settings.clock_file).now()
     with open_online(settings.online) as store:
-        reader = store.reader(visits_world.features)
-        assert reader.read({"member": 7}, instant("2024-01-21"))["visits_21d"] == 20
+        assert store.reader(visits_world.features).read({"member": 999_007}, now)["branch"] == "north"
+    code, out, _ = mlsys(capsys, "ingest", "visits", "--root", root)
+    assert code == 0 and '"rows": 20' in out.replace("rows: 20", '"rows": 20'), out
     code, out, err = mlsys(capsys, "compact", "visits", "--root", root, "--now", "2024-03-01")
-    assert (
-        code == 0
-        and "store       0 timelines written anew, without what only moments before 2024-02-18" in out
-    ), err
-    with open_online(settings.online) as store:  # a feature without a window needs everything for ever
-        reader = store.reader(visits_world.features)
-        assert reader.read({"member": 7}, instant("2024-01-21"))["visits_21d"] == 20
+    assert code == 0 and "inbox       0 files removed" in out, err
+    assert "store       " in out and "without what only moments before 2024-02-18" in out

@@ -10,7 +10,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from mlsys_nb.data.columns import LARGEST_INT, Column
-from mlsys_nb.data.contract import Contract, ContractError, Rule, check
+from mlsys_nb.data.contract import Contract, ContractError, RowRule, check
 from mlsys_nb.data.fingerprint import fingerprints, numbered
 
 SPAN = (datetime(1, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, 23, 59, 59, 999999, tzinfo=UTC))
@@ -103,7 +103,7 @@ def test_every_broken_rule_of_a_row_is_told() -> None:
     contract = Contract(
         "c",
         (Column("a", "int", minimum=1), Column("b", "text", pattern="^x"), Column("c", "int")),
-        rules=(Rule("small", pl.col("a") + pl.col("c") < 9, "together below nine"),),
+        rules=(RowRule("small", pl.col("a") + pl.col("c") < 9, "together below nine"),),
     )
     frame = pl.DataFrame({"a": ["0", "5", "soon"], "b": ["y", "x", "x"], "c": ["1", "7", "1"]})
     found = check(contract, frame, text=True).quarantine
@@ -161,3 +161,10 @@ def test_fingerprints_are_equal_exactly_where_rows_are(rows: list[Any]) -> None:
     assert fingerprints(shuffled, shuffled.columns).to_list() == prints.to_list()[::-1]
     assert numbered(prints).n_unique() == len(rows)
     assert sorted(numbered(prints.reverse())) == sorted(numbered(prints))
+
+
+def test_a_withdrawal_that_cannot_be_read_is_no_event() -> None:
+    told = pl.DataFrame({"n": [1, 2, 3], "retracted": ["true", "perhaps", None]})
+    found = check(Contract("visits", (Column("n", "int"),), id="n"), told, text=True)
+    assert found.rows["n"].to_list() == [1, 3]
+    assert found.quarantine["rule"].to_list() == ["retracted: unreadable"]

@@ -59,7 +59,7 @@ def lived(tmp_path_factory):
         )  # fmt: skip
         append_batch(here, problem.name, month, scored, problem.keys)
     judged = labelled(here, problem, now, lake).filter(pl.col("moment") == instant("2010-05-01"))
-    report = performance_check(problem, judged, promise(model.manifest["metrics"]))
+    report = performance_check(problem, judged, promise(problem.target.judge, model.manifest["metrics"]))
     record(control, problem.name, from_performance(problem, report, now, judged), now)
     return here
 
@@ -70,7 +70,7 @@ def test_the_loop_tells_what_happened(lived):
     assert gap.size.startswith("predicted 0.") and "GBP per 1,000 decisions" in gap.expected_cost
     shown = backtest(Context(lived, problem, instant("2010-07-01")))
     assert shown.frame.height == 6
-    assert shown.over_frozen.log_loss.high < 0 and "Retraining lost" in shown.finding
+    assert shown.over_frozen.loss.high < 0 and "Retraining lost" in shown.finding
     again = record(control, "churn", [], instant("2010-07-02"), kinds=("drift",))
     assert gap.key in {a.key for a in again}, (
         "a check that could not judge performance must not close its alerts"

@@ -189,7 +189,8 @@ def test_fault_10_no_problem_may_declare_a_word_of_the_log():
     from mlsys_nb.cases.churn import problem
     from mlsys_nb.decisions.record import META
     from mlsys_nb.features.feature_set import FeatureSet
-    from mlsys_nb.problem.declaration import TAKEN, ProblemError
+    from mlsys_nb.problem.declaration import TAKEN
+    from mlsys_nb.system.settings import ProblemError
 
     assert set(META) <= TAKEN
     for name in ("score", "version", "label"):

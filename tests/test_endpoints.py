@@ -79,9 +79,9 @@ def test_one_lookup_and_one_parse_for_each_prediction(here):
         class Counting:
             features = reader.features
 
-            def read(self, keys, moment):
+            def read(self, keys, moment, *more):
                 calls.append("read")
-                return reader.read(keys, moment)
+                return reader.read(keys, moment, *more)
 
         desk.reloader.predictor = replace(desk.predictor, reader=Counting())
         with patch("mlsys_nb.serving.guard.orjson.loads", side_effect=AssertionError("parsed twice")):
@@ -125,7 +125,7 @@ def test_fault_15_a_full_disk_is_a_503_and_unready_until_there_is_room(here):
             full = OSError(28, "No space left on device")
             with patch(f"mlsys_nb.system.appender.{deed}", side_effect=full):
                 if deed == "open_file":
-                    desk.log._disk.files.let_go()
+                    desk.log._files.let_go()
                 said = refused(predict(desk, ONE))
                 assert (said.status, said.retry_after) == (503, 5) and "No space" in said.got
                 assert readiness(desk)[0] == 503
@@ -188,7 +188,7 @@ def test_fault_24_a_store_that_cannot_be_read_is_not_ready(here):
         class Broken:
             features = desk.predictor.reader.features
 
-            def read(self, keys, moment):
+            def read(self, keys, moment, *more):
                 raise OSError(5, "Input/output error")
 
             read_many = read

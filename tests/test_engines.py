@@ -16,8 +16,6 @@ from mlsys_nb.features.generated import world
 from mlsys_nb.features.online import online_store
 from mlsys_nb.features.parity import bits, by_reference, frame_of, read_all
 from mlsys_nb.features.servers import PostgresEngine, RedisEngine
-from mlsys_nb.features.stream import RedisStream, consume
-from mlsys_nb.system.clock import instant
 
 
 @pytest.fixture(scope="module")
@@ -116,32 +114,3 @@ def test_a_redis_that_forgets_is_refused(redis_port):
         RedisEngine(client)
     RedisEngine(client, lossy=True)
     client.config_set("appendfsync", "always")
-
-
-def test_redis_stream_is_read_exactly_once(redis_port, tmp_path):
-    import json
-
-    import redis
-
-    client = redis.Redis(port=redis_port)
-    invented = world(features, 60, seed=3)
-    for name, rows in invented.rows.items():
-        for row in rows:
-            event = {
-                "events": name,
-                **{k: v.isoformat() if hasattr(v, "isoformat") else v for k, v in row.items()},
-            }
-            client.xadd("orders", {"event": json.dumps(event)})
-    client.xadd("orders", {"event": b"\xff not json"})
-    stream = RedisStream(client, "orders")
-    with online_store(LmdbEngine(tmp_path / "s")) as store:
-        store.keep(features)
-        taken, _ = stream.take(store, 50)  # a consumer that dies before it confirms
-        assert len(taken) == 50
-        folded = consume(stream, store, lambda: instant("2011-01-01"), limit=64)
-        assert len(folded.rejected) == 1 and client.xpending("orders", "mlsys")["pending"] == 0
-        for mine, right in zip(
-            read_all(store, features, invented.moments), by_reference(features, invented), strict=True
-        ):
-            assert {k: bits(v) for k, v in mine.items()} == {k: bits(v) for k, v in right.items()}
-        assert consume(stream, store, lambda: instant("2011-01-01")).new == 0

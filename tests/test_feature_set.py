@@ -28,6 +28,7 @@ orders = Events(
         "shop": "text",
         "gift": "bool",
         "due": "time",
+        "listed": "int",
     },
     meaning="What was ordered",
 )
@@ -45,6 +46,12 @@ def condition(draw):
             lambda: orders["due"] > instant("2010-05-01"),
             lambda: orders["gift"] == (draw.random() < 0.5),
             lambda: orders["shop"].is_null(),
+            lambda: orders["pence"] != orders["listed"],
+            lambda: orders["ts"].hour("Europe/London") < 12,
+            lambda: (
+                orders["product"].isin(["a", "b"])
+                & (orders["due"].weekday("UTC") == orders["ts"].weekday("UTC"))
+            ),
         )
     )()
     how = draw.random()
@@ -61,7 +68,9 @@ def condition(draw):
 
 def leaf(draw):
     "A random window word, request value or moment."
-    window = draw.choice(("1us", "3h", "7d", "lifetime"))
+    window = draw.choice(
+        ("1us", "3h", "7d", "lifetime", f.lagged("7d", "3h"), f.period("month", "Europe/London", 1))
+    )
     where = condition(draw) if draw.random() < 0.5 else None
     by = draw.choice(((), ("customer",), ("product", "customer")))
     word = draw.choice((*WINDOWED, "count", "times", "request", "moment"))
@@ -75,7 +84,7 @@ def leaf(draw):
     if word == "request":
         return f.request(f"r{draw.randint(0, 3)}", "int")
     if word == "moment":
-        return draw.choice((f.hour_of_day, f.day_of_week))(f.moment(), "Europe/London")
+        return draw.choice((f.hour_of_day, f.day_of_week, f.month_of_year))(f.moment(), "Europe/London")
     if word in ("variance", "std"):
         return getattr(f, word)(orders, "pence", window, draw.randint(0, 1), where, by)
     if word == "recent":
@@ -189,12 +198,12 @@ def test_a_damaged_or_foreign_set_is_refused():
     spec = to_spec(generated(3))
     for broken in (
         {},
-        {**spec, "format": 2},
+        {**spec, "format": 1},
         {**spec, "hash": "0" * 64},
         {**spec, "nodes": spec["nodes"][1:]},
         {**spec, "features": [999]},
     ):
-        with pytest.raises(ValueError, match="format 1|damaged"):
+        with pytest.raises(ValueError, match="format 2|damaged"):
             from_spec(broken)
 
 

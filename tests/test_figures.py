@@ -18,6 +18,7 @@ from mlsys_nb.doors.figures import (
     months_figure,
     reliability_figure,
 )
+from mlsys_nb.evaluation.probability import Probability
 from mlsys_nb.system.markup import TONES, card, escape, figure
 
 MONTHS = [datetime(2010, m, 1, tzinfo=UTC) for m in range(11, 13)] + [datetime(2011, 1, 1, tzinfo=UTC)]
@@ -53,11 +54,13 @@ def drifted(**size):
 
 def test_the_same_input_gives_the_same_bytes():
     table = months(champion=[0.5, 0.5, 0.6], rule=[0.7, 0.7, 0.7])
-    assert months_figure(table).svg == months_figure(table.reverse()).svg
+    assert months_figure(Probability(), table).svg == months_figure(Probability(), table.reverse()).svg
 
 
 def test_each_way_of_deciding_has_its_own_line_and_name():
-    found = months_figure(months(champion=[0.5, 0.5, 0.6], frozen=[0.5, 0.6, 0.9], rule=[0.7, 0.7, 0.7]))
+    found = months_figure(
+        Probability(), months(champion=[0.5, 0.5, 0.6], frozen=[0.5, 0.6, 0.9], rule=[0.7, 0.7, 0.7])
+    )
     assert {"champion", "first model, frozen", "simplest rule", "what happened"} <= set(texts(found))
     assert found.alt == (
         "champion: log-loss from 0.500 to 0.600; first model, frozen: log-loss from 0.500 to 0.900; "
@@ -66,11 +69,11 @@ def test_each_way_of_deciding_has_its_own_line_and_name():
     assert (
         len({tuple(way.values()) for way in WAYS.values()}) == len({w["marker"] for w in WAYS.values()}) == 4
     )
-    assert "frozen" not in months_figure(months(champion=[0.5, 0.5, 0.6])).alt
+    assert "frozen" not in months_figure(Probability(), months(champion=[0.5, 0.5, 0.6])).alt
 
 
 def test_the_year_stands_where_it_is_new():
-    words = texts(months_figure(months(champion=[0.5, 0.5, 0.6])))
+    words = texts(months_figure(Probability(), months(champion=[0.5, 0.5, 0.6])))
     assert words.count("2010") == 2 and words.count("2011") == 2 and words.count("Dec") == 2  # two axes
 
 

@@ -11,6 +11,7 @@ from feature_sets import features as everything
 
 from mlsys_nb import features as f
 from mlsys_nb.features import Events, FeatureSet
+from mlsys_nb.features.flaws import flaws
 from mlsys_nb.features.generated import world
 from mlsys_nb.features.history import as_of
 from mlsys_nb.features.online import open_online
@@ -212,3 +213,192 @@ def test_one_entitys_huge_sum_stops_nobody(late, tmp_path):
         reader = store.reader(words)
         for row in told.iter_rows(named=True):
             assert reader.read({"id": row["id"]}, row["moment"]) == {k: row[k] for k in words.names}
+
+
+def test_a_decision_about_an_event_does_not_see_it():
+    "Every event is a decision at the moment it became known; three of one customer share an instant, one came late."
+    at = [noon, noon, noon, noon + MINUTE, noon + 2 * MINUTE]
+    known = [noon, noon, noon, noon + 2 * MINUTE, noon + 2 * MINUTE]
+    frame = pl.DataFrame({"event_id": range(5), "customer": 1, "at": at, "known_at": known, "pence": [1, 2, 4, 8, 16], "shop": "a"})  # fmt: skip
+    sums = f.sum(orders, "pence", "lifetime").named("ever"), f.sum(orders, "pence", "2min").named("lately")
+    moments = frame.select("customer", moment=pl.max_horizontal("at", "known_at"))
+    strict = FeatureSet("before", sums, strict=True)
+    told = as_of(strict, moments, {"orders": frame})
+    assert told["ever"].to_list() == [0, 0, 0, 7, 7], (
+        "seven, not fifteen: 8 was not known yet, 16 is the event itself"
+    )
+    assert told["lately"].to_list() == [0, 0, 0, 7, 7], "a window of two minutes begins two minutes before"
+    later = as_of(
+        strict, moments.with_columns(pl.col("moment") + timedelta(microseconds=1)), {"orders": frame}
+    )
+    assert later["lately"].to_list() == [7, 7, 7, 24, 24]
+
+
+@pytest.mark.parametrize("cancelled", [0, 1])
+def test_a_withdrawal_at_the_moment_is_not_known_before_it(cancelled, tmp_path):
+    frame = told(retracted_at=[noon + MINUTE, None], at=[noon, noon]).head(1)
+    strict = FeatureSet("before", last.features, strict=True)
+    moment = noon + MINUTE + cancelled * timedelta(microseconds=1)
+    row = as_of(strict, pl.DataFrame({"customer": [1], "moment": [moment]}), {"orders": frame}).row(0)
+    assert row[2:] == ((None, 0) if cancelled else (1, 1))
+    with open_online(tmp_path) as store:
+        store.keep(strict)
+        store.write(orders, frame)
+        assert tuple(store.reader(strict).read({"customer": 1}, moment).values()) == row[2:]
+
+
+def test_ids_that_are_used_once_are_not_crossed_with_moments():
+    "One decision an event; ids that are used once cost no more than others: no cross of entities and moments."
+    n = 300_000
+    frame = pl.DataFrame({"event_id": np.arange(n), "customer": np.arange(n) * 1_000_003, "at": np.arange(n) * 10**6, "pence": 1})  # fmt: skip
+    frame = frame.with_columns(pl.col("at").cast(pl.Datetime("us", "UTC")), shop=pl.lit("a"))
+    begin = time.perf_counter()
+    words = (f.count(orders, "30d"), f.sum(orders, "pence", "lifetime"), f.last(orders, "shop"))
+    rows = as_of(
+        FeatureSet("once", words, strict=True), frame.select("customer", moment="at"), {"orders": frame}
+    )
+    assert time.perf_counter() - begin < 10
+    assert rows[words[1].name].sum() == 0 and rows.height == n
+
+
+def test_an_entity_never_seen_has_an_empty_history(tmp_path):
+    "What the store gives a stranger who is welcome, and what history gives her, is the same."
+    words = FeatureSet(
+        "s", (*last.features, f.request("basket", "int"), f.time_since_last(orders).named("since"))
+    )
+    rows = as_of(words, ask.with_columns(basket=3), {"orders": told().head(0)})
+    with open_online(tmp_path) as store:
+        store.keep(words)
+        reader = store.reader(words)
+        assert reader.read({"customer": 1}, noon, {"basket": 3}) is None
+        found = reader.read({"customer": 1}, noon, {"basket": 3}, strangers=True)
+        assert found == rows.select(words.names).row(0, named=True)
+        nothing = FeatureSet("no events", (f.request("basket", "int"),))
+        store.keep(nothing)
+        assert store.reader(nothing).read({}, noon, {"basket": 3}) == {"basket": 3}
+        assert store.reader(nothing).read_many([{}], noon, [{"basket": 3}]).known == [True]
+        with pytest.raises(ValueError, match=r"a number below 2\*\*63"):
+            reader.read({"customer": 1}, noon, {"basket": 2**63})
+
+
+def test_a_strict_row_at_midnight_is_in_the_month_that_begins(tmp_path):
+    "What was before it was another month; the month of the microsecond before would count all of April."
+    may = instant("2010-04-30T23:00")  # the first of May begins in London
+    frame = told(at=[may - MINUTE, may])
+    words = (
+        f.count(orders, f.period("month", "Europe/London")).named("month"),
+        f.count(orders, "1d").named("day"),
+    )
+    words += (f.count(orders, f.period("month", "Europe/London", back=1)).named("month_before"),)
+    for strict, expected in ((False, (1, 2, 1)), (True, (0, 1, 1))):
+        features = FeatureSet("s", words, strict)
+        assert (
+            as_of(features, pl.DataFrame({"customer": [1], "moment": [may]}), {"orders": frame}).row(0)[2:]
+            == expected
+        )
+        with open_online(tmp_path / str(strict)) as store:
+            store.keep(features)
+            store.write(orders, frame)
+            assert tuple(store.reader(features).read({"customer": 1}, may).values()) == expected
+
+
+def test_the_seven_days_before_the_last_seven():
+    "Half-open at the same side as every window, and known by now, not then."
+    days = [noon - timedelta(days=n) for n in range(20)]
+    frame = pl.DataFrame({"event_id": range(20), "customer": 1, "at": days, "known_at": [noon] * 20, "pence": [1 << n for n in range(20)], "shop": "a"})  # fmt: skip
+    features = FeatureSet("s", (f.sum(orders, "pence", f.lagged("7d", "7d")).named("before"), f.sum(orders, "pence", f.lagged("7d", "1us")).named("not_now")))  # fmt: skip
+    row = as_of(features, ask, {"orders": frame}).row(0)
+    assert row[2:] == (sum(1 << n for n in range(7, 14)), sum(1 << n for n in range(1, 8)))
+
+
+lines = Events("lines", {"customer": "int", "product": "text"}, "at", {"pence": "int"})
+sold = f.sum(lines, "pence", "1d", by="product")
+
+
+def of_lines(n=600, seed=3):
+    "Lines of few customers and products, hostile names and unknown keys among them, corrected and late."
+    draw = random.Random(seed)
+    rows = [
+        {
+            "event_id": i,
+            "customer": draw.choice((1, 2, 3, None)),
+            "product": draw.choice(("mug", "", "nul\x00", "日本", "e\u0301", None)),
+            "at": noon + draw.randint(0, 3000) * MINUTE,
+            "pence": draw.choice((1, -7, 2**53, None)),
+        }
+        for i in range(n)
+    ]
+    told = [{**r, "known_at": r["at"] + draw.choice((0, 0, 90)) * MINUTE} for r in rows]
+    moved = [{**r, "product": "mug", "known_at": r["known_at"] + MINUTE} for r in told if draw.random() < 0.2]
+    return pl.DataFrame([*told, *moved], schema_overrides={"pence": pl.Int64})
+
+
+def test_another_entity_is_the_same_in_the_store_and_in_history(tmp_path):
+    "Named by the request, by the row's own history, by nobody; with all together; whole after corrections that move events."
+    frame = of_lines()
+    words = (
+        f.of("product", sold).named("wanted"),
+        f.of("product", f.count(lines, "lifetime")).named("pair"),
+        f.of({"product": f.last(lines, "product", by="customer")}, sold).named("last_bought"),
+        f.sum(lines, "pence", "1h", by=()).named("all"),
+        f.mode(lines, "product", "1d", by=()).named("hit"),
+    )
+    features = FeatureSet("shop", words, strict=True)
+    assert features.keys == {"customer": "int"} and features.requests == {"product": "text"}
+    asked = frame.select("customer", "product", moment=pl.max_horizontal("at", "known_at"))
+    rows = as_of(features, asked, {"lines": frame})
+    assert rows["last_bought"].n_unique() > 20 and rows["hit"].n_unique() > 2
+    assert as_of(features, asked, {"lines": frame}, partitions=3).equals(rows)
+    with open_online(tmp_path) as store:
+        store.keep(features)
+        store.write(lines, frame)
+        reader = store.reader(features)
+        for row in rows.iter_rows(named=True):
+            got = reader.read(row, row["moment"], row, strangers=True)
+            assert got == {name: row[name] for name in features.names}
+        assert reader.read({"customer": 99}, noon) is None, (
+            "what everybody did does not make a stranger known"
+        )
+        with pytest.raises(ValueError, match="is asked by"):
+            reader.read({"product": "mug"}, noon)
+    assert flaws(tmp_path) == []
+
+
+def test_everybody_alone_has_a_home_of_its_own(tmp_path):
+    "A store that is asked of all together only still finds an event to correct it."
+    everybody = FeatureSet("all", (f.sum(lines, "pence", "lifetime", by=()).named("all"),))
+    frame = of_lines()
+    with open_online(tmp_path) as store:
+        store.keep(everybody)
+        for part in (frame[400:], frame[:500], frame):
+            store.write(lines, part)
+        assert store.kinds()["lines"].groupings[0] == ("customer", "product")
+        end = noon + 9000 * MINUTE
+        expected = as_of(everybody, pl.DataFrame({"moment": [end]}), {"lines": frame})["all"][0]
+        assert store.reader(everybody).read({}, end) == {"all": expected}
+    assert flaws(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda: f.of("shop", sold), r"got \['shop'\] .* counted by \['product'\]"),
+        (lambda: f.of({"product": f.request("n", "int")}, sold), "is text, so what names it is too"),
+        (lambda: f.of({}, sold), "of names keys"),
+        (lambda: f.of("product", f.sum(lines, "pence", "1d", by="customer")), r"counted by \['customer'\]"),
+        (lambda: f.of("product", f.request("basket")), "of names keys"),
+        (lambda: f.sum(lines, "customer", "1d"), "of a key .* are taken"),
+        (lambda: f.last(lines, "at"), "of the time first_time and last_time"),
+        (lambda: FeatureSet("s", (sold, f.of("product", sold))), "are not those of keys"),
+        (lambda: f.lagged("7d", "lifetime"), "a lag is a length of time"),
+        (lambda: f.period("fortnight", "UTC"), "a period is one of"),
+        (lambda: f.period("month", "Mars/Olympus"), "a zone is an IANA name"),
+        (lambda: f.period("month", "UTC", back=-1), "at most 1000 back"),
+        (lambda: lines["pence"] > lines["product"], "of one type are compared"),
+        (lambda: lines["pence"].hour("UTC"), "the hour of a time is asked"),
+        (lambda: f.count(lines, "1d", where=lines["at"] > orders["at"]), "one kind of events"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_meant_is_refused_when_it_is_declared(make, told):
+    with pytest.raises(ValueError, match=told):
+        make()

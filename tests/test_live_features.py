@@ -20,14 +20,16 @@ from mlsys_nb.features.feature_set import FeatureSet
 from mlsys_nb.features.history import as_of
 from mlsys_nb.features.online import refill
 from mlsys_nb.features.store import open_online
+from mlsys_nb.learning.rule import Rule
 from mlsys_nb.learning.train import fit
+from mlsys_nb.loop.arrivals import ingest_due
 from mlsys_nb.loop.backtest import backtest
-from mlsys_nb.loop.pipeline import ingest_due, score, train
+from mlsys_nb.loop.pipeline import score, train
 from mlsys_nb.loop.skew import served_again
 from mlsys_nb.loop.step import Context
+from mlsys_nb.problem.criterion import Criterion
 from mlsys_nb.problem.dataset import build_dataset as rows_of
-from mlsys_nb.problem.dataset import population
-from mlsys_nb.problem.declaration import BaselineRule, Criterion
+from mlsys_nb.problem.population import everybody
 from mlsys_nb.release.package import build
 from mlsys_nb.release.registry import champion, promote, register, rollback
 from mlsys_nb.serving.batch import score_batch
@@ -50,11 +52,11 @@ def changed():
 
 def trained(declared):
     dataset = rows_of(declared, lake(), MOMENTS, JUNE)
-    return build(fit("logistic", dataset.frame, declared.features.names, rule=declared.rule), dataset)
+    return build(fit("linear", dataset.frame, declared.features.names, rule=declared.rule), dataset)
 
 
 def history(declared, customers):
-    rows = as_of(declared.features, population(lake().events, declared.features, [JUNE]), lake().events)
+    rows = as_of(declared.features, everybody(lake().events, declared.features, [JUNE]), lake().events)
     return {row["customer_id"]: row for row in rows.filter(pl.col("customer_id").is_in(customers)).to_dicts()}
 
 
@@ -69,9 +71,9 @@ def wait_for(look, wanted):
 
 
 def test_features_change_while_the_service_runs_and_change_back(tmp_path):
-    here = replace(make(tmp_path, families=("logistic",)), reload_seconds=0.05)
+    here = replace(make(tmp_path, families=("linear",)), reload_seconds=0.05)
     control, later = open_control(here), changed()
-    customers = population(lake().events, problem.features, [JUNE])["customer_id"].head(12).to_list()
+    customers = everybody(lake().events, problem.features, [JUNE])["customer_id"].head(12).to_list()
     with running(here, "churn") as url, httpx.Client(base_url=url) as client:
 
         def served(version, declared):
@@ -136,8 +138,8 @@ later_on = replace(
             f.count(world.visits, "lifetime").named("visits"),
         ),
     ),
-    eligible=Criterion("recently", ">=", 1),
-    rule=BaselineRule("recently", "unlikelier", "who came lately comes again"),
+    population=replace(world.problem.population, eligible=Criterion("recently", ">=", 1)),
+    rule=Rule.feature("recently", "unlikelier", "who came lately comes again"),
 )
 
 
@@ -203,7 +205,7 @@ def test_the_service_is_never_down_while_features_change_and_change_back(gym):
     at = here_is(gym, 11)
     said = {**SAID, "at": at.now}
     ingest_due(at)
-    known = population(at.lake.events, narrow.features, [at.now])["member"].head(24).to_list()
+    known = everybody(at.lake.events, narrow.features, [at.now])["member"].head(24).to_list()
     with (
         running(gym, "visits") as address,
         visitors(address, known) as answers,
@@ -220,7 +222,7 @@ def test_the_service_is_never_down_while_features_change_and_change_back(gym):
     assert {status for status, _ in answers} == {200}
     served = {}
     for version, declared in ((1, narrow), (2, later_on)):
-        keys = population(at.lake.events, declared.features, [at.now])
+        keys = everybody(at.lake.events, declared.features, [at.now])
         rows = as_of(declared.features, keys, at.lake.events).to_dicts()
         served[version] = {
             row["member"]: {name: row[name] for name in declared.features.names} for row in rows

@@ -9,9 +9,9 @@ import visits_world as world
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlsys_nb.problem.dataset import Lake, build_dataset, eligible_rows, labels, training_moments
-from mlsys_nb.problem.declaration import ProblemError
-from mlsys_nb.problem.split import time_split
+from mlsys_nb.learning.split import time_split
+from mlsys_nb.problem.dataset import Lake, build_dataset, labels, rows_asked, training_periods
+from mlsys_nb.system.settings import ProblemError
 
 NOW = world.START + 100 * world.DAY
 
@@ -33,7 +33,7 @@ def said_plainly(problem, rows, lake):
 @pytest.mark.parametrize("maturity", ["0d", "2d", "36h", "14d"])
 def test_fault_06_labels_count_what_happened_in_the_horizon_and_was_known_when_final(delay, maturity):
     problem, lake = replace(world.problem, maturity=maturity), world.lake(delay)
-    rows = eligible_rows(problem, lake, training_moments(problem, NOW)[::4])
+    rows = rows_asked(problem, lake, training_periods(problem, NOW)[::4], NOW)
     assert labels(problem, rows, lake, NOW).to_list() == said_plainly(problem, rows, lake)
 
 
@@ -42,7 +42,7 @@ def test_fault_06_late_news_makes_labels_wrong_for_good_without_maturity_and_rig
     hasty = replace(world.problem, maturity="0d")
     patient = replace(world.problem, maturity=f"{delay}d")
     punctual, slow = world.lake(0), world.lake(delay)
-    rows = eligible_rows(patient, slow, training_moments(patient, NOW)[::4])
+    rows = rows_asked(patient, slow, training_periods(patient, NOW)[::4], NOW)
     truth = labels(hasty, rows, punctual, NOW)
     assert labels(patient, rows, slow, NOW).equals(truth)
     wrong = labels(hasty, rows, slow, NOW) != truth
@@ -52,19 +52,19 @@ def test_fault_06_late_news_makes_labels_wrong_for_good_without_maturity_and_rig
 
 def test_fault_06_a_label_is_unknown_until_it_is_final():
     problem = world.problem
-    moment = training_moments(problem, NOW)[-1]
-    rows = eligible_rows(problem, world.lake(), [moment])
+    moment = training_periods(problem, NOW)[-1]
+    rows = rows_asked(problem, world.lake(), [moment], NOW)
     final = moment + problem.matures_after
     assert labels(problem, rows, world.lake(), final).null_count() == 0
     assert labels(problem, rows, world.lake(), final - timedelta(microseconds=1)).null_count() == rows.height
-    assert training_moments(problem, final)[-1] == moment
-    assert training_moments(problem, final - timedelta(microseconds=1))[-1] < moment
+    assert training_periods(problem, final)[-1] == moment
+    assert training_periods(problem, final - timedelta(microseconds=1))[-1] < moment
 
 
 def test_a_withdrawn_visit_does_not_count_if_the_withdrawal_was_known_when_the_label_became_final():
     problem, lake = replace(world.problem, maturity="2d"), world.lake(0)
-    moment = training_moments(problem, NOW)[5]
-    rows, end = eligible_rows(problem, lake, [moment]), moment + problem.horizon
+    moment = training_periods(problem, NOW)[5]
+    rows, end = rows_asked(problem, lake, [moment], NOW), moment + problem.horizon
     lonely = (
         lake.events["visits"]
         .filter((pl.col("at") > moment) & (pl.col("at") <= end))
@@ -83,14 +83,14 @@ def test_a_withdrawn_visit_does_not_count_if_the_withdrawal_was_known_when_the_l
 
 def test_fault_06_a_label_whose_window_is_not_its_horizon_is_refused():
     for window in ("6d", "8d", "lifetime"):
-        label = replace(world.problem.label, feature=world.count(world.visits, window).named("other"))
+        label = replace(world.problem.target, feature=world.count(world.visits, window).named("other"))
         with pytest.raises(
             ProblemError, match="its window is the horizon .* give its aggregates that window"
         ):
-            replace(world.problem, label=label)
+            replace(world.problem, target=label)
     both = world.count(world.visits, "7d") + world.count(world.visits, "8d")
     with pytest.raises(ProblemError, match="looks at"):
-        replace(world.problem, label=replace(world.problem.label, feature=both.named("both")))
+        replace(world.problem, target=replace(world.problem.target, feature=both.named("both")))
 
 
 @pytest.mark.parametrize("maturity", ["lifetime", "3 days", "-1d", "1mo", ""])

@@ -20,7 +20,8 @@ from mlsys_nb.features.engine import StoreError
 from mlsys_nb.features.generated import World, world
 from mlsys_nb.features.history import as_of
 from mlsys_nb.features.online import StoreMismatch, compact, online_store, open_online
-from mlsys_nb.features.parity import bits, by_history, by_reference, frame_of, read_all
+from mlsys_nb.features.parity import bits, by_history, by_reference, read_all
+from mlsys_nb.features.parity import frame_of as whole_frame
 from mlsys_nb.system.clock import instant
 
 ORDERS = int(os.environ.get("TEST_MLSYS_ORDERS", "40"))
@@ -32,6 +33,11 @@ def short(monkeypatch):
     "Chunks and newest parts of a few rows, so that small worlds cross their boundaries all the time."
     monkeypatch.setattr(delta, "CHUNK", 7)
     monkeypatch.setattr(delta, "TAIL", 3)
+
+
+def frame_of(events, rows):
+    "Rows that say nothing of a column have nothing in it."
+    return whole_frame(events, [{**dict.fromkeys(events.columns), **row} for row in rows])
 
 
 class Crash(RuntimeError):
@@ -322,6 +328,28 @@ def test_fault_4_an_emptied_entity_keeps_its_horizon_and_is_known(tmp_path):
             reader.read({"customer": 1}, rows[-1]["ts"])
 
 
+def test_worlds_1689_and_4526_a_refill_after_a_compaction_forgets_nothing(tmp_path):
+    "A kind that was compacted is not asked about its past, and what it dropped is no news, also when it was filled anew."
+    short = FeatureSet("short", (f.count(orders, "1d", by=mine).named("n"),))
+    longer = FeatureSet("longer", (f.count(orders, "7d", by=mine).named("n"),))
+    told = [{**r, "known_at": r["ts"], "retracted_at": None} for r in busy_rows(5, 3)]
+    horizon = told[-1]["ts"] + timedelta(days=30)
+    moved = {**told[0], "known_at": told[0]["ts"] + timedelta(hours=1), "ts": horizon - timedelta(hours=2)}
+    with open_online(tmp_path / "s") as store:
+        store.keep(short)
+        store.write(orders, frame_of(orders, told))
+        compact(store, [short], horizon)
+        store.keep(longer)
+        online.refill(store, orders, frame_of(orders, [*told, moved]), {})
+        reader = store.reader(longer)
+        assert reader.read({"customer": 1}, horizon) == {"n": 1}
+        assert store.write(orders, frame_of(orders, told)) == 0, "an original told again after its correction"
+        assert reader.read({"customer": 1}, horizon) == {"n": 1}
+        for nobody in (1, 2):
+            with pytest.raises(ValueError, match="moments before"):
+                reader.read({"customer": nobody}, told[0]["ts"], strangers=True)
+
+
 def test_what_is_withdrawn_does_not_come_back_to_life_after_compaction(tmp_path):
     week = FeatureSet("week", (f.sum(orders, "pence", "30d", by=mine).named("spent"),))
     rows = busy_rows(3, 4)
@@ -359,6 +387,8 @@ row = st.fixed_dictionaries(
         "shop": st.one_of(st.none(), st.text(max_size=2)),
         "gift": st.one_of(st.none(), st.booleans()),
         "due": st.none(),
+        "pounds": st.none(),
+        "floor": st.none(),
         "known_at": stamps,
         "retracted_at": st.one_of(st.none(), stamps),
     }

@@ -17,14 +17,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from serving_world import JUNE, MOMENTS, dataset, lake, make, package
 
-from mlsys_nb.cases.churn import problem
+from mlsys_nb import features as f
+from mlsys_nb.cases.churn import bought, lines, problem
 from mlsys_nb.doors.soundness import journal_findings
 from mlsys_nb.features.feature_set import FeatureSet
 from mlsys_nb.features.transforms import apply
+from mlsys_nb.learning.link import sigmoid
 from mlsys_nb.learning.train import fit
 from mlsys_nb.problem.dataset import build_dataset
 from mlsys_nb.release import registry
-from mlsys_nb.release.inference import Inputs, sigmoid, trees_of
+from mlsys_nb.release.inference import Inputs, trees_of
 from mlsys_nb.release.package import (
     Evidence,
     Package,
@@ -57,7 +59,7 @@ from mlsys_nb.system.journal import read_journal, recover
 from mlsys_nb.system.pointers import StalePointer, pointer_history
 from mlsys_nb.system.settings import load_settings
 
-FAMILIES = ("rule", "logistic", "boosting")
+FAMILIES = ("rule", "linear", "boosting")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -106,10 +108,9 @@ def test_trees_agree_with_scikit_learn_to_the_bit(table):
     )
     asked[:, kinds] = np.concatenate([X, rng.integers(0, 50, size=(20, X.shape[1]))])[:, kinds]
     trees = trees_of(model, 60)
-    assert trees.log_odds(asked).tobytes() == model._raw_predict(asked)[:, 0].tobytes()
-    assert [trees.log_odds(asked[[i]])[0] for i in range(0, len(asked), 7)] == trees.log_odds(asked)[
-        ::7
-    ].tolist()
+    assert trees.raw(asked).tobytes() == model._raw_predict(asked).tobytes()
+    alone = [trees.raw(asked[[i]])[0].tolist() for i in range(0, len(asked), 7)]
+    assert alone == trees.raw(asked)[::7].tolist()
 
 
 @given(st.lists(st.floats(-800, 800), min_size=2, max_size=50))
@@ -195,13 +196,13 @@ def test_another_versions_folder_is_refused(tmp_path):
 BUILD = """
 import sys; sys.path.insert(0, "tests")
 from serving_world import package
-print(package("boosting").digest, package("logistic").digest)
+print(package("boosting").digest, package("linear").digest)
 """
 
 
 def test_the_same_training_gives_the_same_digest_in_another_process():
     done = subprocess.run([sys.executable, "-c", BUILD], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == [package("boosting").digest, package("logistic").digest]
+    assert done.stdout.split() == [package("boosting").digest, package("linear").digest]
 
 
 def test_manifest_says_where_the_model_came_from():
@@ -328,7 +329,7 @@ def test_lost_control_tables_beside_models_are_refused_and_made_again(tmp_path, 
     said, file = {"at": JUNE, "actor": "ada", "reason": "test"}, here.data / "control.db"
     register(open_control(here), here, package("rule"), "test", JUNE)
     kept = file.read_bytes()
-    register(open_control(here), here, package("logistic"), "test", JUNE)
+    register(open_control(here), here, package("linear"), "test", JUNE)
     promote(open_control(here), "churn", 2, expected_epoch=0, **said)
     other = load_settings(root=tmp_path / "other")
     if harm == "deleted":
@@ -461,14 +462,16 @@ def test_a_changed_question_is_another_problem(tmp_path, part):
     here = load_settings(root=tmp_path)
     register(open_control(here), here, package("rule"), "test", JUNE)
     if part == "target":
-        asked = replace(problem, label=replace(problem.label, value=problem.label.value + 1))
+        asked = replace(problem, target=replace(problem.target, value=problem.target.value + 1))
     elif part == "population":
-        asked = replace(problem, eligible=replace(problem.eligible, value=problem.eligible.value + 1))
+        who = problem.population.eligible
+        asked = replace(
+            problem, population=replace(problem.population, eligible=replace(who, value=who.value + 1))
+        )
     else:
-        days = problem.label.feature
-        longer = replace(days.aggregate, window=31 * 86_400_000_000)
-        label = replace(problem.label, feature=replace(days, aggregate=longer))
-        asked = replace(problem, horizon=timedelta(days=31), label=label)
+        longer = f.count_distinct(lines, "invoice", "31d", where=bought).named("orders_next_31d")
+        label = replace(problem.target, feature=longer)
+        asked = replace(problem, horizon=timedelta(days=31), target=label)
     with pytest.raises(PackageError, match=f"with another .*{part}.*a name of its own"):
         load_version(open_control(here), here, asked, 1)
 
@@ -477,7 +480,7 @@ def test_a_package_of_an_older_form_is_refused_with_the_remedy(tmp_path):
     older = package("rule")
     manifest = {**older.manifest, "format": 1}
     seal(Package(older.files, manifest), tmp_path / "p")
-    with pytest.raises(PackageError, match="reads packages of form 2, this has form 1; retrain it here"):
+    with pytest.raises(PackageError, match="reads packages of form 4, this has form 1; retrain it here"):
         load(tmp_path / "p")
 
 
@@ -485,7 +488,7 @@ def test_a_damaged_journal_refuses_a_promotion_before_the_pointer_moves(tmp_path
     here = load_settings(root=tmp_path)
     control, said = open_control(here), {"at": JUNE, "actor": "ada", "reason": "test"}
     first = register(control, here, package("rule"), "test", JUNE)
-    register(control, here, package("logistic"), "test", JUNE)
+    register(control, here, package("linear"), "test", JUNE)
     promote(control, "churn", 1, expected_epoch=0, **said)
     content = bytearray(here.journal.read_bytes())
     content[len(content) // 2] ^= 1
@@ -507,7 +510,7 @@ def test_a_journal_that_cannot_be_written_behind_a_promotion_is_made_up_for_by_t
 ):
     here = load_settings(root=tmp_path)
     control, said = open_control(here), {"at": JUNE, "actor": "ada", "reason": "test"}
-    for family in ("rule", "logistic"):
+    for family in ("rule", "linear"):
         register(control, here, package(family), "test", JUNE)
     with monkeypatch.context() as full:
         full.setattr(Log, "append", lambda log, records: (_ for _ in ()).throw(OSError("no room")))

@@ -29,6 +29,20 @@ def test_every_word_of_the_floor():
     assert set(certificate.compared) == set(features.names)
 
 
+def test_every_word_strictly_before():
+    "What a decision about an event may see: all words, with moments at and one microsecond beside every edge."
+    certificate = certify(FeatureSet("strict", features.features, strict=True), CASES, seed=CASES + 1)
+    assert certificate.examples == ()
+
+
+def test_request_values_alone_have_a_certificate():
+    loan = FeatureSet(
+        "loan", (f.request("income", "int"), f.log1p(f.request("rate")), f.request("purpose", "text"))
+    )
+    certificate = certify(loan, 300)
+    assert certificate.examples == () and certificate.passed
+
+
 def test_the_churn_case():
     churn = pytest.importorskip("mlsys_nb.cases.churn")
     certificate = certify(churn.problem.features, min(CASES, 1500), seed=1)
@@ -48,6 +62,8 @@ row = st.fixed_dictionaries(
         "shop": st.one_of(st.none(), st.text(max_size=2)),
         "gift": st.one_of(st.none(), st.booleans()),
         "due": st.none(),
+        "pounds": st.none(),
+        "floor": st.none(),
         "known_at": stamps,
         "retracted_at": st.one_of(st.none(), stamps),
     }

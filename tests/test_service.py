@@ -19,7 +19,7 @@ from serving_world import HOME, JUNE, lake, make
 from mlsys_nb.cases.churn import problem
 from mlsys_nb.decisions.log import read_decisions
 from mlsys_nb.features.history import as_of
-from mlsys_nb.problem.dataset import population
+from mlsys_nb.problem.population import everybody
 from mlsys_nb.release.registry import promote, versions
 from mlsys_nb.system.control import open_control
 
@@ -70,12 +70,14 @@ def post(client, body, what="predictions"):
 
 def test_features_online_equal_the_as_of_rows_bit_for_bit(world):
     here, client, _, _ = world
-    everybody = population(lake().events, problem.features, [JUNE])
-    rows = as_of(problem.features, everybody, lake().events).head(60)
+    known = everybody(lake().events, problem.features, [JUNE])
+    rows = as_of(problem.features, known, lake().events).head(60)
     for row in rows.to_dicts():
         answer = post(client, {"customer_id": row["customer_id"], "features": True}).json()
         assert answer["features"] == {name: row[name] for name in problem.features.names}
-        assert answer["eligible"] == problem.eligible.holds(row[problem.eligible.feature])
+        assert answer["eligible"] == problem.population.eligible.holds(
+            row[problem.population.eligible.feature]
+        )
     entities = [{"customer_id": c} for c in rows["customer_id"]]
     several = post(client, {"entities": entities, "features": True}).json()["predictions"]
     assert [s["features"] for s in several] == rows.select(problem.features.names).to_dicts()

@@ -24,7 +24,7 @@ SOME = [
     "00_system/00_index",
     "00_system/01_clock",
     "70_jobs/70_parameters",
-    "35_evaluation/39_gate",
+    "30_evaluation/34_gate",
     "80_doors/81_figures",
 ]
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",

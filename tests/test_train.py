@@ -8,17 +8,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mlsys_nb.evaluation.probability import Probability
 from mlsys_nb.learning.encoding import Encoder
 from mlsys_nb.learning.explain import permutation_importance
-from mlsys_nb.learning.train import FAMILIES, LinearModel, fit
+from mlsys_nb.learning.rule import Rule
+from mlsys_nb.learning.split import TooLittleData, time_split
+from mlsys_nb.learning.train import FAMILIES, fit
 from mlsys_nb.learning.tune import tune
-from mlsys_nb.problem.declaration import BaselineRule
-from mlsys_nb.problem.split import TooLittleData, time_split
 
 DAY = timedelta(days=1)
 START = datetime(2010, 1, 1, tzinfo=UTC)
 FEATURES = ["spent", "visits", "land", "vip"]
-RULE = BaselineRule("spent", "unlikelier", "big spenders stay")
+RULE = Rule.feature("spent", "unlikelier", "big spenders stay")
 
 
 def rows(seed=0, n=600, moments=6):
@@ -114,10 +115,10 @@ def test_equal_rows_equal_model_whatever_the_threads(family):
 
 def test_linear_is_its_terms_added_in_order():
     frame = rows(2)
-    model = fit("logistic", frame, FEATURES)
+    model = fit("linear", frame, FEATURES)
     X, total = model.encoder.transform(frame), None
     for i in (0, 17, 333):
-        total = model.estimator.intercept
+        (total,) = model.estimator.intercepts
         for t in model.estimator.terms:
             x = X[i, t.feature]
             if t.kind == "missing":
@@ -126,10 +127,8 @@ def test_linear_is_its_terms_added_in_order():
                 v = float(x == t.code)
             else:
                 v = min(max(t.fill if np.isnan(x) else x, t.low), t.high)
-            total = total + t.weight * ((v - t.centre) / t.scale)
-        assert total == model.estimator.log_odds(X)[i]
-    again = LinearModel.from_dict(model.estimator.to_dict())
-    assert again.predict(X).tobytes() == model.estimator.predict(X).tobytes()
+            total = total + t.weights[0] * ((v - t.centre) / t.scale)
+        assert total == model.estimator.raw(X)[i, 0]
 
 
 def test_a_rule_is_monotone_in_its_direction():
@@ -139,7 +138,7 @@ def test_a_rule_is_monotone_in_its_direction():
     )
     p = model.predict(line)
     assert (np.diff(p) <= 0).all() and p[0] > p[-1]
-    flat = fit("rule", rows(3), FEATURES, rule=BaselineRule("spent", "likelier", "wrong"))
+    flat = fit("rule", rows(3), FEATURES, rule=Rule.feature("spent", "likelier", "wrong"))
     assert np.unique(flat.predict(line)).size == 1
 
 
@@ -168,28 +167,34 @@ def test_constant_and_empty_columns_are_harmless():
     features = [*FEATURES, "same", "nothing", "blank"]
     for family in FAMILIES:
         assert np.isfinite(fit(family, frame, features, rule=RULE).predict(frame)).all()
-    assert np.unique(fit("logistic", frame, ["same"]).predict(frame)).size == 1
+    assert np.unique(fit("linear", frame, ["same"]).predict(frame)).size == 1
 
 
 def test_caller_errors_are_named():
     frame = rows(5)
     with pytest.raises(ValueError, match="none"):
-        fit("logistic", frame.with_columns(label=pl.lit(None, dtype=pl.Int8)), FEATURES)
+        fit("linear", frame.with_columns(label=pl.lit(None, dtype=pl.Int8)), FEATURES)
     with pytest.raises(ValueError, match="rows need the columns"):
-        fit("logistic", frame.drop("land"), FEATURES)
+        fit("linear", frame.drop("land"), FEATURES)
     with pytest.raises(ValueError, match="was a number in training"):
-        fit("logistic", frame, FEATURES).predict(frame.with_columns(spent=pl.lit("much")))
+        fit("linear", frame, FEATURES).predict(frame.with_columns(spent=pl.lit("much")))
 
 
 def test_tuning_is_deterministic_and_prefers_the_simple():
     frame = rows(6, 1500, 12)
     split = time_split(sorted(set(frame["moment"])), 14 * DAY)
     about = {"rule": RULE, "entity": ["customer_id"], "n_trials": 7, "seed": 2}
-    one, two = (tune(frame, split, FEATURES, **about) for _ in range(2))
+    one, two = (tune(Probability(), frame, split, FEATURES, **about) for _ in range(2))
     assert one.trials.equals(two.trials) and (one.family, one.params) == (two.family, two.params)
     assert one.family != "boosting"  # The truth is additive
     only = tune(
-        frame, split, FEATURES, families=["boosting"], n_trials=3, warm_start=("boosting", {"max_iter": 60})
+        Probability(),
+        frame,
+        split,
+        FEATURES,
+        families=["boosting"],
+        n_trials=3,
+        warm_start=("boosting", {"max_iter": 60}),
     )
     assert only.trials["origin"].to_list() == ["default", "warm start", "search"]
 
@@ -198,6 +203,6 @@ def test_permutation_importance_finds_the_only_signal():
     frame = rows(7, 2000)
     model = fit("boosting", frame, FEATURES, params={"max_iter": 40})
     fresh = rows(8, 2000)
-    found = permutation_importance(model.predict, fresh, FEATURES, groups=fresh["customer_id"])
+    found = permutation_importance(Probability(), model.predict, fresh, FEATURES, groups=fresh["customer_id"])
     assert found["feature"][0] == "spent" and found["low"][0] > 0
     assert found.filter(pl.col("feature") == "vip")["importance"][0] < 0.01

@@ -9,6 +9,7 @@ import polars as pl
 
 from mlsys_nb.data.contract import Column, Contract
 from mlsys_nb.data.sources import ReplaySource
+from mlsys_nb.evaluation.costs import Costs
 from mlsys_nb.features import (
     Events,
     Feature,
@@ -18,8 +19,12 @@ from mlsys_nb.features import (
     last,
     time_since_last,
 )
+from mlsys_nb.learning.rule import Rule
+from mlsys_nb.problem.criterion import Criterion
 from mlsys_nb.problem.dataset import Lake
-from mlsys_nb.problem.declaration import BaselineRule, Costs, Criterion, Label, Problem
+from mlsys_nb.problem.declaration import Problem
+from mlsys_nb.problem.happens import Happens
+from mlsys_nb.problem.population import Everyone
 from mlsys_nb.system.settings import Settings, load_settings
 
 START, DAY = datetime(2024, 1, 1, tzinfo=UTC), timedelta(days=1)
@@ -51,12 +56,10 @@ problem = Problem(
     question="Will a member not come within a week?",
     sources=(ReplaySource("visits", contract, path=FILE, time="at"),),
     features=features,
-    eligible=Criterion("visits_21d", ">=", 1),
-    label=Label(count(visits, "7d").named("visits_next_7d"), "==", 0, "no visit within seven days"),
+    population=Everyone(3 * DAY, START + 21 * DAY, Criterion("visits_21d", ">=", 1)),
+    target=Happens(count(visits, "7d").named("visits_next_7d"), "==", 0, "no visit within seven days"),
     horizon=7 * DAY,
-    start=START + 21 * DAY,
-    every=3 * DAY,
-    rule=BaselineRule("days_since", "likelier", "the longer ago, the likelier"),
+    rule=Rule.feature("days_since", "likelier", "the longer ago, the likelier"),
     costs=Costs("EUR", false_positive=1.0, false_negative=3.0, action="call", otherwise="none"),
     lookback=30 * DAY,
     slices=("branch",),

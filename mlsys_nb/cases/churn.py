@@ -12,11 +12,15 @@ from datetime import UTC, datetime, timedelta
 import polars as pl
 
 from .. import features as f
-from ..data.contract import Column, Contract
-from ..data.contract import Rule as RowRule
+from ..data.contract import Column, Contract, RowRule
 from ..data.sources import ReplaySource
+from ..evaluation.costs import Costs
 from ..features import Events, FeatureSet, Measure
-from ..problem.declaration import BaselineRule, Costs, Criterion, Label, Problem, ReplayPlan
+from ..learning.rule import Rule
+from ..problem.criterion import Criterion
+from ..problem.declaration import Problem, ReplayPlan
+from ..problem.happens import Happens
+from ..problem.population import Everyone
 
 # %% ../../nbs/cases/churn.ipynb #27d79e73
 contract = Contract(
@@ -121,17 +125,19 @@ problem = Problem(
     question="Will an active customer place no order in the next 30 days?",
     sources=(source,),
     features=features,
-    eligible=Criterion("orders_90d", ">=", 1),
-    label=Label(
+    population=Everyone(
+        every=timedelta(days=7),
+        start=datetime(2010, 1, 1, tzinfo=UTC),
+        eligible=Criterion("orders_90d", ">=", 1),
+    ),
+    target=Happens(
         f.count_distinct(lines, "invoice", "30d", where=bought).named("orders_next_30d"),
         "==",
         0,
         "no order in the next 30 days",
     ),
     horizon=timedelta(days=30),
-    start=datetime(2010, 1, 1, tzinfo=UTC),
-    every=timedelta(days=7),
-    rule=BaselineRule("days_since_order", "likelier", "the longer since the last order, the likelier"),
+    rule=Rule.feature("days_since_order", "likelier", "the longer since the last order, the likelier"),
     costs=Costs("GBP", false_positive=3.0, false_negative=2.0, action="write", otherwise="leave"),
     lookback=timedelta(days=90),
     slices=("country",),

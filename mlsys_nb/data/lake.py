@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['LAKE_FORMAT', 'ROWS', 'QUARANTINE', 'LEDGER', 'LakeError', 'source_folder', 'batch_folder', 'read_batch_manifest',
-           'content_of', 'ingested', 'batches_of', 'Finish', 'BatchLedger', 'read_ledger', 'note_batches',
-           'check_ledger', 'Snapshot', 'digest_of', 'snapshot', 'finished', 'read', 'verify_lake', 'quarantine']
+           'content_of', 'contents_of', 'ingested', 'batches_of', 'Finish', 'BatchLedger', 'read_ledger',
+           'note_batches', 'check_ledger', 'Snapshot', 'digest_of', 'snapshot', 'finished', 'read', 'verify_lake',
+           'quarantine']
 
 # %% ../../nbs/10_data/13_lake.ipynb #973d71e4
 from collections.abc import Collection, Iterator, Mapping
@@ -18,6 +19,8 @@ from typing import Any
 import polars as pl
 
 from .contract import RETRACTED
+from .migration import migrated, newest
+from .standing import standing
 from ..system.clock import instant
 from mlsys_nb.system.durable import (
     MANIFEST,
@@ -37,7 +40,7 @@ class LakeError(MlsysError, ValueError):
     "The lake is not what it says it is, or holds nothing of what is asked."
 
 
-LAKE_FORMAT = 2
+LAKE_FORMAT = 3
 ROWS, QUARANTINE, LEDGER = "rows.parquet", "quarantine.parquet", ".batches.log"
 
 
@@ -80,6 +83,19 @@ def read_batch_manifest(
 def content_of(manifest: Mapping[str, Any]) -> str:
     "What stands for a batch in a digest: when it was ingested, and the hash of its rows."
     return f"{manifest['ingested_at']} {manifest['files'][ROWS]['sha256']}"
+
+
+def contents_of(
+    manifests: Mapping[str, Mapping[str, Any]],
+) -> dict[str, str]:  # By batch; one that is read under a newer contract says so
+    "What stands for some batches that are read together."
+    if not manifests:
+        return {}
+    contract = newest(manifests.values())["contract"]["hash"]
+    same = {
+        name: m["contract"]["hash"] == contract or bool(m.get("withdraws")) for name, m in manifests.items()
+    }
+    return {n: content_of(m) + ("" if same[n] else f" as {contract[:16]}") for n, m in manifests.items()}
 
 
 def ingested(content: str) -> datetime:
@@ -181,6 +197,7 @@ class Snapshot:
     contents: tuple[str, ...] = field(default=(), repr=False)  # Per batch: ingested_at, hash of its rows
     ingested_by: datetime | None = field(default=None, compare=False)  # None: no end
     claims: tuple[str, ...] = field(default=(), compare=False)  # What the first load claims about the past
+    newest: datetime | None = field(default=None, compare=False)  # When its newest row became known
 
     def _repr_html_(self) -> str:
         span = f"{self.batches[0]} to {self.batches[-1]}" if self.batches else "none"
@@ -210,12 +227,12 @@ def snapshot(
     found = {
         n: m for n, m in there.items() if ingested_by is None or instant(m["ingested_at"]) <= ingested_by
     }
-    contents = {name: content_of(manifest) for name, manifest in found.items()}
+    contents = contents_of(found)
     rows = sum(m["counts"]["rows"] for m in found.values())
     claims = tuple(sorted({m["claims"] for m in found.values() if m["claims"]}))
-    return Snapshot(
-        source, tuple(found), digest_of(contents), rows, tuple(contents.values()), ingested_by, claims
-    )
+    newest = max((instant(m["newest"]) for m in found.values() if m.get("newest")), default=None)
+    told = (ingested_by, claims, newest)
+    return Snapshot(source, tuple(found), digest_of(contents), rows, tuple(contents.values()), *told)
 
 # %% ../../nbs/10_data/13_lake.ipynb #a0121f21
 def finished(
@@ -242,38 +259,25 @@ def finished(
         )
     return ends[-1]
 
-# %% ../../nbs/10_data/13_lake.ipynb #b201a846
-def _overlapping(manifests: list[dict[str, Any]]) -> bool:
-    spans = [m["span"] for m in manifests if m["counts"]["rows"]]
-    ordered = sorted(span for span in spans if span)
-    return len(ordered) < len(spans) or any(b[0] <= a[1] for a, b in zip(ordered, ordered[1:], strict=False))
-
-
-def _once(events: pl.DataFrame) -> pl.DataFrame:
-    ordered = events.sort("event_id", "known_at", "batch")
-    return ordered.unique("event_id", keep="first", maintain_order=True)
-
 # %% ../../nbs/10_data/13_lake.ipynb #359b2934
-def _versions(events: pl.DataFrame) -> pl.DataFrame:
-    rows = events.sort("event_id", "known_at", "batch")
-    rows = rows.unique(["event_id", "known_at"], keep="last", maintain_order=True)
-    said = [c for c in rows.columns if c not in ("known_at", "batch")]
-    rows = rows.filter(~pl.all_horizontal(pl.col(c).eq_missing(pl.col(c).shift(1)) for c in said))
-    following = pl.struct("known_at", "batch").shift(-1).over("event_id")
-    ended = rows.with_columns(
-        retracted_at=following.struct.field("known_at"), ending=following.struct.field("batch")
-    )
-    return ended.filter(~pl.col(RETRACTED)).drop(RETRACTED)
-
-
 def _rows_of(folder: Path, content: str, number: int) -> tuple[pl.DataFrame, dict[str, Any]]:
     manifest = read_batch_manifest(folder)
-    if content_of(manifest) != content:
+    if content_of(manifest) != content.split(" as ")[0]:
         raise LakeError(f"{folder} is not what the snapshot saw: it was replaced since; take a new snapshot")
     rows = frame_from(read_sealed(folder, ROWS, manifest)).with_columns(batch=pl.lit(number, pl.Int32))
     if manifest["id"] and RETRACTED not in rows.columns:
         rows = rows.with_columns(pl.lit(False).alias(RETRACTED))
     return rows, manifest
+
+
+def _as_newest(parts: list[tuple[pl.DataFrame, dict[str, Any]]]) -> list[pl.DataFrame]:
+    "The rows of batches, withdrawals left out, under one contract; those of the newest first."
+    kept = [(rows, m["contract"]) for rows, m in parts if not m.get("withdraws")]
+    now = newest(m for _, m in parts)["contract"]
+    same = [rows for rows, was in kept if was["hash"] == now["hash"]]
+    return same + [
+        migrated(rows, was["said"], now["said"]) for rows, was in kept if was["hash"] != now["hash"]
+    ]
 
 # %% ../../nbs/10_data/13_lake.ipynb #09db3608
 def read(
@@ -287,13 +291,7 @@ def read(
         raise LakeError(f"nothing of source {snapshot.source!r} is in {settings.lake}; ingest it first")
     with ThreadPoolExecutor(settings.threads) as pool:
         parts = list(pool.map(_rows_of, folders, snapshot.contents, range(len(folders))))
-    events, manifests = _joined(snapshot.source, [rows for rows, _ in parts]), [m for _, m in parts]
-    if manifests[0]["id"]:
-        events = _versions(events)
-    else:
-        never = pl.lit(None, dtype=pl.Datetime("us", "UTC"))
-        events = _once(events) if _overlapping(manifests) else events
-        events = events.with_columns(retracted_at=never, ending=pl.lit(None, dtype=pl.Int32))
+    events = standing(_joined(snapshot.source, _as_newest(parts)), [m for _, m in parts])
     if news is not None:
         fresh = [i for i, batch in enumerate(snapshot.batches) if batch in news]
         events = events.filter(pl.col("batch").is_in(fresh) | pl.col("ending").is_in(fresh))
@@ -306,7 +304,8 @@ def _joined(source: str, frames: list[pl.DataFrame]) -> pl.DataFrame:
     except pl.exceptions.PolarsError as e:
         raise LakeError(
             f"the batches of {source!r} do not have the same columns ({str(e).splitlines()[0]}); they were ingested by "
-            f"different declarations: name the changed source anew, or remove its folder and ingest again"
+            f"different declarations of `derive`: declare a new column as nullable in the contract's `derived`, name the "
+            f"changed source anew, or remove its folder and ingest again"
         ) from e
 
 # %% ../../nbs/10_data/13_lake.ipynb #72c1f683
@@ -344,7 +343,11 @@ def _wrong_with(folder: Path) -> Iterator[Finding]:
         elif name in there and content_of(there[name]) != content:
             yield Finding(folder / name, "it holds other content than was ingested", anew)
     ends = ledger.finishes[-1].moment if ledger.finishes else None
-    late = [b for b, m in there.items() if ends is None or instant(m["ingested_at"]) > ends]
+    late = [
+        b
+        for b, m in there.items()
+        if (ends is None or instant(m["ingested_at"]) > ends) and not m.get("withdraws")
+    ]
     if late or (folder / LEDGER).stat().st_size != ledger.size:
         told = f"the ingest of {late[0]} did not end" if late else "its last line is only half there"
         yield Finding(folder / LEDGER, told, "run `mlsys ingest` again")

@@ -6,17 +6,32 @@
 __all__ = ['UTC_TIME', 'REFUSED', 'IngestError', 'Stamp', 'Staged', 'staged']
 
 # %% ../../nbs/10_data/14_staging.ipynb #8189c8be
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from .columns import LARGEST_INT, within_calendar
-from .contract import RETRACTED, Checked, Contract, Test, as_delivered, verdicts
+from .columns import LARGEST_INT, POLARS_TYPES, within_calendar
+from mlsys_nb.data.contract import (
+    RETRACTED,
+    Checked,
+    Contract,
+    ContractError,
+    Test,
+    as_delivered,
+    delivered_as,
+    missing_test,
+    rule_test,
+    value_tests,
+    verdicts,
+)
+from .expectation import Whole, surprises, values_seen
 from .fingerprint import numbered
+from .frame import as_polars
 from .lake import LAKE_FORMAT, LakeError
 from .sources import Derive, RawBatch, Source
 
@@ -31,6 +46,10 @@ class Stamp:
 
     ingested_at: datetime
     first: bool
+    version: int = 1  # Of the contract
+    before: Mapping[str, Collection[object]] = field(
+        default_factory=dict
+    )  # Values of earlier batches, by column
 
 
 UTC_TIME = pl.Datetime("us", "UTC")
@@ -48,8 +67,29 @@ def _claims(contract: Contract, stamp: Stamp, rows: pl.DataFrame) -> str | None:
     by = f"{contract.claims} + {contract.delay}" if contract.claims else "the time that its batch names"
     return f"first load: known from {by} on, not from its ingest on {stamp.ingested_at:%Y-%m-%d}"
 
+# %% ../../nbs/10_data/14_staging.ipynb #bf7e9937
+def _unclaimed(contract: Contract, batch: RawBatch, stamp: Stamp) -> list[str]:
+    "What the report of a first load says about a past that nobody claims."
+    if not stamp.first or not batch.pull or contract.claims is not None:
+        return []
+    return [
+        f"first load without claims: its rows count as known from {stamp.ingested_at:%Y-%m-%d} on, and nothing before can be "
+        f"trained on; if a column says when each became known, declare Contract(..., claims='that column'), remove what was "
+        f"ingested of this source and ingest again"
+    ]
+
+# %% ../../nbs/10_data/14_staging.ipynb #30bc12b9
+def _seen_events(contract: Contract, each: pl.DataFrame, checked: Checked) -> pl.DataFrame:
+    "Events that predictions have seen already: each keeps the id and the moment that it has there."
+    rows = checked.rows.join(each, on="row", how="left", maintain_order="left")
+    if contract.id:
+        return rows.drop("told").with_columns(claimed="known_at", event_id=contract.id)
+    return rows.rename({"told": "event_id"}).sort("known_at", "event_id")
+
 # %% ../../nbs/10_data/14_staging.ipynb #1343c61c
 def _events(contract: Contract, batch: RawBatch, checked: Checked, stamp: Stamp) -> pl.DataFrame:
+    if batch.each is not None:
+        return _seen_events(contract, batch.each, checked)
     known = ingested_at = pl.lit(stamp.ingested_at, UTC_TIME)
     if stamp.first:
         known = pl.min_horizontal(_claimed(contract, batch), ingested_at)
@@ -59,7 +99,7 @@ def _events(contract: Contract, batch: RawBatch, checked: Checked, stamp: Stamp)
     prints = checked.rows["fingerprint"]
     ids = numbered(prints) if contract.twins == "count" else prints
     rows = checked.rows.with_columns(known_at=known).hstack([ids.alias("event_id")])
-    times = [c.name for c in contract.columns if c.dtype == "time"]
+    times = [c.called for c in contract.columns if c.dtype == "time"]
     return (
         rows.sort(*times[:1], "fingerprint", "event_id")
         if contract.twins == "count"
@@ -75,7 +115,9 @@ def _versions_kept(contract: Contract, events: pl.DataFrame) -> tuple[pl.DataFra
     contested = (pl.col("claimed") == pl.col("claimed").last().over(one)) & ~pl.col("gone").last().over(one)
     rule = f"{contract.id}: twice in one batch"
     told = pl.format("{}: {} comes twice with different content", pl.lit(contract.id), pl.col("event_id"))
-    refused = rows.filter(~last & contested).select("row", rule=pl.lit(rule), reason=told)
+    refused = rows.filter(~last & contested).select(
+        "row", rule=pl.lit(rule), reason=told, broken=pl.concat_list(pl.lit(rule))
+    )
     return rows.filter(last).drop("gone", "claimed"), refused
 
 # %% ../../nbs/10_data/14_staging.ipynb #32eae652
@@ -83,7 +125,7 @@ def _each(derive: Derive, rows: pl.DataFrame) -> tuple[list[pl.DataFrame], dict[
     "The rows with derived columns, in pieces; and what was said of those on which it failed."
     given = rows.drop("row")
     try:
-        made = derive(given)
+        made = as_polars(derive(given))
     except (Exception, pl.exceptions.PanicException) as e:
         if rows.is_empty():
             raise IngestError(
@@ -147,32 +189,62 @@ def _limit_tests(schema: Mapping[str, pl.DataType], new: list[str]) -> list[Test
     return tests
 
 # %% ../../nbs/10_data/14_staging.ipynb #fb6dbbed
-REFUSED = pl.Schema({"row": pl.Int64(), "rule": pl.String(), "reason": pl.String()})
+REFUSED = pl.Schema(
+    {"row": pl.Int64(), "rule": pl.String(), "reason": pl.String(), "broken": pl.List(pl.String)}
+)
 
 
+def _promised(contract: Contract, made: pl.DataFrame) -> pl.DataFrame:
+    "Derived columns in the types that the contract declares."
+    for column in contract.derived:
+        kind, wanted = made.schema.get(column.called), POLARS_TYPES[column.dtype]
+        fits = kind == wanted or (kind is not None and kind.is_integer() and wanted == pl.Int64)
+        if (
+            not fits
+            and not (kind is not None and kind.is_float() and wanted == pl.Float64)
+            and kind != pl.Null
+        ):
+            raise IngestError(
+                f"{contract.name} promises a derived column {column.called!r} of type {wanted}; derive made "
+                f"{kind or 'none of that name'}; mend derive, or the contract"
+            )
+        value = pl.col(column.called).cast(wanted, strict=False)
+        made = made.with_columns(value.fill_nan(None) if wanted == pl.Float64 else value)
+    return made
+
+
+def _derived_tests(contract: Contract, made: pl.DataFrame, new: list[str]) -> list[Test]:
+    told = [t for c in contract.derived for t in missing_test(c, pl.lit(True)) + value_tests(contract, c)]
+    named = {name for name, _, _ in told}
+    rules = [rule_test(rule) for rule in contract.rules if contract.about_derived(rule)]
+    return [*(t for t in _limit_tests(made.schema, new) if t[0] not in named), *told, *rules]
+
+# %% ../../nbs/10_data/14_staging.ipynb #67655fe3
 def _derived(source: Source, events: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
-    "Events with derived columns, and the rows (row, rule, reason) that had to be refused for them."
-    if source.derive is None:
+    "Events with derived columns, and the rows (row, rule, reason, broken) that had to be refused for them."
+    if source.derive is None and not source.contract.derived:
         return events, REFUSED.to_frame()
-    pieces, failed = _each(source.derive, events)
+    derive = source.derive or pl.DataFrame.clone
+    pieces, failed = _each(derive, events)
     if not pieces:  # every row failed: are the rows to blame, or the function?
-        pieces, _ = _each(source.derive, events.clear())
-    made = pl.concat(pieces)
+        pieces, _ = _each(derive, events.clear())
+    made = _promised(source.contract, pl.concat(pieces))
     new = [c for c in made.columns if c not in events.columns]
-    tests = _limit_tests(made.schema, new)
+    tests = _derived_tests(source.contract, made, new)
     odd = pl.any_horizontal(_large(made, new), *(bad for _, bad, _ in tests)).any()
     if not failed and not made.select(odd).item():  # nearly always
         return made, REFUSED.to_frame()
-    wrapped = pl.col("row").is_in(_wrapped(source.derive, made, new))
+    wrapped = pl.col("row").is_in(_wrapped(derive, made, new))
     tests.insert(0, ("derived: beyond 2**53", wrapped, pl.lit("derived: a number outgrew 64 bits")))
-    found = made.select("row").with_columns(verdicts(made, tests))
-    names = [
-        {"row": row, "rule": "derived: failed", "reason": f"derived: {why}"} for row, why in failed.items()
-    ]
-    refused = pl.concat([pl.DataFrame(names, schema=REFUSED), found.filter(found["rule"].is_not_null())])
+    stands = ~pl.col(RETRACTED) if RETRACTED in made.columns else pl.lit(True)
+    tests = [(name, bad & stands, why) for name, bad, why in tests]
+    names = pl.concat_list(pl.when(bad).then(pl.lit(name)) for name, bad, _ in tests).list.drop_nulls()
+    found = made.select("row", broken=names).hstack(verdicts(made, tests)).select(REFUSED.names())
+    lost = [(row, "derived: failed", f"derived: {why}", ["derived: failed"]) for row, why in failed.items()]
+    refused = pl.concat([pl.DataFrame(lost, schema=REFUSED, orient="row"), found.drop_nulls("rule")])
     return made.filter(found["rule"].is_null()), refused
 
-# %% ../../nbs/10_data/14_staging.ipynb #d071b723
+# %% ../../nbs/10_data/14_staging.ipynb #d15cf55a
 @dataclass(frozen=True, eq=False)
 class Staged:
     "A batch as it enters the lake."
@@ -180,11 +252,12 @@ class Staged:
     rows: pl.DataFrame
     quarantine: pl.DataFrame
     meta: dict[str, Any]  # What its manifest says
+    seen: pl.DataFrame | None = None  # What its pull leaves for the next one
 
 
 def _span(contract: Contract, events: pl.DataFrame) -> list[int] | None:
     "From when to when a batch's rows happened, by its first time column: equal rows lie in batches that overlap."
-    times = [c.name for c in contract.columns if c.dtype == "time" and not c.nullable]
+    times = [c.called for c in contract.columns if c.dtype == "time" and not c.nullable]
     if contract.id or not times or events.is_empty():
         return None
     found = events[times[0]].to_physical()
@@ -201,14 +274,49 @@ def _manifest(source: Source, batch: RawBatch, events: pl.DataFrame, stamp: Stam
         "known_at": batch.known_at.isoformat(),
         "ingested_at": stamp.ingested_at.isoformat(),
         "first": stamp.first,
-        "claims": _claims(contract, stamp, events),
-        "contract": contract.hash,
+        "claims": None if batch.each is not None else _claims(contract, stamp, events),
+        "contract": {"hash": contract.hash, "version": stamp.version, "said": contract.said},
         "id": contract.id,
         "span": _span(contract, events),
-        "origin": {"name": Path(batch.origin).name or batch.origin, "sha256": batch.origin_sha},
+        "origin": {"name": _origin(batch), "sha256": batch.origin_sha},
+        "pull": dict(batch.pull),
+        "newest": None if events.is_empty() else events["known_at"].max().isoformat(),  # type: ignore[union-attr]
     }
 
-# %% ../../nbs/10_data/14_staging.ipynb #55fc77c6
+
+def _origin(batch: RawBatch) -> str:
+    "What a reader may know of where a batch came from."
+    return batch.origin if batch.pull else Path(batch.origin).name or batch.origin
+
+# %% ../../nbs/10_data/14_staging.ipynb #c949aaf7
+def _as_a_whole(
+    batch: RawBatch, checked: Checked, rows: pl.DataFrame, contract: Contract, stamp: Stamp
+) -> tuple[pl.DataFrame, pl.DataFrame, list[str]]:  # Rows that stay, rows to refuse, notes
+    if not contract.expects:
+        return rows, REFUSED.to_frame(), []
+    columns = (*contract.columns, *contract.derived)
+    lacking = {c.called: checked.counts.get(f"{c.called}: missing", 0) for c in columns}
+    whole = Whole(rows, len(batch.frame) + len(batch.spoiled), lacking, stamp.before)
+    odd = surprises(contract.expects, columns, whole)
+    notes = [f"{batch.batch_id}: {why}" for _, why in odd]
+    stop = [why for said, why in odd if said.effect == "refuse"]
+    if stop:
+        raise ContractError(
+            f"{contract.name} is not what it is like: {'; '.join(stop)}; look at the delivery; if it is right, widen what "
+            f"the contract expects"
+        )
+    aside = [why for said, why in odd if said.effect == "quarantine"]
+    if not aside:
+        return rows, REFUSED.to_frame(), notes
+    names = [f"batch: {why}" for why in aside]
+    told = {
+        "rule": pl.lit(names[0]),
+        "reason": pl.lit("; ".join(names)),
+        "broken": pl.lit(names, pl.List(pl.String)),
+    }
+    return rows.clear(), rows.select(pl.col("row"), **told), notes
+
+# %% ../../nbs/10_data/14_staging.ipynb #42677d22
 def staged(
     source: Source,
     batch: RawBatch,
@@ -223,15 +331,21 @@ def staged(
         events, doubtful = _versions_kept(contract, events)
     superseded = len(checked.rows) - len(events) - len(doubtful)
     rows, refused = _derived(source, events.drop("fingerprint"))
-    refused, quarantine = pl.concat([doubtful, refused]), checked.quarantine
-    counts = dict(checked.counts)
+    rows, unlike, notes = _as_a_whole(batch, checked, rows, contract, stamp)
+    refused, quarantine = pl.concat([doubtful, refused, unlike]), checked.quarantine
+    counts = Counter(checked.counts)
     if len(refused):
-        original = batch.frame.select(pl.int_range(pl.len()).alias("row"), *batch.frame.columns)
+        original = batch.frame.rename(delivered_as, strict=False)
+        original = original.select(pl.int_range(pl.len()).alias("row"), *original.columns)
         told = as_delivered(original.join(refused, on="row", how="inner", maintain_order="left"))
-        quarantine = pl.concat([quarantine, told], how="diagonal_relaxed").sort("row")
-        for rule in told["rule"]:
-            counts[rule] = counts.get(rule, 0) + 1
+        counts.update(told["broken"].explode().to_list())
+        quarantine = pl.concat([quarantine, told.drop("broken")], how="diagonal_relaxed").sort("row")
+    if len(batch.spoiled):
+        quarantine = pl.concat([quarantine, batch.spoiled], how="diagonal_relaxed")
+        counts.update(batch.spoiled["rule"].to_list())
     meta = _manifest(source, batch, rows, stamp)
-    meta["counts"] = {"rows": len(rows), "quarantined": counts, "duplicates": checked.n_duplicates}
-    meta["counts"]["superseded"] = superseded
-    return Staged(rows.drop("row"), quarantine, {**meta, "notes": list(checked.notes)})
+    meta["values"] = values_seen(contract.expects, rows)
+    meta["counts"] = {"rows": len(rows), "quarantined": dict(counts), "set_aside": len(quarantine)}
+    meta["counts"] |= {"duplicates": checked.n_duplicates, "superseded": superseded}
+    meta["notes"] = [*batch.notes, *checked.notes, *notes, *_unclaimed(contract, batch, stamp)]
+    return Staged(rows.drop("row"), quarantine, meta, batch.seen)

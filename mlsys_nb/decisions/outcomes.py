@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OutcomeError', 'Outcome', 'Standing', 'standings', 'Posting', 'read_outcomes', 'Ledger', 'verify_outcomes',
-           'conflicts', 'labelled']
+           'conflicts', 'labelled', 'posted', 'beside_outcomes']
 
 # %% ../../nbs/50_decisions/53_outcomes.ipynb #d9c06bff
 from collections.abc import Iterable, Mapping, Sequence
@@ -35,15 +35,17 @@ class Outcome:
     "What somebody says became of one decision."
 
     decision_id: str
-    label: int
+    label: Any  # As the problem's target reads it: 0 or 1, a number, a class
     known_at: datetime
     actor: str = ""
     correction: bool = False
+    reviewer: bool = False  # Said by somebody whose word settles the matter
 
     def __post_init__(self) -> None:
-        if self.label not in (0, 1):
+        if not isinstance(self.label, (int, float, str)) or self.label != self.label:
             raise OutcomeError(
-                f"an outcome is 0 or 1, got {self.label!r:.80}; say whether the predicted thing happened"
+                f"an outcome is a label of its target: 0 or 1, a number or a class, got {self.label!r:.80}; let the "
+                "target's `said` read what came"
             )
         if not isinstance(self.decision_id, str) or not self.decision_id:
             raise OutcomeError(
@@ -53,7 +55,6 @@ class Outcome:
             raise OutcomeError(
                 f"an outcome's time must have a zone, got {self.known_at!r}; use an aware UTC datetime"
             )
-        object.__setattr__(self, "label", int(self.label))
 
 
 def _to_record(outcome: Outcome) -> dict[str, Any]:
@@ -82,8 +83,15 @@ def standings(
     return found
 
 
+def _settles(outcome: Outcome, standing: Standing) -> bool:
+    "A reviewer's word stands above another's; among equals a correction settles the matter."
+    if outcome.reviewer != standing.counts.reviewer:
+        return outcome.reviewer
+    return outcome.correction
+
+
 def _after(standing: Standing | None, outcome: Outcome) -> Standing:
-    if standing is None or outcome.correction:
+    if standing is None or _settles(outcome, standing):
         return Standing(outcome)
     if outcome.label != standing.counts.label and outcome not in standing.contradictions:
         return Standing(standing.counts, (*standing.contradictions, outcome))
@@ -163,7 +171,8 @@ class Ledger:
 def _kind(outcome: Outcome, standing: Standing | None) -> str:
     if standing is None:
         return "new"
-    if outcome.correction and (outcome.label != standing.counts.label or standing.contradictions):
+    changes = outcome.label != standing.counts.label or standing.contradictions
+    if _settles(outcome, standing) and (changes or outcome.reviewer != standing.counts.reviewer):
         return "corrected"
     return "repeated" if outcome.label == standing.counts.label else "conflicting"
 
@@ -212,9 +221,12 @@ def conflicts(
         for key, s in sorted(standings(read_outcomes(settings, problem, known_by)).items())
         for o in s.contradictions
     ]
-    names = ("decision_id", "label", "actor", "contradicted_by", "other_actor", "known_at")
-    kinds = (pl.String(), pl.Int8(), pl.String(), pl.Int8(), pl.String(), pl.Datetime("us", "UTC"))
-    return pl.DataFrame(rows, schema=dict(zip(names, kinds, strict=True)), orient="row")
+    said = pl.Series([row[1] for row in rows] or [0]).dtype
+    kinds = (pl.String(), said, pl.String(), said, pl.String(), pl.Datetime("us", "UTC"))
+    return pl.DataFrame(rows, schema=dict(zip(_CONFLICT, kinds, strict=True)), orient="row")
+
+
+_CONFLICT = ("decision_id", "label", "actor", "contradicted_by", "other_actor", "known_at")
 
 # %% ../../nbs/50_decisions/53_outcomes.ipynb #9a771c6d
 def labelled(
@@ -223,48 +235,62 @@ def labelled(
     now: datetime,  # What is known by then counts
     lake: Lake | None = None,  # Events, when the caller has loaded them already
     since: datetime | None = None,  # First moment wanted; only the days from it on are read
-) -> pl.DataFrame:  # Decisions with label (null while unknown), matured_at, label_source, disagrees, early
+) -> (
+    pl.DataFrame
+):  # Decisions with period, label (null while unknown), matured_at, label_source, disagrees, early
     "Every decision of the model up to `now`, with what is known of its outcome."
     made = read_decisions(settings, problem.name, since).filter(
         pl.col("moment") <= now, "eligible", pl.col("fallback").is_null()
     )
     if made.height == 0:
-        return made.with_columns(**_UNKNOWN)
+        unknown = pl.lit(None, dtype=problem.target.dtype)
+        nobody = {name: pl.lit(None) for name in problem.entity if name not in made.columns}
+        return made.with_columns(period=pl.col("moment"), label=unknown, **nobody, **_UNKNOWN)
     lake = lake or load_events(problem, settings, now)
-    matured_at = pl.col("moment") + problem.matures_after
-    derived = labels(problem, made.select(*problem.keys, "moment"), lake, now)
-    posted = _posted(settings, problem.name, now)
-    rows = made.with_columns(derived.alias("derived")).join(
-        posted, on="decision_id", how="left", maintain_order="left"
-    )
-    early = (pl.col("posted_at") < pl.col("moment")).fill_null(False)
-    rows = rows.with_columns(posted=pl.when(matured_at <= now, ~early).then("posted"), early=early)
-    label, said, seen = pl.coalesce("posted", "derived"), pl.col("posted"), pl.col("derived")
-    source = (
-        pl.when(said.is_not_null()).then(pl.lit("posted")).when(seen.is_not_null()).then(pl.lit("events"))
-    )
-    return rows.with_columns(
-        label=label,
-        matured_at=pl.when(label.is_not_null()).then(matured_at),
-        label_source=source,
-        disagrees=(said != seen).fill_null(False),
-    ).drop("posted", "posted_at", "derived")
+    rows = beside_outcomes(problem, made, posted(settings, problem, now), lake, now)
+    return rows.drop("posted", "posted_at", "derived", "reviewer")
 
 # %% ../../nbs/50_decisions/53_outcomes.ipynb #ad604f48
 _UNKNOWN = {
-    "label": pl.lit(None, dtype=pl.Int8), "matured_at": pl.lit(None, dtype=pl.Datetime("us", "UTC")),
+    "matured_at": pl.lit(None, dtype=pl.Datetime("us", "UTC")),
     "label_source": pl.lit(None, dtype=pl.String), "disagrees": pl.lit(False), "early": pl.lit(False),
 }  # fmt: skip
 
 
-def _posted(settings: Settings, problem: str, now: datetime) -> pl.DataFrame:
-    told = {key: s.counts for key, s in standings(read_outcomes(settings, problem, now)).items()}
-    rows = [(key, outcome.label, outcome.known_at) for key, outcome in told.items()]
-    return pl.DataFrame(rows, schema=_POSTED, orient="row")
+def posted(
+    settings: Settings,
+    problem: Problem,
+    now: datetime,  # What had arrived by then
+) -> pl.DataFrame:  # decision_id, posted (a label), posted_at, reviewer
+    "The outcome that counts for each decision of which somebody told one."
+    told = {key: s.counts for key, s in standings(read_outcomes(settings, problem.name, now)).items()}
+    rows = [(key, o.label, o.known_at, o.reviewer) for key, o in told.items()]
+    kinds = (pl.String(), problem.target.dtype, pl.Datetime("us", "UTC"), pl.Boolean())
+    names = ("decision_id", "posted", "posted_at", "reviewer")
+    return pl.DataFrame(rows, schema=dict(zip(names, kinds, strict=True)), orient="row", strict=False)
 
 
-_POSTED: dict[str, Any] = {
-    "decision_id": pl.String,
-    "posted": pl.Int8,
-    "posted_at": pl.Datetime("us", "UTC"),
-}
+def beside_outcomes(
+    problem: Problem,
+    made: pl.DataFrame,  # Decisions
+    said: pl.DataFrame,  # See `posted`
+    lake: Lake,
+    now: datetime,
+) -> pl.DataFrame:  # Decisions with what was posted, what events say, and which of the two counts
+    "Decisions beside their outcomes: a reviewer's, a posted one, or what events say, in this order."
+    derived = labels(problem, made.select(*problem.entity, "moment"), lake, now)
+    period = problem.population.period_of(made["moment"])
+    rows = made.with_columns(derived.alias("derived"), period.alias("period"))
+    rows = rows.join(said, on="decision_id", how="left", maintain_order="left")
+    matured_at = pl.col("moment") + problem.matures_after
+    early = (pl.col("posted_at") < pl.col("moment")).fill_null(False)
+    rows = rows.with_columns(posted=pl.when(matured_at <= now, ~early).then("posted"), early=early)
+    label, told, seen = pl.coalesce("posted", "derived"), pl.col("posted"), pl.col("derived")
+    who = pl.when("reviewer").then(pl.lit("reviewer")).otherwise(pl.lit("posted"))
+    source = pl.when(told.is_not_null()).then(who).when(seen.is_not_null()).then(pl.lit("events"))
+    return rows.with_columns(
+        label=label,
+        matured_at=pl.when(label.is_not_null()).then(matured_at),
+        label_source=source,
+        disagrees=(told != seen).fill_null(False),
+    )

@@ -7,10 +7,9 @@ __all__ = ['logger', 'DecisionLog']
 
 # %% ../../nbs/50_decisions/51_writer.ipynb #837c1f14
 import logging
-import queue
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +26,8 @@ from mlsys_nb.decisions.segments import (
     segments,
     troubles,
 )
-from ..system.clock import elapsed, micros
+from ..system.clock import micros
+from ..system.group_commit import GroupCommit
 from ..system.settings import Settings
 
 logger = logging.getLogger("mlsys_nb.decisions.writer")
@@ -88,28 +88,20 @@ def _resumed(folder: Path, n: int) -> list[Decision]:
     return _newest(folder, n)
 
 # %% ../../nbs/50_decisions/51_writer.ipynb #bccd10d6
-_Waiting = tuple[Decision, "Future[Decision]"]
-
-
-def _taken(group: Sequence[_Waiting | None]) -> list[_Waiting]:
-    "Those whose futures were not cancelled; from now on they cannot be."
-    return [item for item in group if item is not None and item[1].set_running_or_notify_cancel()]
-
-
-def _named(
-    segment: Segment, waiting: Sequence[_Waiting]
-) -> tuple[bytes, list[tuple[Decision, "Future[Decision]"]]]:
-    "Lines with the ids that say where they stand, for those that can be written at all."
-    lines, made, place = [], [], segment.size
-    for decision, future in waiting:
+def _named(segment: Segment, waiting: Sequence[Decision]) -> tuple[bytes, list[Decision | Exception]]:
+    "Lines with the ids that say where they stand; for those that cannot be written at all, why."
+    lines: list[bytes] = []
+    made: list[Decision | Exception] = []
+    place = segment.size
+    for decision in waiting:
         named = replace(decision, decision_id=id_of(segment.number, place))
         try:
             line = line_of(to_record(named))
         except Exception as e:
-            future.set_exception(e)
+            made.append(e)
             continue
         lines.append(line)
-        made.append((named, future))
+        made.append(named)
         place += len(line)
     return b"".join(lines), made
 
@@ -117,30 +109,12 @@ def _named(
 _DAY = 86_400_000_000
 
 
-def _write(segment: Segment, waiting: Sequence[_Waiting]) -> list[tuple[Decision, "Future[Decision]"]]:
-    "Those that are on disk now, and nobody has been told."
-    content, made = _named(segment, waiting)
-    if made:
-        segment.append(content, [micros(named.moment) for named, _ in made])
-    return made
-
-
-def _tell(waiting: Sequence[_Waiting], error: BaseException) -> None:
-    "Tell everybody who has heard nothing yet."
-    heard = (
-        error if isinstance(error, Exception) else DecisionError(f"the log stopped while writing: {error!r}")
-    )
-    for _, future in waiting:
-        if not future.done():
-            future.set_exception(heard)
-
-
-def _by_day(waiting: Sequence[_Waiting]) -> list[list[_Waiting]]:
+def _by_day(waiting: Sequence[Decision]) -> list[list[Decision]]:
     "The same in the same order, cut where a new day begins."
-    parts: list[list[_Waiting]] = []
+    parts: list[list[Decision]] = []
     newest = -1
     for item in waiting:
-        day = micros(item[0].moment) // _DAY
+        day = micros(item.moment) // _DAY
         if not parts or day > newest:
             parts.append([])
         newest = max(newest, day)
@@ -171,57 +145,16 @@ class _Files:
             except OSError as e:  # the next writer closes it
                 logger.error("segment %s of %s could not be closed: %s", segment.number, self.problem, e)
 
-# %% ../../nbs/50_decisions/51_writer.ipynb #63f96fb2
-class _GroupCommit:
-    "A thread that makes queued decisions durable, as many with one sync as happen to wait."
-
-    def __init__(self, files: _Files) -> None:
-        self.files = files
-        self.queue: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
-        self.busy_since: float | None = None
-        self.failed: tuple[float, str] | None = None
-        self.thread = threading.Thread(target=self._work, name=f"decisions-{files.problem}", daemon=True)
-        self.thread.start()
-
-    def _work(self) -> None:
-        running = True
-        while running:
-            group = [self.queue.get()]
-            while not self.queue.empty():
-                group.append(self.queue.get())
-            running = None not in group
-            self.busy_since = elapsed()
-            self._commit(_taken(group))
-            self.busy_since = None
-        self.files.let_go()
-
-    def _commit(self, waiting: Sequence[_Waiting]) -> None:
-        try:
-            for part in _by_day(waiting):
-                made = _write(self.files.open(micros(part[0][0].moment) // _DAY), part)
-                self.failed = None  # before anybody is told: who has an answer finds the log well
-                for named, future in made:
-                    future.set_result(named)
-        except BaseException as e:
-            self.failed = (elapsed(), f"{type(e).__name__}: {e}")
-            logger.error("decisions of %s could not be written: %s", self.files.problem, e)
-            _tell(waiting, e)
-
-    def trouble(self, patience: float) -> str:
-        "A stall or a failure within the last seconds, or no thread; empty when all is well."
-        since, failed = self.busy_since, self.failed
-        if not self.thread.is_alive():
-            return "the thread that writes decisions has ended; restart the service"
-        if since is not None and elapsed() - since > patience:
-            return f"the disk has not finished a write of decisions for {elapsed() - since:.0f} s"
-        if failed is not None and elapsed() - failed[0] < patience:
-            return f"decisions could not be written: {failed[1]}"
-        return ""
+    def write(self, waiting: Sequence[Decision]) -> Iterator[list[Decision | Exception]]:
+        "Write a group, day by day; what is yielded is on disk."
+        for part in _by_day(waiting):
+            segment = self.open(micros(part[0].moment) // _DAY)
+            content, made = _named(segment, part)
+            if content:
+                segment.append(content, [micros(d.moment) for d in made if isinstance(d, Decision)])
+            yield made
 
 # %% ../../nbs/50_decisions/51_writer.ipynb #ed1ba09b
-_CLOSED = "a closed decision log takes nothing more, got a decision; open a new one"
-
-
 class DecisionLog:
     "The writing end of the log for one serving process: thread-safe; acknowledged means on disk."
 
@@ -233,30 +166,22 @@ class DecisionLog:
         rotate: int = 50_000,
         most: int = 20_000,
     ) -> None:
-        self._folder, self._most, self._closed = log_folder(settings, problem), most, False
-        self._memory = _Memory(remember)
+        self._folder, self._memory = log_folder(settings, problem), _Memory(remember)
         self._memory.fill(_resumed(self._folder, remember))
-        self._disk = _GroupCommit(_Files(self._folder, problem, rotate))
+        self._files = _Files(self._folder, problem, rotate)
+        self._disk = GroupCommit(f"decisions of {problem}", self._files.write, most, self._files.let_go)
 
     def submit(self, decision: Decision) -> "Future[Decision]":
         "Queue a decision; the future holds the one that counts, with its id, once it is on disk."
         clashes(decision.entity, decision.features)
         memory, request_id, future = self._memory, decision.request_id, Future[Decision]()
         with memory.guard:
-            if self._closed:
-                raise DecisionError(
-                    "a closed decision log takes nothing more, got a decision; open a new one"
-                )
             if request_id is not None and request_id in memory.by_request:
                 return memory.by_request[request_id]
-            if self._disk.queue.qsize() >= self._most:
-                raise DecisionError(
-                    f"at most {self._most} decisions wait for the disk, got one more; try again later"
-                )
+            future.add_done_callback(lambda done: memory.settle(request_id, done))
+            self._disk.submit(decision, future)
             if request_id is not None:
                 memory.by_request[request_id] = future
-            future.add_done_callback(lambda done: memory.settle(request_id, done))
-            self._disk.queue.put((decision, future))
             return future
 
     def append(self, decisions: Sequence[Decision]) -> list[Decision]:
@@ -281,7 +206,4 @@ class DecisionLog:
 
     def close(self, patience: float = 30.0) -> None:
         "Write what is queued, then stop."
-        with self._memory.guard:
-            self._closed = True
-        self._disk.queue.put(None)
-        self._disk.thread.join(patience)
+        self._disk.close(patience)

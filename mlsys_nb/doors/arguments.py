@@ -100,10 +100,10 @@ def named_entity(
     from mlsys_nb.jobs.parameters import Parameter, value_from_text
 
     given, kinds = name_values(words), {"int": "int", "text": "str", "bool": "bool"}
-    if set(given) != set(problem.features.keys):
-        wanted, came = ", ".join(problem.features.keys), ", ".join(given) or "nothing"
+    if set(given) != set(problem.entity):
+        wanted, came = ", ".join(problem.entity), ", ".join(given) or "nothing"
         raise ValueError(f"an entity of {problem.name} is {wanted}; got {came}")
-    keys = problem.features.keys.items()
+    keys = problem.entity.items()
     return {name: value_from_text(Parameter(name, kinds[kind]), given[name]) for name, kind in keys}
 
 # %% ../../nbs/80_doors/85_arguments.ipynb #f2b46402

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['Action', 'Option', 'FLAG', 'ROOT', 'NOW', 'JSON', 'DEBUG', 'PROBLEM', 'GIVEN', 'KEY', 'HOST', 'PORT', 'ENTITY',
-           'CASES', 'SEED', 'AT', 'SINCE', 'LIMIT', 'REASON', 'VERSION', 'DECISION', 'ALL', 'WINDOW', 'WINDOW_HOST',
-           'WINDOW_PORT', 'SUBJECT', 'SHELL', 'PROBLEMS', 'WHERE', 'FOLLOW', 'DEMO', 'OUT', 'OF', 'do', 'look', 'STEP',
-           'COMMANDS', 'Command', 'Words', 'parser', 'failure', 'stoppable', 'perform', 'main']
+           'CASES', 'SEED', 'AT', 'SINCE', 'LIMIT', 'REASON', 'BATCH', 'SOURCE', 'VERSION', 'DECISION', 'ALL', 'WINDOW',
+           'WINDOW_HOST', 'WINDOW_PORT', 'SUBJECT', 'SHELL', 'PROBLEMS', 'WHERE', 'FOLLOW', 'DEMO', 'OUT', 'OF',
+           'FOLDER', 'NEW', 'TABLE', 'GUESSED', 'HORIZON', 'do', 'look', 'STEP', 'COMMANDS', 'Command', 'Words',
+           'parser', 'failure', 'stoppable', 'perform', 'main']
 
 # %% ../../nbs/80_doors/89_cli.ipynb #f65525ec
 import argparse
@@ -18,7 +19,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from . import completion, inspection, operations
+from . import beginnings, completion, inspection, operations
 from .arguments import number_within, say
 from ..system.settings import MlsysError, Settings, check_root, load_settings
 from ..system.suggestion import did_you_mean
@@ -49,7 +50,11 @@ LIMIT = (
     "--limit",
     {"type": number_within(1, 10**9), "default": 50, "help": "the newest so many; default 50"},
 )
+
+# %% ../../nbs/80_doors/89_cli.ipynb #d21406f4
 REASON = ("--reason", {"required": True, "metavar": "TEXT", "help": "why, in a sentence"})
+BATCH = ("batch", {"help": "its name, as it stands in the lake and in reports"})
+SOURCE = ("--source", {"metavar": "NAME", "help": "whose batch, where several sources have one of that name"})
 VERSION = ("version", {"type": number_within(1, 10**9), "help": "its number; see mlsys versions"})
 DECISION = ("id", {"nargs": "?", "help": "the id that an answer carried; default: the newest ones"})
 ALL = ("--all", {"action": FLAG, "help": "closed ones too"})
@@ -64,6 +69,23 @@ FOLLOW = ("--follow", {"action": FLAG, "help": "wait for more at its end"})
 DEMO = ("--problem", {"default": "churn", "help": "default: churn"})
 OUT = ("--out", {"metavar": "DIR", "help": "default: _docs of the project"})
 OF = (("--problem", {"help": "of one problem"}), ("--job", {"help": "of one job"}))
+
+# %% ../../nbs/80_doors/89_cli.ipynb #6af1a9ce
+FOLDER = ("folder", {"metavar": "DIR", "help": "to be made, or one without a settings.ini"})
+NEW = ("name", {"help": "of the problem, an identifier such as orders"})
+TABLE = (
+    "--from",
+    {"dest": "origin", "required": True, "metavar": "FILE", "help": "a file, or sqlite:///shop.db#table"},
+)
+GUESSED: tuple[Option, ...] = tuple(
+    (f"--{word}", {"metavar": "COLUMN", "help": f"the column {what}; default: guessed"})
+    for word, what in (
+        ("target", "with the outcome"),
+        ("entity", "that says whom"),
+        ("time", "that says when"),
+    )
+)
+HORIZON = ("--horizon", {"metavar": "LENGTH", "help": "such as 30d; default: guessed"})
 
 # %% ../../nbs/80_doors/89_cli.ipynb #23114f2e
 @dataclass(frozen=True)
@@ -86,16 +108,20 @@ class Command:
 do, look = operations, inspection
 STEP = Command(do.execute_job, (PROBLEM, GIVEN, KEY), "dates")
 COMMANDS: dict[str, Command] = {
+    "init": Command(beginnings.start_folder, (FOLDER,), "looks"),
+    "new": Command(beginnings.propose_problem, (NEW, TABLE, *GUESSED, HORIZON), "dates"),
+    "lab": Command(beginnings.open_notebook, (("name", {"help": PROBLEM[1]["help"]}),), "looks stays"),
     "demo": Command(do.play_demo, (DEMO,)),
     "run": Command(do.execute_job, (("job", {"help": "see mlsys jobs"}), GIVEN, KEY), "dates"),
-    **dict.fromkeys(("ingest", "train", "score", "monitor", "retrain"), STEP),
+    **dict.fromkeys(("scope", "ingest", "train", "score", "monitor", "retrain"), STEP),
     "serve": Command(do.start_service, (PROBLEM, HOST, PORT), "stays"),
     "promote": Command(do.promote_version, (PROBLEM, VERSION, REASON), "dates"),
     "retire": Command(do.retire_version, (PROBLEM, VERSION, REASON), "dates"),
     "recover": Command(do.recover_tables, (), "dates"),
     "compact": Command(do.compact_problem, (PROBLEM,), "dates"),
-    "stream": Command(do.read_stream, (WHERE, PROBLEMS, FOLLOW), "stays dates"),
+    "stream": Command(do.read_stream, (WHERE, PROBLEMS, FOLLOW), "stays"),
     "rollback": Command(do.roll_back, (PROBLEM, REASON), "dates"),
+    "withdraw": Command(do.withdraw_batch, (PROBLEM, BATCH, SOURCE, REASON), "dates"),
     "parity": Command(do.prove_parity, (PROBLEM, CASES, SEED)),
     "reports": Command(do.renew_reports, (), "dates"),
     "dashboard": Command(do.open_dashboard, (WINDOW, WINDOW_HOST, WINDOW_PORT), "looks stays"),

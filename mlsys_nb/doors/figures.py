@@ -16,6 +16,7 @@ from typing import Any
 
 import polars as pl
 
+from ..evaluation.judge import Judge, in_words
 from ..system.markup import Html, figure
 
 # %% ../../nbs/80_doors/81_figures.ipynb #8b1be36a
@@ -97,9 +98,9 @@ def _lines(axes: Any, lines: Mapping[str, pl.DataFrame], column: str) -> None:
         _named(axes, name, (last, height), (at - height) * size)
 
 # %% ../../nbs/80_doors/81_figures.ipynb #13611e2f
-def _said(name: str, part: pl.DataFrame) -> str:
-    first, last = part["log_loss"][0], part["log_loss"][-1]
-    return f"{NAMES.get(name, name)}: log-loss from {first:.3f} to {last:.3f}"
+def _said(judge: Judge, name: str, part: pl.DataFrame) -> str:
+    first, last = part[judge.loss][0], part[judge.loss][-1]
+    return f"{NAMES.get(name, name)}: {in_words(judge.loss)} from {first:.3f} to {last:.3f}"
 
 
 def _dates(axes: Any, moments: list[datetime], most: int = 9) -> None:
@@ -114,25 +115,28 @@ def _dates(axes: Any, moments: list[datetime], most: int = 9) -> None:
 
 # %% ../../nbs/80_doors/81_figures.ipynb #e92c33b8
 def months_figure(
-    frame: pl.DataFrame,  # moment, who, mean_label, mean_prediction, log_loss (see `backtest`)
+    judge: Judge,
+    frame: pl.DataFrame,  # moment, who, mean_label, mean_prediction, and the judge's loss (see `backtest`)
 ) -> Picture:
-    "Log-loss, and mean prediction against the truth, month by month."
+    "The loss, and mean prediction against the truth, month by month."
     parts = {who: frame.filter(pl.col("who") == who).sort("moment") for who in ("champion", "frozen", "rule")}
     ways = {who: part for who, part in parts.items() if part.height}
     truth = next(iter(ways.values())).with_columns(mean_prediction="mean_label")
 
     def paint(canvas: Any) -> str:
         left, right = canvas.subplots(1, 2)
-        _lines(left, ways, "log_loss")
+        _lines(left, ways, judge.loss)
         _lines(right, {**ways, "outcome": truth}, "mean_prediction")
         left.set(
-            title="How costly the probabilities were (lower is better)", ylabel="log-loss, nats a decision"
+            title="How costly the predictions were (lower is better)",
+            ylabel=f"{in_words(judge.loss)}, {judge.unit} a decision",
         )
-        right.set(title="What was predicted, and what happened", ylabel="share of decisions")
-        right.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+        right.set(title="What was predicted, and what happened", ylabel=judge.means)
+        if judge.means.startswith("share"):
+            right.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
         for axes in (left, right):
             _dates(axes, truth["moment"].to_list())
-        return "; ".join(_said(name, part) for name, part in ways.items())
+        return "; ".join(_said(judge, name, part) for name, part in ways.items())
 
     return draw(paint, height=4.2)
 
@@ -142,15 +146,17 @@ def _kept_word(axes: Any, rows: pl.DataFrame) -> None:
     edges = (("mean_label", "low"), ("high", "mean_label"))
     bars = [(rows[upper] - rows[lower]).fill_null(0).clip(0).to_list() for upper, lower in edges]
     x, y = rows["mean_prediction"].to_list(), rows["mean_label"].to_list()
-    axes.plot([0, 1], [0, 1], color="black", linewidth=1, linestyle="--")
+    seen = [v for v in (*x, *y, *rows["low"].drop_nulls(), *rows["high"].drop_nulls()) if v is not None]
+    ends = (min([0.0, *seen]), max([1.0, *seen]))
+    axes.plot(ends, ends, color="black", linewidth=1, linestyle="--")
     axes.errorbar(x, y, yerr=bars, color="#0072B2", marker="o", linewidth=1.5, capsize=3)
-    axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
-    axes.set(xlabel="predicted probability (dashed: kept word)", ylabel="share that happened")
+    axes.set(xlim=ends, ylim=ends, aspect="equal")
+    axes.set(xlabel="predicted (dashed: kept word)", ylabel="what happened")
 
 
 def reliability_figure(
     table: pl.DataFrame,  # n, mean_prediction, mean_label, low, high (see `Evaluation.reliability`)
-    title: str = "Do the probabilities keep their word?",
+    title: str = "Do the predictions keep their word?",
 ) -> Picture:
     "What happened against what was predicted."
     rows = table.drop_nulls(["mean_prediction", "mean_label"]).sort("mean_prediction")

@@ -188,9 +188,15 @@ def show_decisions(settings: Settings, options: argparse.Namespace) -> None:
 def list_conflicts(settings: Settings, options: argparse.Namespace) -> None:
     "Outcomes that contradict each other and wait for a correction."
     from mlsys_nb.decisions.outcomes import conflicts
+    from mlsys_nb.decisions.taught import disputes
+    from mlsys_nb.problem.dataset import DatasetError, load_events
     from mlsys_nb.problem.declaration import load_problem
 
-    rows = conflicts(settings, load_problem(settings, options.problem).name).to_dicts()
+    problem, now = load_problem(settings, options.problem), now_of(settings, options)
+    try:
+        rows = disputes(settings, problem, load_events(problem, settings), now).to_dicts()
+    except DatasetError:  # nothing was ingested: people alone can contradict each other
+        rows = conflicts(settings, problem.name).to_dicts()
 
     def line(row: Mapping[str, Any]) -> str:
         counts, other = (
@@ -209,20 +215,27 @@ def show_features(settings: Settings, options: argparse.Namespace) -> None:
     import polars as pl
 
     from mlsys_nb.features.history import as_of
-    from mlsys_nb.problem.dataset import load_events, population
+    from mlsys_nb.problem.dataset import load_events
     from mlsys_nb.problem.declaration import load_problem
+    from mlsys_nb.problem.population import everybody
     from mlsys_nb.system.clock import instant
 
     problem = load_problem(settings, options.problem)
     entity = named_entity(problem, options.entity)
     moment = instant(options.at) if options.at is not None else now_of(settings, options)
     lake = load_events(problem, settings)
-    known = population(lake.events, problem.features, [moment]).filter(**entity)
-    if known.is_empty():
+    values = dict.fromkeys(problem.features.requests)
+    known = pl.DataFrame([{**entity, "moment": moment, **values}])
+    seen = (
+        everybody(lake.events, problem.features, [moment]).filter(**entity)
+        if problem.features.keys
+        else known
+    )
+    if seen.is_empty() and not problem.population.strangers:
         raise KeyError(
             f"no {problem.name} entity {entity} is known at {moment.isoformat()}; check the key, or a later --at"
         )
-    row = as_of(problem.features, known, lake.events).select(pl.exclude("moment", *entity)).row(0, named=True)
+    row = as_of(problem.features, known, lake.events).select(*problem.features.names).row(0, named=True)
     say(json_text({"entity": entity, "moment": moment, "features": row}))
 
 # %% ../../nbs/80_doors/87_inspection.ipynb #332c06ea

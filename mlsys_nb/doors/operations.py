@@ -4,19 +4,24 @@
 
 # %% auto #0
 __all__ = ['root_option', 'play_demo', 'time_spent', 'execute_job', 'start_service', 'prove_parity', 'promote_version',
-           'roll_back', 'retire_version', 'recover_tables', 'compact_problem', 'compact_store', 'read_stream',
-           'open_dashboard', 'build_docs', 'renew_reports']
+           'roll_back', 'withdraw_batch', 'retire_version', 'recover_tables', 'compact_problem', 'compact_store',
+           'read_stream', 'say_taken', 'open_dashboard', 'build_docs', 'renew_reports']
 
 # %% ../../nbs/80_doors/86_operations.ipynb #d664d079
 import argparse
 import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .arguments import job_values, now_of, say
 from ..system.settings import MlsysError, Settings, load_settings
+
+if TYPE_CHECKING:
+    from mlsys_nb.data.intake import Receipt
 
 # %% ../../nbs/80_doors/86_operations.ipynb #b52fcad3
 def root_option(
@@ -137,6 +142,37 @@ def roll_back(settings: Settings, options: argparse.Namespace) -> None:
     now = rollback(control, seen, check=lambda v: load_version(control, settings, problem, v), **said)
     say(f"version {now.version} of {problem.name} serves again")
 
+# %% ../../nbs/80_doors/86_operations.ipynb #8b59d000
+def withdraw_batch(settings: Settings, options: argparse.Namespace) -> None:
+    "Take a batch of the lake back."
+    import getpass
+
+    from mlsys_nb.data.lake import batches_of, source_folder
+    from mlsys_nb.data.withdrawal import withdraw
+    from mlsys_nb.problem.declaration import load_problem
+    from mlsys_nb.system.audit import AuditLine, audit, audit_log
+    from mlsys_nb.system.control import open_control
+
+    names = [source.name for source in load_problem(settings, options.problem).sources]
+    asked = [options.source] if options.source else names
+    having = [n for n in asked if n in names and options.batch in batches_of(source_folder(settings, n))]
+    if len(having) != 1:
+        found = f"{' and '.join(having)} have it; name one with --source" if having else "none has it"
+        raise MlsysError(
+            f"a batch is withdrawn from one source of {options.problem}; sources {', '.join(names)}, batch "
+            f"{options.batch!r}: {found}"
+        )
+    left = withdraw(settings, having[0], options.batch, now_of(settings, options), options.reason)
+    control, subject = open_control(settings), f"{left.source}/{left.batch}"
+    if not any(line.action == "withdraw" for line in audit_log(control, subject)):
+        said = {"reason": left.reason, "rows": left.rows}
+        audit(control, AuditLine(left.moment, getpass.getuser(), "withdraw", subject, said))
+    word = "leaves" if left.anew else "left"
+    say(
+        f"{left.batch} of {left.source} {word}: {left.rows} rows are not known from {left.moment:%Y-%m-%d %H:%M} on ({left.reason})"
+    )
+    say(f"training and the serving store follow with: mlsys ingest {options.problem}{root_option(settings)}")
+
 # %% ../../nbs/80_doors/86_operations.ipynb #e4c4f241
 def retire_version(settings: Settings, options: argparse.Namespace) -> None:
     "Say that a version will not serve again."
@@ -175,12 +211,21 @@ def recover_tables(settings: Settings, options: argparse.Namespace) -> None:
 # %% ../../nbs/80_doors/86_operations.ipynb #6fc25249
 def compact_problem(settings: Settings, options: argparse.Namespace) -> None:
     "Clear up what a problem has stored, as far as the settings and what may still be asked allow."
+    from datetime import timedelta
+
+    from mlsys_nb.data.inbox import forget_entries
     from mlsys_nb.decisions.log import keep_decisions
     from mlsys_nb.problem.declaration import load_problem
 
-    name, now = load_problem(settings, options.problem).name, now_of(settings, options)
+    problem, now = load_problem(settings, options.problem), now_of(settings, options)
+    name, old = problem.name, now - timedelta(days=settings.inbox_days)
+    sources = problem.sources if settings.inbox_days else ()
+    gone = sum(forget_entries(settings, source.name, old) for source in sources)
     kept = keep_decisions(settings, name, now)
     say(f"decisions   {kept.archived} days archived, {kept.retired} files too old and removed")
+    say(
+        f"inbox       {gone} files removed, whose events are in the lake and older than {settings.inbox_days} days"
+    )
     compact_store(settings, now)
 
 
@@ -199,7 +244,7 @@ def compact_store(
     control = open_control(settings)
     problems = [load_problem(settings, name) for name in settings.problems]
     sets = [features for problem in problems for features in features_in_use(control, settings, problem)]
-    back = max(problem.matures_after + problem.every for problem in problems)
+    back = max(problem.matures_after + problem.population.calendar.length for problem in problems)
     with open_online(settings.online_url) as store:
         done = compact(store, sets, now - back)
     say(
@@ -208,29 +253,47 @@ def compact_store(
 
 # %% ../../nbs/80_doors/86_operations.ipynb #685401a1
 def read_stream(settings: Settings, options: argparse.Namespace) -> None:
-    "Bring the events of a stream into the serving store, for some problems; --follow stays at its end."
+    "Bring the events of a stream into the inboxes of some problems' sources; --follow stays at its end."
+    from mlsys_nb.data.intake import Intake
+    from mlsys_nb.data.stream import open_stream, take_in
+    from mlsys_nb.features.materialize import Materializer
     from mlsys_nb.features.online import open_online
-    from mlsys_nb.features.stream import Folded, dead_letters, follow, open_stream
     from mlsys_nb.problem.declaration import load_problem
-    from mlsys_nb.system.clock import pause
+    from mlsys_nb.system.clock import open_clock, pause
 
-    sets = [load_problem(settings, name).features for name in options.problem]
     stream, place = open_stream(options.where), Path(options.where)
+    sources = {s.name: s for name in options.problem for s in load_problem(settings, name).sources}
     if "://" not in options.where and not options.follow and not place.is_file():
         raise MlsysError(f"a stream is a file of JSON lines, there is none at {place}; --follow waits for it")
+    now = lambda: open_clock(settings.clock_file).now()
+    intakes = {name: Intake(settings, source, now) for name, source in sources.items()}
     with open_online(settings.online_url) as store:
-        for features in sets:
-            store.keep(features)
-        while True:
-            came = follow(store, stream, lambda: now_of(settings, options))
-            for message, reason in came.rejected:
-                say(f"rejected    {reason}: {message.strip()[:80]}")
-            if came != Folded(0, 0) or not options.follow:
-                said = f"{came.new} new events, {came.repeated} repeated, {len(came.rejected)} rejected"
-                say(f"{said}; {len(dead_letters(store))} dead letters are kept in the store")
-            if not options.follow:
-                return
-            pause(1.0)
+        seen = Materializer(list(intakes.values()), lambda: store, lambda: open_clock(settings.clock_file))
+        try:
+            while True:
+                say_taken(take_in(stream, intakes), options.follow)
+                if not options.follow:
+                    break
+                pause(1.0)
+        finally:
+            for intake in intakes.values():
+                intake.close()
+            seen.close()
+
+
+def say_taken(
+    receipts: "Mapping[str, Sequence[Receipt]]",  # By source
+    quiet: bool,  # Say nothing when nothing came
+) -> None:
+    "What became of the messages of a stream."
+    fates = [(name, fate) for name, some in receipts.items() for receipt in some for fate in receipt.told]
+    for name, fate in fates:
+        if fate.status == "quarantined":
+            say(f"refused     {name}: {fate.rule}: {fate.reason[:120]}")
+    counts = Counter(fate.status for _, fate in fates)
+    told = [f"{counts[s]} {s}" for s in ("accepted", "corrected", "repeated", "quarantined")]
+    if fates or not quiet:
+        say(", ".join(told))
 
 # %% ../../nbs/80_doors/86_operations.ipynb #292c9bad
 def open_dashboard(settings: Settings, options: argparse.Namespace) -> int:

@@ -19,6 +19,7 @@ import polars as pl
 
 from ..decisions.log import read_decisions
 from ..decisions.outcomes import labelled
+from ..evaluation.judge import Judge, in_words
 from ..jobs.runner import Runner
 from ..loop.backtest import Backtest, backtest
 from ..loop.step import Context
@@ -235,7 +236,7 @@ def months_table(
             "labels": 0,
             "truth": None,
         }
-        for who, shown in _SHOWN.items():
+        for who, shown in _shown(problem.target.judge).items():
             found = _figures(judged, moment, who)
             row |= {f"{who} {name}": found.get(column) for name, column in shown.items()}
             row |= {"labels": found["n"], "truth": found["mean_label"]} if found else {}
@@ -244,8 +245,11 @@ def months_table(
     return pl.DataFrame(rows, infer_schema_length=None)
 
 
-_RANK, _LOSS, _MEAN = {"AUC": "auc"}, {"log-loss": "log_loss"}, {"mean": "mean_prediction"}
-_SHOWN = {"frozen": _RANK | _LOSS | _MEAN, "champion": _RANK | _LOSS | _MEAN, "rule": _RANK | _LOSS}
+def _shown(judge: Judge) -> dict[str, dict[str, str]]:
+    "The figures of each way of deciding, by their words."
+    figures = {in_words(name): name for name in (judge.ranks, judge.loss)}
+    mean = figures | {"mean": "mean_prediction"}
+    return {"frozen": mean, "champion": mean, "rule": figures}
 
 # %% ../../nbs/80_doors/80_replay.ipynb #0dbd8713
 def run_key(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CHECKS', 'check_tables', 'journal_findings', 'check_clock', 'check_mirror', 'check_models', 'check_lake',
-           'check_store', 'run_of_ingest', 'check_decisions', 'check_reports', 'findings']
+           'check_inbox', 'check_store', 'run_of_ingest', 'check_decisions', 'check_reports', 'findings']
 
 # %% ../../nbs/80_doors/86_soundness.ipynb #9d4ce650
 from collections.abc import Callable, Mapping
@@ -127,6 +127,13 @@ def check_lake(settings: Settings) -> list[Finding]:
     return verify_lake(settings)
 
 
+def check_inbox(settings: Settings) -> list[Finding]:
+    "What is wrong with the events that came one by one."
+    from mlsys_nb.data.entries import verify_inbox
+
+    return verify_inbox(settings)
+
+
 def check_store(settings: Settings) -> list[Finding]:
     "What is wrong with the serving store."
     from mlsys_nb.features.flaws import verify_store
@@ -168,6 +175,7 @@ CHECKS: Mapping[str, Callable[[Settings], list[Finding]]] = {
     "control tables": check_tables,
     "clock": check_clock,
     "lake": check_lake,
+    "inbox": check_inbox,
     "serving store": check_store,
     "models": check_models,
     "decisions": check_decisions,

@@ -6,7 +6,8 @@
 __all__ = ['Events', 'Measure', 'Feature', 'FeatureSet', 'as_of', 'count', 'sum', 'mean', 'min', 'max', 'first', 'last',
            'attribute', 'recent', 'count_distinct', 'mode', 'first_time', 'last_time', 'age', 'time_since_last',
            'time_since_first', 'variance', 'std', 'share', 'request', 'moment', 'ratio', 'log1p', 'absolute', 'clip',
-           'bucket', 'filled', 'known', 'hour_of_day', 'day_of_week', 'mapped', 'cross', 'apply']
+           'bucket', 'filled', 'known', 'hour_of_day', 'day_of_week', 'month_of_year', 'mapped', 'cross', 'apply', 'of',
+           'lagged', 'period']
 
 # %% ../../nbs/20_features/00_index.ipynb #dce9f42f
 from typing import TYPE_CHECKING
@@ -18,10 +19,13 @@ if not TYPE_CHECKING:
     attach(
         "mlsys_nb.features",
         events="Events Measure",
+        duration="lagged period",
         aggregates="Feature",
         windows="count sum mean min max first last attribute recent count_distinct mode first_time last_time age "
         "time_since_last time_since_first variance std share",
-        transforms="request moment ratio log1p absolute clip bucket filled known hour_of_day day_of_week mapped cross apply",
+        lookup="of",
+        transforms="request moment ratio log1p absolute clip bucket filled known hour_of_day day_of_week "
+        "month_of_year mapped cross apply",
         feature_set="FeatureSet",
         history="as_of",
     )
@@ -29,9 +33,11 @@ if not TYPE_CHECKING:
 # %% ../../nbs/20_features/00_index.ipynb #30953f2e
 if TYPE_CHECKING:
     from mlsys_nb.features.aggregates import Feature
+    from mlsys_nb.features.duration import lagged, period
     from mlsys_nb.features.events import Events, Measure
     from mlsys_nb.features.feature_set import FeatureSet
     from mlsys_nb.features.history import as_of
+    from mlsys_nb.features.lookup import of
 
 # %% ../../nbs/20_features/00_index.ipynb #e2d66269
 if TYPE_CHECKING:
@@ -72,6 +78,7 @@ if TYPE_CHECKING:
         log1p,
         mapped,
         moment,
+        month_of_year,
         ratio,
         request,
     )
@@ -82,5 +89,5 @@ _all_ = [
     "count", "sum", "mean", "min", "max", "first", "last", "attribute", "recent", "count_distinct", "mode",
     "first_time", "last_time", "age", "time_since_last", "time_since_first", "variance", "std", "share",
     "request", "moment", "ratio", "log1p", "absolute", "clip", "bucket", "filled", "known", "hour_of_day",
-    "day_of_week", "mapped", "cross", "apply",
+    "day_of_week", "month_of_year", "mapped", "cross", "apply", "of", "lagged", "period",
 ]  # fmt: skip

@@ -14,7 +14,7 @@ from datetime import timedelta
 from typing import Any
 
 from .conditions import Condition, Field, as_condition, condition_columns, condition_text
-from .duration import window_length, window_name
+from .duration import Window, window_of
 from .events import Events
 from .functions import constant_spec
 from ..system.markup import card, table
@@ -34,6 +34,8 @@ OPERATIONS: dict[str, tuple[str, ...]] = {
     "count_distinct": ("int", "text", "bool", "time"),
     "mode": ("int", "text", "bool"),
 }
+OF_KEYS = ("count", "first", "last", "count_distinct", "mode")  # a key names something, it is no quantity
+WITH_UNIT = ("sum", "min", "max", "first", "last", "mode")  # measured as the column is
 
 # %% ../../nbs/20_features/21_aggregates.ipynb #16bf4893
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Aggregate:
     events: Events
     op: str
     column: str = ""
-    window: int | None = None  # microseconds; None: lifetime
+    window: Window = Window()
     where: Condition | None = None
     by: tuple[str, ...] = ()
     nth: int = 1  # the nth last value
@@ -58,15 +60,12 @@ class Aggregate:
             return "time"
         if self.op in ("count", "sum", "squares", "count_distinct"):
             return "int"
-        return self.events.measure(self.column).dtype
+        return self.events.dtype(self.column)
 
     def spec(self) -> dict[str, Any]:
         "Everything that gives the aggregate its meaning, as plain values."
-        types = {c: self.events.measure(c).dtype for c in sorted({self.column} - {""})}
-        types |= {
-            c: self.events.measure(c).dtype
-            for c in sorted(condition_columns(self.where) if self.where is not None else ())
-        }
+        tested = condition_columns(self.where) if self.where is not None else set()
+        types = {c: self.events.dtype(c) for c in sorted({self.column, *tested} - {""})}
         return {
             "events": self.events.name,
             "time": self.events.time,
@@ -74,7 +73,7 @@ class Aggregate:
             "op": self.op,
             "column": self.column,
             "types": types,
-            "window": self.window,
+            "window": self.window.spec(),
             "where": self.where.spec() if self.where is not None else None,
             "nth": self.nth,
         }
@@ -84,20 +83,24 @@ def check_aggregate(
     part: Aggregate,  # A new aggregate
 ) -> None:  # Raises on the first broken rule
     "Refuse what cannot be meant."
-    kind = part.events.measure(part.column).dtype if part.column else ""
+    kind, named = part.events.dtype(part.column) if part.column else "", part.column in part.events.keys
+    if part.column == part.events.time or (named and part.op not in OF_KEYS):
+        raise ValueError(
+            f"{part.op} of events {part.events.name!r} needs a column, got {part.column!r}; of a key {', '.join(OF_KEYS)} are "
+            "taken, of the time first_time and last_time"
+        )
     if kind not in OPERATIONS[part.op]:
         raise ValueError(
             f"{part.op} of events {part.events.name!r} needs a column typed {OPERATIONS[part.op]}, got "
             f"{part.column!r} typed {kind!r}; declare quantities that are summed as int in a fixed unit such as pence"
         )
-    unknown = (
-        sorted(condition_columns(part.where) - set(part.events.columns)) if part.where is not None else []
-    )
+    there = {*part.events.columns, *part.events.keys, part.events.time}
+    unknown = sorted(condition_columns(part.where) - there) if part.where is not None else []
     if unknown:
         raise KeyError(
-            f"where of {part.op} reads {unknown}, events {part.events.name!r} have {sorted(part.events.columns)}"
+            f"where of {part.op} reads {unknown}, events {part.events.name!r} have {sorted(there)}"
         )
-    if not part.by or not set(part.by) <= set(part.events.keys) or len(set(part.by)) < len(part.by):
+    if not set(part.by) <= set(part.events.keys) or len(set(part.by)) < len(part.by):
         raise ValueError(
             f"by is some of the keys {list(part.events.keys)} of events {part.events.name!r}, got {part.by}"
         )
@@ -172,10 +175,11 @@ class Feature(Arithmetic):
 
     def spec(self) -> list[Any]:
         "What the feature does with its inputs' identities, as JSON; names and prose left out."
-        if self.aggregate is not None:
+        if self.aggregate is not None and not self.inputs:
             return ["aggregate", self.aggregate.spec()]
+        what = self.op if self.aggregate is None else self.aggregate.spec()
         return [
-            self.op,
+            what,
             self.dtype,
             [constant_spec(p) for p in self.params],
             [f.identity for f in self.inputs],
@@ -237,8 +241,8 @@ def lineage_row(
     return {
         "step": "· " * depth + (a.op if a else feature.op),
         "of": f"{a.events.name} {a.column}".strip() if a else about,
-        "by": ", ".join(a.by) if a else "",
-        "window": window_name(a.window) if a else "",
+        "by": (", ".join(a.by) or "all together") if a else "",
+        "window": str(a.window) if a else "",
         "where": condition_text(a.where) if a and a.where is not None else "",
     }
 
@@ -298,9 +302,9 @@ def arithmetic(
 class Selection:
     "Where an aggregate looks: which window, which events, whose."
 
-    window: str | timedelta = "lifetime"
+    window: str | timedelta | Window = "lifetime"
     where: Condition | Field | None = None
-    by: tuple[str, ...] = field(default=())
+    by: str | tuple[str, ...] | None = None
 
 # %% ../../nbs/20_features/21_aggregates.ipynb #6a0c25cf
 def aggregated(
@@ -312,16 +316,17 @@ def aggregated(
 ) -> Feature:  # A leaf
     "A feature that is one aggregate."
     where = as_condition(selection.where) if selection.where is not None else None
-    by = (selection.by,) if isinstance(selection.by, str) else tuple(selection.by)
-    by = tuple(sorted(by or events.keys))
-    a = Aggregate(events, op, column, window_length(selection.window), where, by, nth)
+    by = tuple(events.keys) if selection.by is None else selection.by
+    by = tuple(sorted((by,) if isinstance(by, str) else by))
+    a = Aggregate(events, op, column, window_of(selection.window), where, by, nth)
     parts = [
         events.name,
         op,
         column,
-        window_name(a.window),
+        str(a.window),
         "" if where is None else "where",
         "" if nth == 1 else str(nth),
+        "" if by else "of_all",
     ]
-    unit = events.columns[column].unit if column and op not in ("count", "count_distinct", "squares") else ""
+    unit = events.columns[column].unit if column in events.columns and op in WITH_UNIT else ""
     return Feature(derived_name(*parts), a.dtype, "aggregate", aggregate=a, unit=unit)

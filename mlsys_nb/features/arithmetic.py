@@ -10,12 +10,13 @@ import math
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import repeat
 from typing import Any
 
 import numpy as np
 
-from .local_time import distinct_mapped, time_part
+from .calendar import CLOCK_PARTS, time_part, time_parts
 from mlsys_nb.features.masked_column import (
     EXACT,
     MaskedColumn,
@@ -313,6 +314,15 @@ def age_columns(
     age = MaskedColumn(now.values - t.values, t.known, "int")
     return divide_columns(None, age, MaskedColumn(np.full(len(t.values), unit), t.known, "int"))
 
+# %% ../../nbs/20_features/22_arithmetic.ipynb #a1659036
+def clock_column(
+    part: str,  # hour, weekday, month
+    zone: str,  # IANA name
+    x: MaskedColumn,  # Times
+) -> MaskedColumn:  # What the clocks there showed
+    "Column form of `time_part`."
+    return MaskedColumn(time_parts(part, zone, np.where(x.known, x.values, 0)), x.known, "int")
+
 # %% ../../nbs/20_features/22_arithmetic.ipynb #0ada1447
 KERNELS: dict[str, Kernel] = {
     "add": Kernel(lambda: combine("add"), lambda a, b: combine_columns("add", a, b)),
@@ -327,13 +337,10 @@ KERNELS: dict[str, Kernel] = {
     "filled": Kernel(filled_value, filled_column),
     "known": Kernel(lambda: lambda x: x is not None, known_column),
     "age": Kernel(age_value, age_columns),
-    "hour": Kernel(
-        lambda zone: time_part("hour", zone), lambda z, x: distinct_mapped(time_part("hour", z), x, "int")
-    ),
-    "weekday": Kernel(
-        lambda zone: time_part("weekday", zone),
-        lambda z, x: distinct_mapped(time_part("weekday", z), x, "int"),
-    ),
+    **{
+        part: Kernel(partial(time_part, part), lambda zone, x, part=part: clock_column(part, zone, x))  # type: ignore[misc]
+        for part in CLOCK_PARTS
+    },
     "mapped": Kernel(mapped_value, mapped_values),
     "cross": Kernel(cross_values),
     "own": Kernel(own),

@@ -13,6 +13,7 @@ from typing import Any
 
 import polars as pl
 
+from .calendar import time_parts, zone_of
 from .functions import constant_of, constant_spec
 from ..system.clock import micros
 
@@ -59,24 +60,47 @@ class Condition:
             return left & right if self.op == "and" else left | right
         if self.op == "not":
             return ~self.args[0].expr()
-        column = pl.col(self.args[0])
         if self.op in ("is_true", "is_null"):
+            column = pl.col(self.args[0])
             return column if self.op == "is_true" else column.is_null()
-        return compared(column, self.op, self.args[1], self.args[2])
+        if self.op == "columns":
+            op, left, right, dtype = self.args
+            return compared(operand_expr(left, dtype), op, operand_expr(right, dtype))
+        left, value, dtype = self.args
+        if self.op == "in":
+            return operand_expr(left, dtype).is_in(pl.Series(list(value), dtype=LITERALS[dtype]))
+        return compared(operand_expr(left, dtype), self.op, pl.lit(value))
 
 # %% ../../nbs/20_features/20_conditions.ipynb #ec4a3aef
+Operand = (
+    str | tuple[str, str, str]
+)  # a column; or a part of a time: which part, in which zone, of which column
+
+
+def operand_expr(
+    operand: Operand,  # What is compared
+    dtype: str,  # Its type; instants are compared as microseconds
+) -> pl.Expr:  # Over the normalised frame
+    "One side of a comparison as a polars expression."
+    if isinstance(operand, str):
+        return pl.col(operand).cast(pl.Int64) if dtype == "time" else pl.col(operand)
+    part, zone, column = operand
+
+    def shown(times: pl.Series) -> pl.Series:
+        found = time_parts(part, zone, times.fill_null(0).to_numpy())
+        return pl.Series(times.name, found, dtype=pl.Int64).set(times.is_null(), None)
+
+    return pl.col(column).cast(pl.Int64).map_batches(shown, return_dtype=pl.Int64)
+
+
 def compared(
-    column: pl.Expr,  # The column of the normalised frame
-    op: str,  # A comparison, or "in"
-    value: Any,  # What it is compared with: a value, or a tuple of them
-    dtype: str,  # The column's declared type; instants are written as microseconds
-) -> pl.Expr:  # Null where the column is null
+    left: pl.Expr,
+    op: str,  # A comparison
+    right: pl.Expr,
+) -> pl.Expr:  # Null where one of them is null
     "One comparison of a condition as a polars expression."
-    column = column.cast(pl.Int64) if dtype == "time" else column
-    if op == "in":
-        return column.is_in(pl.Series(list(value), dtype=LITERALS[dtype]))
-    ops = {"==": column.eq, "!=": column.ne, "<": column.lt, "<=": column.le, ">": column.gt, ">=": column.ge}
-    return ops[op](pl.lit(value))
+    ops = {"==": left.eq, "!=": left.ne, "<": left.lt, "<=": left.le, ">": left.gt, ">=": left.ge}
+    return ops[op](right)
 
 # %% ../../nbs/20_features/20_conditions.ipynb #ee86ed95
 def as_condition(
@@ -86,7 +110,7 @@ def as_condition(
     if isinstance(value, Condition):
         return value
     if isinstance(value, Field) and value.dtype == "bool":
-        return Condition("is_true", (value.column,))
+        return Condition("is_true", (value.operand,))
     raise TypeError(
         f"a condition is made of comparisons and bool columns, got {value!r}; write events['x'] > 0"
     )
@@ -123,12 +147,20 @@ class Field:
     events: str
     column: str
     dtype: str
+    part: tuple[str, str] | None = None  # of a time: which part, in which zone
+
+    @property
+    def operand(self) -> Operand:
+        "What stands in a condition for this column."
+        return self.column if self.part is None else (*self.part, self.column)
 
     def compare(self, op: str, value: Any) -> Condition:
-        "The question whether this column `op` value; ill-typed questions are refused."
+        "The question whether this column `op` value, or another column; ill-typed questions are refused."
+        if isinstance(value, Field) and op != "in":
+            return columns_compared(self, op, value)
         values = [canonical(self, v) for v in (value if op == "in" else (value,))]
         return Condition(
-            op, (self.column, tuple(sorted(set(values))) if op == "in" else values[0], self.dtype)
+            op, (self.operand, tuple(sorted(set(values))) if op == "in" else values[0], self.dtype)
         )
 
     def __eq__(self, value: object) -> Condition:  # type: ignore[override]
@@ -157,6 +189,18 @@ class Field:
         "The question whether this column is unknown."
         return Condition("is_null", (self.column,))
 
+    def hour(self, zone: str) -> "Field":
+        "The local hour of a time, 0 to 23."
+        return part_of(self, "hour", zone)
+
+    def weekday(self, zone: str) -> "Field":
+        "The local weekday of a time, 1 Monday to 7 Sunday."
+        return part_of(self, "weekday", zone)
+
+    def month(self, zone: str) -> "Field":
+        "The local month of a time, 1 to 12."
+        return part_of(self, "month", zone)
+
     def __and__(self, other: Any) -> Condition:
         return as_condition(self) & as_condition(other)
 
@@ -166,6 +210,32 @@ class Field:
     def __invert__(self) -> Condition:
         return ~as_condition(self)
 
+# %% ../../nbs/20_features/20_conditions.ipynb #f9d69482
+def columns_compared(
+    left: Field,
+    op: str,  # A comparison
+    right: Field,
+) -> Condition:  # Unknown where one of them is
+    "The question how two columns of one event compare."
+    if (left.events, left.dtype) != (right.events, right.dtype):
+        raise ValueError(
+            f"two columns of one kind of events and of one type are compared, got {left.events}[{left.column!r}]: {left.dtype} "
+            f"and {right.events}[{right.column!r}]: {right.dtype}; declare them alike"
+        )
+    return Condition("columns", (op, left.operand, right.operand, left.dtype))
+
+
+def part_of(
+    field: Field,  # A time
+    part: str,  # hour, weekday, month
+    zone: str,  # IANA name
+) -> Field:  # int
+    "A part of what the clock showed, to be compared."
+    zone_of(zone)
+    if field.dtype != "time" or field.part is not None:
+        raise ValueError(f"the {part} of a time is asked, {field.events}[{field.column!r}] is {field.dtype}")
+    return Field(field.events, field.column, "int", (part, zone))
+
 # %% ../../nbs/20_features/20_conditions.ipynb #8738e2cd
 def condition_columns(
     condition: Condition,  # Any condition
@@ -173,7 +243,8 @@ def condition_columns(
     "Which columns a condition reads."
     if condition.op in ("and", "or", "not"):
         return set().union(*(condition_columns(a) for a in condition.args))
-    return {condition.args[0]}
+    operands = condition.args[1:3] if condition.op == "columns" else condition.args[:1]
+    return {operand if isinstance(operand, str) else operand[-1] for operand in operands}
 
 # %% ../../nbs/20_features/20_conditions.ipynb #2586cf98
 def condition_of(
@@ -194,10 +265,10 @@ def condition_text(
         return f"({condition_text(args[0])} {op} {condition_text(args[1])})"
     if op == "not":
         return f"not {condition_text(args[0])}"
+    told = [a if isinstance(a, str) else f"{a[0]} of {a[2]} ({a[1]})" for a in args[1:3] if op == "columns"]
+    if told:
+        return f"{told[0]} {args[0]} {told[1]}"
+    left = args[0] if isinstance(args[0], str) else f"{args[0][0]} of {args[0][2]} ({args[0][1]})"
     return (
-        str(args[0])
-        if op == "is_true"
-        else f"{args[0]} is unknown"
-        if op == "is_null"
-        else f"{args[0]} {op} {args[1]!r}"
+        left if op == "is_true" else f"{left} is unknown" if op == "is_null" else f"{left} {op} {args[1]!r}"
     )

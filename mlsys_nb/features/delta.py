@@ -15,7 +15,7 @@ import polars as pl
 
 from .engine import Get, Put
 from .events import NEVER, NULL, encode, encode_column
-from .id_index import homes_of, note_homes
+from .id_index import homes_of, remember
 from .kind import Kind, forgotten, id_codes, text_code
 from mlsys_nb.features.record import (
     COUNT,
@@ -347,8 +347,4 @@ def merge(
                 continue  # an event without this key is nobody's; its home remembers it
             line = timeline(kind, record_key(kind, grouping, name), get, put)
             merge_one(line, rows.take(np.arange(a, b)), change.ended.cells[:, ending == name])
-    entries = np.stack([change.new.cells[ID], kind.entities(change.new, 0)])
-    known = homes_of(get, kind, entries[0])
-    fresh = [i for i, (c, h) in enumerate(entries.T.tolist()) if h not in known.get(c, ())]
-    if fresh:
-        note_homes(get, put, kind, np.unique(entries[:, fresh], axis=1))
+    remember(get, put, kind, np.stack([change.new.cells[ID], kind.entities(change.new, 0)]))

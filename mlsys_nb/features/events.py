@@ -68,7 +68,13 @@ class Events:
         return hash((self.name, self.time, tuple(self.keys)))
 
     def __getitem__(self, column: str) -> Field:
-        return Field(self.name, column, self.measure(column).dtype)
+        return Field(self.name, column, self.dtype(column))
+
+    def dtype(self, column: str) -> str:
+        "The type of a column, of a key, or of the time; an unknown one is refused."
+        if column == self.time:
+            return "time"
+        return self.keys[column] if column in self.keys else self.measure(column).dtype
 
     def measure(self, column: str) -> Measure:
         "The declaration of a column; an unknown one is refused."
@@ -77,12 +83,19 @@ class Events:
         return self.columns[column]
 
     def _repr_html_(self) -> str:
-        told = [(k, t, "", "key") for k, t in self.keys.items()] + [
-            (self.time, "time", "", "when it happened")
-        ]
-        told += [(c, m.dtype, m.unit, m.meaning) for c, m in self.columns.items()]
-        rows = [dict(zip(("column", "type", "unit", "meaning"), r, strict=True)) for r in told]
-        return card(f"Events {self.name}", {"meaning": self.meaning} if self.meaning else {}, table(rows))
+        return events_card(self)
+
+# %% ../../nbs/20_features/20_events.ipynb #00780745
+def events_card(
+    events: Events,  # A declaration
+) -> str:  # HTML
+    "A declaration of events for people."
+    told = [(k, t, "", "key") for k, t in events.keys.items()] + [
+        (events.time, "time", "", "when it happened")
+    ]
+    told += [(c, m.dtype, m.unit, m.meaning) for c, m in events.columns.items()]
+    rows = [dict(zip(("column", "type", "unit", "meaning"), r, strict=True)) for r in told]
+    return card(f"Events {events.name}", {"meaning": events.meaning} if events.meaning else {}, table(rows))
 
 # %% ../../nbs/20_features/20_events.ipynb #5c00b792
 def events_spec(
@@ -325,7 +338,7 @@ def encode(
     known = rows["known_at"].cast(pl.Int64).to_numpy()
     known = time if np.array_equal(time, known) else known
     encoded = {
-        c: encode_column(rows[c], events.measure(c).dtype, lambda s, c=c: text_codes(c, s))  # type: ignore[misc]
+        c: encode_column(rows[c], events.dtype(c), lambda s, c=c: text_codes(c, s))  # type: ignore[misc]
         for c in columns
     }
     return Encoded(

@@ -13,12 +13,15 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from .conditions import Condition
+from .duration import Window, stay
 from .events import POLARS, Events
-from .feature_set import Family, FeatureSet
-from ..system.clock import instant
+from .feature_set import FeatureSet
+from .plan import Family, OtherEntity
+from ..system.clock import instant, micros
 
 # %% ../../nbs/20_features/29_generated.ipynb #00f58544
 TEXTS = (
@@ -49,7 +52,7 @@ def literals(
     if condition.op in ("and", "or", "not"):
         for inner in condition.args:
             yield from literals(inner)
-    elif len(condition.args) > 1:
+    elif len(condition.args) > 1 and isinstance(condition.args[0], str) and condition.op != "columns":
         values = condition.args[1] if condition.op == "in" else (condition.args[1],)
         yield from ((condition.args[0], v) for v in values)
 
@@ -151,6 +154,23 @@ def sequels(
         rows.append(dict(draw.choice([row, *rows])))
     return rows
 
+# %% ../../nbs/20_features/29_generated.ipynb #02d0dc71
+def lengths(
+    family: Family,  # What will be asked
+) -> list[int]:  # Microseconds, at least one
+    "Lengths of time that matter."
+    found = [p for w in family.windows for p in (w.length, w.lag, w.reach) if p]
+    return found or [86_400_000_000]
+
+
+def changes(
+    window: Window,
+    t: int,  # When an event happened
+) -> list[int]:  # When it begins to be in the window, and when it leaves
+    "The edges of an event's stay."
+    begin, gone = stay(window, np.array([t]))
+    return [*begin.tolist(), *(() if gone is None else gone.tolist())]
+
 # %% ../../nbs/20_features/29_generated.ipynb #a4aea971
 def event_rows(
     events: Events,  # The declaration
@@ -159,10 +179,10 @@ def event_rows(
     draw: random.Random,  # Source of chance
 ) -> list[dict[str, Any]]:  # In arbitrary order
     "Events of one kind."
-    windows = [w for w in family.windows if w] or [86_400_000_000]
+    windows = lengths(family)
     compared: dict[str, list[Any]] = {}
     for c, v in (pair for w in family.conditions for pair in literals(w)):
-        compared.setdefault(c, []).append(instant(v) if events.measure(c).dtype == "time" else v)
+        compared.setdefault(c, []).append(instant(v) if events.dtype(c) == "time" else v)
     rows: list[dict[str, Any]] = []
     for n in range(len(entities) * draw.randint(6, 10)):
         who = draw.choice((0, 0, 1, 2)) if draw.random() < BUSY else draw.randrange(len(entities))
@@ -190,7 +210,7 @@ def entity_pool(
     texts = [f"{draw.choice(TEXTS[:-1])}{i}" for i in range(n)] + list(TEXTS)
     pool = [{k: draw.choice(ints if t == "int" else texts) for k, t in keys.items()} for _ in range(n)]
     for entity in pool:
-        if draw.random() < 0.04:
+        if draw.random() < 0.04 and keys:
             entity[draw.choice(list(keys))] = None
     return pool
 
@@ -212,22 +232,34 @@ def world(
     stamps = edges(features, rows)
     asked = []
     for _ in range(cases):
-        entity = pool[draw.randrange(3)] if draw.random() < BUSY else draw.choice(pool)
-        near = stamps.get(tuple(entity.get(k) for k in sorted(all_keys))) or [instant("2010-03-01")]
+        entity, other = (pool[draw.randrange(3)] if draw.random() < BUSY else draw.choice(pool) for _ in "ab")
+        near = stamps.get(tuple(draw.choice((entity, other)).get(k) for k in sorted(all_keys))) or [
+            instant("2010-03-01")
+        ]
         at = draw.choice(near) + timedelta(
             microseconds=draw.choice((-1, 0, 0, 1, draw.randint(-(10**11), 10**11)))
         )
-        asked.append({**{k: entity[k] for k in features.keys}, "moment": at, **requests(features, draw)})
+        asked.append(
+            {**{k: entity[k] for k in features.keys}, "moment": at, **requests(features, other, draw)}
+        )
     types = {**features.keys, "moment": "time", **features.requests}
     return World(rows, pl.DataFrame(asked, schema={c: POLARS[t] for c, t in types.items()}))
 
 # %% ../../nbs/20_features/29_generated.ipynb #bc9fc406
 def requests(
     features: FeatureSet,  # The set
+    other: Mapping[str, Any],  # An entity that they may name
     draw: random.Random,  # Source of chance
 ) -> dict[str, Any]:  # Values that come with one question
-    "Hostile values of a request."
-    return {name: hostile(dtype, (), draw) for name, dtype in features.requests.items()}
+    "Values of a request: those that name another entity mostly name one, the rest is hostile."
+    plan = features.plan
+    names = {
+        plan.requests[slot - 1][0]: key
+        for step in plan.steps if isinstance(step, OtherEntity)
+        for key, slot in zip(plan.families[step.family].bound, step.inputs, strict=True) if 0 < slot <= len(plan.requests)
+    }  # fmt: skip
+    told = {name: hostile(dtype, (), draw) for name, dtype in features.requests.items()}
+    return told | {name: other.get(key) for name, key in names.items() if draw.random() < 0.8}
 
 # %% ../../nbs/20_features/29_generated.ipynb #cd029790
 def edges(
@@ -240,6 +272,6 @@ def edges(
         e = family.events
         for row in rows[e.name]:
             stamps = [row[e.time], row["known_at"], *([row["retracted_at"]] if row["retracted_at"] else [])]
-            stamps += [row[e.time] + timedelta(microseconds=w) for w in family.windows if w]
+            stamps += [instant(t) for w in family.windows for t in changes(w, micros(row[e.time]))]
             found.setdefault(tuple(row.get(k) for k in sorted(e.keys)), []).extend(stamps)
     return found

@@ -6,9 +6,10 @@
 __all__ = ['as_of']
 
 # %% ../../nbs/20_features/25_history.ipynb #90e1b533
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import groupby
+from datetime import timedelta
 
 import numpy as np
 import polars as pl
@@ -23,9 +24,10 @@ from mlsys_nb.features.events import (
     float_values,
     typed_column,
 )
-from .feature_set import Family, FeatureSet
+from .feature_set import FeatureSet
 from .masked_column import MaskedColumn, column_of
 from .partition import partitioned, projected
+from .plan import Family, OtherEntity, Plan
 from .sweep import Asked, Sweep, entity_limit, match_keys, order_of, sorted_events
 from .window_values import evaluate_windows
 
@@ -37,7 +39,7 @@ def asked_rows(
     "The question in the form that the floor works with."
     want = {**features.keys, "moment": "time", **features.requests}
     missing = sorted(set(want) - set(moments.columns))
-    taken = sorted(set(features.names) & set(moments.columns))
+    taken = sorted((set(features.names) - set(want)) & set(moments.columns))
     if missing or taken:
         raise ValueError(
             f"moments of set {features.name!r} need the columns {sorted(want)} and none named as a feature, "
@@ -87,6 +89,15 @@ def passes(
         rows = Asked(asked.entity[c:d] - low, asked.time[c:d], asked.row[c:d])
         yield Sweep(events.take(np.arange(a, b)), entity[a:b] - low, rows)
 
+# %% ../../nbs/20_features/25_history.ipynb #fcde8712
+def inverse_of(
+    rows: np.ndarray,  # Each row once, in any order
+) -> np.ndarray:  # Where each of them stands
+    "Turn an order around."
+    places = np.empty(len(rows), dtype=np.int64)
+    places[rows] = np.arange(len(rows))
+    return places
+
 # %% ../../nbs/20_features/25_history.ipynb #98a4eeb7
 def family_answers(
     family: Family,  # What is asked of one kind of events
@@ -94,7 +105,9 @@ def family_answers(
     rows: pl.DataFrame,  # The moments, normal
 ) -> list[Answer]:  # One a part, in the order of the rows
     "All aggregates of one family for all moments."
-    entity, found = match_keys(rows.select(family.by), events.keys.select(family.by))
+    entity, found = np.zeros(rows.height, dtype=np.int64), np.zeros(len(events.time), dtype=np.int64)
+    if family.by:  # else everybody is one entity
+        entity, found = match_keys(rows.select(family.by), events.keys.select(family.by))
     time = rows["moment"].cast(pl.Int64).to_numpy()
     order = order_of(entity, time)  # rows with an unknown key are left out: they see nothing
     events, found = sorted_events(events, found, any(p.op in ("first", "last") for p in family.parts))
@@ -104,11 +117,18 @@ def family_answers(
     ]
     for whole in passes(found, Asked(entity[order], time[order], order), events) if len(order) else ():
         for sweep, orderly in split_disorder(whole):
-            for i, (v, k) in enumerate(evaluate_windows(sweep, family.parts, orderly)):
+            answers = evaluate_windows(sweep, family.parts, orderly)
+            if (
+                len(sweep.asked.row) == rows.height
+            ):  # nearly always all at once, and then it is read back faster than laid out
+                back = inverse_of(sweep.asked.row)
+                return [(v[back], k if k is None else k[back]) for v, k in answers]
+            for i, (v, k) in enumerate(answers):
                 if v.dtype == object and values[i].dtype != object:
                     values[i] = values[i].astype(object)
                 values[i][sweep.asked.row] = v
-                known[i][sweep.asked.row] = True if k is None else k
+                if k is not None:
+                    known[i][sweep.asked.row] = k
     return list(zip(values, known, strict=True))
 
 # %% ../../nbs/20_features/25_history.ipynb #298c3493
@@ -145,7 +165,7 @@ def family_columns(
         encoded = encode(family.events, part.events, family.columns, family.conditions, ranked)
         for i, answer in enumerate(family_answers(family, encoded, part.rows)):
             column = typed_answer(family.parts[i], answer, texts)
-            found[i] = column if partitions == 1 else placed(found[i], column, part.place, rows.height)
+            found[i] = column if part.events is frame else placed(found[i], column, part.place, rows.height)
     return [c for c in found if c is not None]
 
 # %% ../../nbs/20_features/25_history.ipynb #62078fd2
@@ -173,6 +193,47 @@ def series(
     values = pl.Series(name, column.values, dtype=POLARS[column.dtype])
     return values if column.known.all() else values.set(pl.Series(~column.known), None)
 
+# %% ../../nbs/20_features/25_history.ipynb #2f09d918
+def given(
+    column: pl.Series,  # A request value of all rows, normal
+    dtype: str,  # Its type
+) -> MaskedColumn:  # The same as a slot
+    "Values that came with the rows."
+    known = column.is_not_null().to_numpy()
+    if dtype == "text":
+        return MaskedColumn(column.fill_null("").to_numpy(), known, dtype)
+    empty = {"int": 0, "float": 0.0, "bool": False}[dtype]
+    return MaskedColumn(column.fill_null(empty).to_numpy(), known, dtype)
+
+# %% ../../nbs/20_features/25_history.ipynb #d5fa929d
+def frames_of(
+    plan: Plan,
+    events: Mapping[str, pl.DataFrame | pl.LazyFrame],  # By name
+) -> Callable[[Family], pl.DataFrame]:  # To be asked once for each family
+    "Read each kind of events when it is first needed, and keep it for as long."
+    waiting = Counter(family.events.name for family in plan.families)
+    held: dict[str, pl.DataFrame] = {}
+
+    def frame(family: Family) -> pl.DataFrame:
+        name = family.events.name
+        if name not in held:
+            held[name] = projected([f for f in plan.families if f.events.name == name], events[name])
+        waiting[name] -= 1
+        return held[name] if waiting[name] else held.pop(name)
+
+    return frame
+
+
+def elsewhere(
+    family: Family,  # Of another entity
+    rows: pl.DataFrame,  # The moments, normal
+    named: Sequence[MaskedColumn],  # Its bound keys
+) -> pl.DataFrame:  # The moments of that entity
+    "Ask the same moments of whom the rows name."
+    own = [k for k in family.by if k not in family.bound]
+    keys = [series(k, column) for k, column in zip(family.bound, named, strict=True)]
+    return rows.select(*own, "moment").with_columns(keys)
+
 # %% ../../nbs/20_features/25_history.ipynb #5ee9ea6f
 def as_of(
     features: FeatureSet,  # What is asked
@@ -191,20 +252,21 @@ def as_of(
         )
     n = rows.height
     slots = [MaskedColumn(rows["moment"].cast(pl.Int64).to_numpy(), np.ones(n, dtype=bool), "time")]
-    slots += [column_of(rows[name].to_list(), dtype) for name, dtype in plan.requests]
-    for name, group in groupby(plan.families, key=lambda family: family.events.name):
-        families = list(group)
-        frame = projected(families, events[name])
-        for family in families:
-            slots += family_columns(family, rows, frame, partitions)
+    slots += [given(rows[name], dtype) for name, dtype in plan.requests]
+    seen = rows.with_columns(pl.col("moment") - timedelta(microseconds=1)) if features.strict else rows
+    frames = frames_of(plan, events)
+    for family in plan.families:
+        if not family.bound:
+            slots += family_columns(family, seen, frames(family), partitions)
     slots += [column_of([c] * n, "float" if isinstance(c, float) else "int") for c in plan.constants]
     for step in plan.steps:
-        slots.append(
-            replace(
-                apply_columns(step.op, step.params, [slots[i] for i in step.inputs], step.dtype),
-                dtype=step.dtype,
-            )
-        )
+        if isinstance(step, OtherEntity):
+            family = plan.families[step.family]
+            others = elsewhere(family, seen, [slots[i] for i in step.inputs])
+            slots += family_columns(family, others, frames(family), partitions)
+        else:
+            found = apply_columns(step.op, step.params, [slots[i] for i in step.inputs], step.dtype)
+            slots.append(replace(found, dtype=step.dtype))
     return moments.with_columns(
         series(f.name, slots[i]) for f, i in zip(features.features, plan.outputs, strict=True)
     )

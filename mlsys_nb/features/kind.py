@@ -19,7 +19,7 @@ import polars as pl
 
 from .conditions import condition_columns
 from .events import NEVER, NULL, Events
-from .feature_set import Family
+from .plan import Family
 from .record import FIELDS, KNOWN, TIME, Frame, Rows
 from ..system.settings import MlsysError
 
@@ -72,6 +72,9 @@ def entity_codes(
         return keys[0]
     distinct, place = np.unique(keys, axis=1, return_inverse=True)
     return np.array([entity_code(c) for c in distinct.T.tolist()], dtype=np.int64)[place.reshape(-1)]
+
+
+EVERYBODY = entity_code(())  # the one entity of what is counted by no key
 
 # %% ../../nbs/20_features/26_kind.ipynb #16f36cd2
 LONGEST = 400  # bytes of an event id
@@ -127,12 +130,13 @@ class Kind:
         return Events(self.name, keys, self.time, {c: t for c, t in self.fields if c not in keys})
 
     def place(self, name: str) -> int:
-        "The field of a key or column."
-        return FIELDS + [n for n, _ in self.fields].index(name)
+        "The field of a key, a column, or the time."
+        return TIME if name == self.time else FIELDS + [n for n, _ in self.fields].index(name)
 
     def entities(self, rows: Rows, grouping: int) -> np.ndarray:
         "The entity of each row in a grouping."
-        return entity_codes(rows.cells[[self.place(k) for k in self.groupings[grouping]]])
+        by = [self.place(k) for k in self.groupings[grouping]]
+        return entity_codes(rows.cells[by]) if by else np.full(len(rows), EVERYBODY)
 
     def told(self) -> bytes:
         "For the store."
@@ -154,7 +158,7 @@ def grouping_name(
     by: Sequence[str],  # Keys
 ) -> str:  # As it stands in `lacking`
     "How a choice of keys is called."
-    return f"by {', '.join(by)}"
+    return f"by {', '.join(by)}" if by else "of everybody together"
 
 # %% ../../nbs/20_features/26_kind.ipynb #ca2f15a8
 def new_kind(
@@ -165,7 +169,10 @@ def new_kind(
     "A kind that is new to the store."
     order = list(events.keys)
     asked = sorted(set(groupings), key=lambda by: (-len(by), [order.index(k) for k in by]))
-    return Kind(events.name, number, events.time, (), (), tuple(asked) or (tuple(order),))
+    home = (
+        () if asked and asked[0] else (tuple(order),)
+    )  # never everybody's: a home is looked through for corrections
+    return Kind(events.name, number, events.time, (), (), (*home, *asked))
 
 # %% ../../nbs/20_features/26_kind.ipynb #443d19f9
 def grown(
@@ -185,7 +192,7 @@ def grown(
         )
     new = [(c, t) for c, t in said.items() if c not in fields]
     by = [g for g in dict.fromkeys(f.by for f in families) if g not in kind.groupings]
-    longest = max((NEVER if w is None else w for f in families for w in f.windows), default=0)
+    longest = max((NEVER if f.reach is None else f.reach for f in families), default=0)
     lacking = [*kind.lacking, *(c for c, _ in new), *map(grouping_name, by)]
     if kind.horizon > NULL and longest > kind.kept:
         lacking.append("window")
@@ -208,10 +215,11 @@ def check_filled(
     name, missing = family.events.name, ["everything"]
     if kind is not None:
         tested = {c for where in family.conditions for c in condition_columns(where)}
-        read = {*family.by, *family.columns, *tested}
-        typed = {**family.events.keys, **{c: m.dtype for c, m in family.events.columns.items()}}
-        longest = max(NEVER if w is None else w for w in family.windows)
-        missing = sorted(c for c in read if c in kind.lacking or (c, typed[c]) not in kind.fields)
+        read = {*family.by, *family.columns, *tested} - {family.events.time}
+        longest = NEVER if family.reach is None else family.reach
+        missing = sorted(
+            c for c in read if c in kind.lacking or (c, family.events.dtype(c)) not in kind.fields
+        )
         if family.by not in kind.groupings or grouping_name(family.by) in kind.lacking:
             missing.append(grouping_name(family.by))
         if kind.horizon > NULL and longest > kind.kept:

@@ -8,7 +8,7 @@ __all__ = ['stored_rows', 'refill', 'filled_rows', 'ended_in', 'check_batches', 
 
 # %% ../../nbs/20_features/28_online.ipynb #c22d68d7
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 
@@ -28,6 +28,7 @@ from mlsys_nb.features.delta import (
 from .engine import Get, Put
 from .events import NEVER, NULL, Events
 from .feature_set import FeatureSet
+from .id_index import remember
 from .kind import Kind, StoreMismatch, forgotten, kind_from
 from .record import END, ID, KNOWN, LAST, LATEST, Rows, joined
 from mlsys_nb.features.store import (  # noqa: F401
@@ -77,14 +78,15 @@ def refill(
         kept = max(kind.kept, kind.wanted) if "window" in kind.lacking else kind.kept
         full = replace(noted(put, kind, delivery), lacking=delivery.absent, kept=kept, wanted=0)
         change = resolved(full, filled, delivery.rows)
-        rows = joined([ended_in(filled, change.ended), change.new])
-        rows = rows.take(np.flatnonzero(~forgotten(full, rows.cells)))
+        told = joined([ended_in(filled, change.ended), change.new])
+        rows = told.take(np.flatnonzero(~forgotten(full, told.cells)))
         for prefix in (b"e", b"h", b"i", b"n"):
             for key, _ in store.engine.scan(prefix + struct.pack(">H", kind.number)):
                 put(key, None)
         write_texts(get, put, delivery.texts)
         put(KIND_KEY + kind.name.encode(), full.told())
         merge(full, Settled(rows, rows.take(np.arange(0))), get, put)
+        remember(get, put, full, np.stack([told.cells[ID], full.entities(told, 0)]))
         write_notes(put, BATCH_KEY, batches)
         return len(rows) - len(stored)
 
@@ -136,7 +138,7 @@ def check_batches(
         if lake.get(batch, "") != content and (batch in lake or known):
             raise StoreMismatch(
                 f"a serving store holds what the lake holds; batch {batch} of {snapshot.source!r} "
-                f"{'has other content in the lake now' if batch in lake else 'is not in the lake any more'}; stop what has "
+                f"{'has other content in the lake now, or is read under a newer contract' if batch in lake else 'is not in the lake any more'}; stop what has "
                 f"the store open, remove its folder (data/online) and run `mlsys ingest`: it is rebuilt from the lake"
             )
     return set(held)
@@ -147,6 +149,7 @@ def sync(
     settings: Settings,  # Where the lake is
     events: Events,  # The declaration; its name is the source's
     snapshot: Snapshot,  # Which batches
+    waiting: Callable[[], pl.DataFrame | None] = lambda: None,  # What the store has and the lake will have
 ) -> int:  # How many versions were new
     "Write the batches of the lake that the store does not have yet, and fill what it lacks."
     there, source = check_batches(store, snapshot), snapshot.source
@@ -155,7 +158,10 @@ def sync(
     fresh = {b: c for b, c in content.items() if b not in there}
     if kind.lacking and snapshot.batches:
         notes = {f"{source}/{b}": c for b, c in content.items()}
-        return refill(store, events, read(settings, snapshot), notes)
+        more = waiting()
+        told = read(settings, snapshot)
+        told = told if more is None else pl.concat([told, more], how="diagonal_relaxed")
+        return refill(store, events, told, notes)
     if not fresh:
         return 0
     rows = read(settings, snapshot, news=None if len(fresh) == len(snapshot.batches) else fresh)
@@ -170,7 +176,7 @@ def compact(
     "Drop what no window of these sets sees from the horizon on."
     done = 0
     for name in store.kinds():
-        windows = [w for s in sets for f in s.plan.families if f.events.name == name for w in f.windows]
+        windows = [f.reach for s in sets for f in s.plan.families if f.events.name == name]
         lengths = [w for w in windows if w is not None]
         if not windows or len(lengths) < len(windows):
             continue

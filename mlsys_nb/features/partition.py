@@ -14,7 +14,7 @@ import polars as pl
 
 from .conditions import condition_columns
 from .events import SYSTEM_COLUMNS, normal, resolve_versions, typed_column
-from .feature_set import Family
+from .plan import Family
 
 # %% ../../nbs/20_features/25_partition.ipynb #628567d5
 def projected(
@@ -67,7 +67,7 @@ def partitioned(
     n: int,  # How many partitions
 ) -> Iterator[Partition]:  # One at a time
     "Part moments and events by entity."
-    if n == 1:
+    if n == 1 or not family.by:
         yield Partition(rows, np.arange(rows.height), frame)
         return
     read = sorted(set(frame.columns) & set(family.events.columns))

@@ -11,6 +11,7 @@ from functools import cached_property
 
 import numpy as np
 
+from .duration import Window, stay
 from .events import NULL
 from .sweep import Sweep
 
@@ -31,7 +32,7 @@ class Ranges:
     rows: np.ndarray | slice  # the kept events of the sweep
     lo: np.ndarray
     hi: np.ndarray
-    window: int | None
+    window: Window
 
     def count(self) -> np.ndarray:
         "How many events."
@@ -69,19 +70,20 @@ def distinct_in_ranges(
     order = np.lexsort((values, entity))
     same = (entity[order[1:]] == entity[order[:-1]]) & (values[order[1:]] == values[order[:-1]])
     older, newer = order[:-1][same], order[1:][same]
-    if view.window is not None:
-        together = time[older] + view.window > start[newer]
+    begin, gone = stay(view.window, time)
+    if gone is not None:
+        together = gone[older] > np.maximum(start, begin)[newer]
         older, newer = older[together], newer[together]
     begun, over = np.zeros(len(values), dtype=np.int64), np.zeros(len(values), dtype=np.int64)
     begun[newer], over[older] = 1, 1
-    if view.window is None:  # nobody ever leaves
+    if gone is None:  # nobody ever leaves
         over = begun
     return view.count() - (running_sums(begun)[view.hi] - running_sums(over)[view.lo])
 
 # %% ../../nbs/20_features/24_range_index.ipynb #bcd3ef28
 def ranges(
     sweep: Sweep,  # Orderly events
-    window: int | None,  # Length of the window
+    window: Window,
     kept: np.ndarray | None,  # Which events; None: all
 ) -> Ranges:  # For every moment
     "Find what counts by binary search."
@@ -250,12 +252,17 @@ def mode_in_spans(
 # %% ../../nbs/20_features/24_range_index.ipynb #ae8810ab
 def spans(
     sweep: Sweep,  # Any events
-    window: int | None,  # Length of the window
+    window: Window,
     kept: np.ndarray | None,  # Which events; None: all
     depth: int = 1,  # How many of the latest are asked for
 ) -> Spans:  # For every event that is ever seen
     "Find the moments that each version covers."
-    lo = sweep.first_seen
-    hi = sweep.last_seen(window)
+    begin, gone = stay(window, sweep.events.time)
+    end = sweep.events.end if gone is None else np.minimum(sweep.events.end, gone)
+    begin = (
+        sweep.starts if window.ends_now else sweep.key(sweep.entity, np.maximum(begin, sweep.events.start))
+    )
+    lo = np.searchsorted(sweep.moments, begin, side="left")
+    hi = np.searchsorted(sweep.moments, sweep.key(sweep.entity, end), side="left")
     rows = np.flatnonzero((lo < hi) if kept is None else (lo < hi) & kept)
     return Spans(rows, lo[rows], hi[rows], len(sweep.moments), depth)

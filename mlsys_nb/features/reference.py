@@ -12,15 +12,56 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from fractions import Fraction
+from functools import lru_cache
 from typing import Any
 from zoneinfo import ZoneInfo
 
 from .aggregates import Aggregate, Feature
 from .conditions import Condition
+from .duration import Window
 from .events import Events
 
 # %% ../../nbs/20_features/29_reference.ipynb #07f2ed68
 Row = Mapping[str, Any]
+
+# %% ../../nbs/20_features/29_reference.ipynb #0b85b6a0
+def inside(
+    time: datetime,  # When something happened
+    moment: datetime,  # T
+    window: Window,
+    strict: bool,  # Whether T sees what was before it
+) -> bool:
+    "Whether an event is in a window."
+    if window.unit:
+        starts = first_midnights(moment, window)
+        return starts[0] <= time < starts[1]
+    end = moment - timedelta(microseconds=window.lag)
+    begin = datetime.min.replace(tzinfo=UTC)
+    if window.length is not None:
+        begin = end - timedelta(microseconds=window.length)
+    return begin <= time < end if strict else begin < time <= end
+
+
+@lru_cache(maxsize=100_000)
+def first_midnights(
+    moment: datetime,  # T
+    window: Window,  # Of a calendar
+) -> tuple[datetime, datetime]:  # When the period began, and when the next one does
+    "Go through the days around T, one by one, until the period is found."
+    zone = ZoneInfo(window.zone)
+    ahead = {"day": 2, "week": 9, "month": 33, "quarter": 95}.get(window.unit, 368)
+    day, found = moment.astimezone(zone).date() + timedelta(days=ahead), list[datetime]()
+    while len(found) < 2 or found[-1] > moment or sum(start <= moment for start in found) <= window.back:
+        begins = {
+            "day": True,
+            "week": day.weekday() == 0,
+            "month": day.day == 1,
+            "year": day.timetuple().tm_yday == 1,
+        }
+        if begins.get(window.unit, day.day == 1 and day.month % 3 == 1):
+            found.append(datetime(day.year, day.month, day.day, tzinfo=zone).astimezone(UTC))
+        day -= timedelta(days=1)
+    return found[-1], found[-2]
 
 # %% ../../nbs/20_features/29_reference.ipynb #d907c681
 @dataclass(frozen=True)
@@ -32,10 +73,13 @@ class EventVersion:
     begin: datetime
     end: datetime | None
 
-    def counts(self, moment: datetime, window: int | None) -> bool:
-        "The definition: visible at the moment, and in the window (T - w, T]."
-        visible = self.begin <= moment and (self.end is None or moment < self.end)
-        return visible and (window is None or self.time > moment - timedelta(microseconds=window))
+    def counts(self, moment: datetime, window: Window, strict: bool) -> bool:
+        "The definition: visible at the moment (strictly: before it), and in the window."
+        if strict:
+            visible = self.begin < moment and (self.end is None or self.end >= moment)
+        else:
+            visible = self.begin <= moment and (self.end is None or moment < self.end)
+        return visible and inside(self.time, moment, window, strict)
 
 # %% ../../nbs/20_features/29_reference.ipynb #5e1fca11
 def event_versions(
@@ -68,6 +112,32 @@ def clean(
         return (value - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
     return value
 
+# %% ../../nbs/20_features/29_reference.ipynb #0c5b834c
+def operand_value(
+    operand: Any,  # A column, or a part of a time
+    row: Row,  # An event
+) -> Any:  # None: unknown
+    "One side of a comparison."
+    if isinstance(operand, str):
+        return clean(row[operand])
+    part, zone, column = operand
+    value = clean(row[column])
+    return None if value is None else STEPS[part]((zone,), value)
+
+
+def compared_values(op: str, value: Any, other: Any) -> bool | None:
+    "A comparison; unknown where one side is."
+    if value is None or other is None:
+        return None
+    return {
+        "==": value == other,
+        "!=": value != other,
+        "<": value < other,
+        "<=": value <= other,
+        ">": value > other,
+        ">=": value >= other,
+    }[op]
+
 # %% ../../nbs/20_features/29_reference.ipynb #adfebb29
 def truth(
     condition: Condition,  # Any condition
@@ -81,33 +151,25 @@ def truth(
     if condition.op == "not":
         inner = truth(condition.args[0], row)
         return None if inner is None else not inner
-    value = clean(row[condition.args[0]])
+    if condition.op == "columns":
+        op, left, right, _ = condition.args
+        return compared_values(op, operand_value(left, row), operand_value(right, row))
+    value = operand_value(condition.args[0], row)
     if condition.op == "is_null":
         return value is None
-    if value is None:
-        return None
-    if condition.op == "is_true":
-        return bool(value)
+    if value is None or condition.op == "is_true":
+        return value
     other = condition.args[1]
-    if condition.op == "in":
-        return value in other
-    return {
-        "==": value == other,
-        "!=": value != other,
-        "<": value < other,
-        "<=": value <= other,
-        ">": value > other,
-        ">=": value >= other,
-    }[condition.op]
+    return value in other if condition.op == "in" else compared_values(condition.op, value, other)
 
 # %% ../../nbs/20_features/29_reference.ipynb #316e813b
 def aggregate_value(
     part: Aggregate,  # What is asked
     found: Sequence[EventVersion],  # All versions of the entity, by time and event id
-    moment: datetime,  # As of when
+    now: "Situation",  # As of when, and how
 ) -> Any:  # None where unknown
     "One aggregate of one entity at one moment."
-    kept = [v for v in found if v.counts(moment, part.window)]
+    kept = [v for v in found if v.counts(now.moment, part.window, now.strict)]
     kept = [v for v in kept if part.where is None or truth(part.where, v.row) is True]
     if part.column:
         kept = [v for v in kept if clean(v.row[part.column]) is not None]
@@ -214,6 +276,7 @@ STEPS: dict[str, Callable[..., Any]] = {
     "age": lambda p, now, t: quotient(now - t, p[0]),
     "hour": lambda p, t: local(t, p[0]).hour,
     "weekday": lambda p, t: local(t, p[0]).weekday() + 1,
+    "month": lambda p, t: local(t, p[0]).month,
     "mapped": lambda p, x: next((v for k, v in p[0] if k == x), p[1]),
     "cross": lambda p, *xs: "|".join(str(x).replace("\\", "\\\\").replace("|", "\\|") for x in xs),
 }
@@ -221,11 +284,12 @@ STEPS: dict[str, Callable[..., Any]] = {
 # %% ../../nbs/20_features/29_reference.ipynb #c8f73a2e
 @dataclass(frozen=True)
 class Situation:
-    "Everything a feature may look at: one entity's versions by kind and keys, the moment, the request."
+    "Everything a feature may look at: the moment, whom and what the row tells, and all versions by kind, keys and entity."
 
     moment: datetime
-    request: Row
-    versions: Mapping[tuple[str, tuple[str, ...]], Sequence[EventVersion]]
+    row: Row  # keys and request values
+    versions: Mapping[tuple[str, tuple[str, ...]], Mapping[tuple[Any, ...], Sequence[EventVersion]]]
+    strict: bool = False
 
 # %% ../../nbs/20_features/29_reference.ipynb #341b2f01
 def feature_value(
@@ -235,11 +299,14 @@ def feature_value(
     "One feature of one entity at one moment."
     if feature.aggregate is not None:
         a = feature.aggregate
-        return aggregate_value(a, now.versions.get((a.events.name, a.by), ()), now.moment)
+        named = dict(zip(feature.params, (feature_value(f, now) for f in feature.inputs), strict=True))
+        who = tuple(named[k] if k in named else now.row[k] for k in a.by)
+        whose = now.versions[a.events.name, a.by].get(who, ()) if None not in who else ()
+        return aggregate_value(a, whose, now)
     if feature.op == "moment":
         return clean(now.moment)
     if feature.op == "request":
-        value = clean(now.request.get(feature.params[0]))
+        value = clean(now.row.get(feature.params[0]))
         return value if value is None or feature.dtype != "float" else float(value)
     if feature.op == "constant":
         return feature.params[0]

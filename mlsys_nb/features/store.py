@@ -7,7 +7,7 @@ __all__ = ['OnlineStore', 'online_store', 'open_online']
 
 # %% ../../nbs/20_features/27_store.ipynb #bfbfcb4f
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,9 +16,10 @@ import polars as pl
 from .delta import Delivery, deliver, merge, settled
 from .engine import Engine, Get, Put
 from .events import Events
-from .feature_set import Family, FeatureSet
+from .feature_set import FeatureSet
 from .id_index import homes_of
 from .kind import Kind, StoreMismatch, check_filled, grown, id_codes, kind_from, new_kind
+from .plan import Family
 from .reader import Reader, reader_of
 from .servers import open_engine
 
@@ -52,7 +53,7 @@ class OnlineStore:
         marks: Mapping[str, str] | None = None,
     ) -> int:
         "Write events durably and count the new versions; batches (with what they hold) count once, marks are set in the same commit."
-        return write_events(self, events, frame, (batches or {}, marks or {}))
+        return write_events(self, events, lambda: (frame, marks or {}), batches or {})
 
     def reader(self, features: FeatureSet) -> Reader:
         "A feature set made ready to be read; refused by name when something it needs is not filled yet."
@@ -184,16 +185,18 @@ def check_declared(
 def write_events(
     store: OnlineStore,  # The store
     events: Events,  # The declaration
-    frame: pl.DataFrame,  # Rows with event_id; known_at and retracted_at where there are
-    notes: tuple[Mapping[str, str], Mapping[str, str]] = ({}, {}),  # Batches with what they hold; marks
+    ready: Callable[
+        [], tuple[pl.DataFrame, Mapping[str, str]]
+    ],  # Rows with event_id; known_at and retracted_at; marks
+    batches: Mapping[str, str],  # What they hold
 ) -> int:  # How many versions were new
     "Write events durably; what came before counts once."
-    batches, marks = notes
-    check_declared(events, frame)
 
     def commit(get: Get, put: Put) -> int:
         if batches and all(get(BATCH_KEY + b.encode()) is not None for b in batches):
             return 0
+        frame, marks = ready()
+        check_declared(events, frame)
         kind = registered(get, put, [events])[0]
         delivery = deliver(kind, frame)
         kind = noted(put, kind, delivery)

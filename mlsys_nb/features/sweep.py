@@ -12,6 +12,7 @@ from functools import cached_property
 import numpy as np
 import polars as pl
 
+from .duration import Window, edges_at
 from .events import NEVER, Encoded
 
 # %% ../../nbs/20_features/24_sweep.ipynb #362d7016
@@ -78,23 +79,17 @@ class Sweep:
         "For each moment, the position of its entity's first event."
         return np.searchsorted(self.entity, self.asked.entity, side="left")
 
-    def edges(self, window: int | None) -> tuple[np.ndarray, np.ndarray]:
+    def edges(self, window: Window) -> tuple[np.ndarray, np.ndarray]:
         "For each moment of orderly events: one behind the last position that counts, and the first."
-        if window is None:
-            return np.maximum(self.visible, self.first), self.first
-        left = self.key(self.asked.entity, self.asked.time - window)
-        lo = np.maximum(np.searchsorted(self.happened, left, side="right"), self.first)
-        return np.maximum(self.visible, lo), lo
-
-    @cached_property
-    def first_seen(self) -> np.ndarray:
-        "For each version, the first moment that sees it."
-        return np.searchsorted(self.moments, self.starts, side="left")
-
-    def last_seen(self, window: int | None) -> np.ndarray:
-        "For each version, one behind the last moment that sees it in the window."
-        end = self.events.end if window is None else np.minimum(self.events.end, self.events.time + window)
-        return np.searchsorted(self.moments, self.key(self.entity, end), side="left")
+        after, until = edges_at(window, self.asked.time)
+        lo, hi = self.first, self.visible
+        if after is not None:
+            left = self.key(self.asked.entity, after)
+            lo = np.maximum(np.searchsorted(self.happened, left, side="right"), lo)
+        if not window.ends_now:
+            right = self.key(self.asked.entity, until)
+            hi = np.minimum(np.searchsorted(self.happened, right, side="right"), hi)
+        return np.maximum(hi, lo), lo
 
 # %% ../../nbs/20_features/24_sweep.ipynb #c8784b8a
 def entity_limit(

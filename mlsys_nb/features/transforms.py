@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['request', 'moment', 'ratio', 'log1p', 'absolute', 'clip', 'bucket', 'filled', 'known', 'hour_of_day', 'day_of_week',
-           'mapped', 'cross', 'apply']
+           'month_of_year', 'mapped', 'cross', 'apply']
 
 # %% ../../nbs/20_features/22_transforms.ipynb #3b3cc53b
 import math
@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from .aggregates import Feature, derived_name
-from .local_time import zone_of
+from .calendar import zone_of
 from .masked_column import WIDE
 
 # %% ../../nbs/20_features/22_transforms.ipynb #5e3469b8
@@ -168,6 +168,15 @@ def day_of_week(
     "The local weekday of a time."
     zone_of(zone)
     return Feature(f"weekday_{x.name}", "int", "weekday", (require(x, ("time",), "day_of_week"),), (zone,))
+
+# %% ../../nbs/20_features/22_transforms.ipynb #536a7f78
+def month_of_year(
+    x: Feature,  # A feature typed time
+    zone: str,  # IANA name
+) -> Feature:  # int, 1 January to 12 December
+    "The local month of a time."
+    zone_of(zone)
+    return Feature(f"month_{x.name}", "int", "month", (require(x, ("time",), "month_of_year"),), (zone,))
 
 # %% ../../nbs/20_features/22_transforms.ipynb #bdc112dd
 def mapped(

@@ -12,15 +12,15 @@ from typing import Any
 
 from .aggregates import Feature, Selection, aggregated
 from .conditions import Condition, Field, as_condition
-from .duration import UNITS
+from .duration import UNITS, Window
 from .events import Events
 
 # %% ../../nbs/20_features/21_windows.ipynb #9efa0df3
 def count(
     events: Events,  # The events
-    window: str | timedelta,  # How far back: "30d", "3h", "lifetime"
+    window: str | timedelta | Window,  # "30d", "3h", "lifetime", lagged(...), period(...)
     where: Condition | Field | None = None,  # Which of them
-    by: tuple[str, ...] = (),  # Of which keys; all of them when empty
+    by: str | tuple[str, ...] | None = None,  # Of which keys; None: all of them, (): everybody together
 ) -> Feature:  # int, 0 when there are none
     "How many events."
     return aggregated(events, "count", "", Selection(window, where, by))
@@ -29,9 +29,9 @@ def count(
 def sum(
     events: Events,  # The events
     column: str,  # An int column in a fixed unit
-    window: str | timedelta,  # How far back: "30d", "3h", "lifetime"
+    window: str | timedelta | Window,  # "30d", "3h", "lifetime", lagged(...), period(...)
     where: Condition | Field | None = None,  # Which of them
-    by: tuple[str, ...] = (),  # Of which keys; all of them when empty
+    by: str | tuple[str, ...] | None = None,  # Of which keys; None: all of them, (): everybody together
 ) -> Feature:  # int, 0 when there are none; unknown values count as nothing
     "The exact sum of a column."
     return aggregated(events, "sum", column, Selection(window, where, by))
@@ -40,9 +40,9 @@ def sum(
 def mean(
     events: Events,  # The events
     column: str,  # An int column
-    window: str | timedelta,  # How far back: "30d", "3h", "lifetime"
+    window: str | timedelta | Window,  # "30d", "3h", "lifetime", lagged(...), period(...)
     where: Condition | Field | None = None,  # Which of them
-    by: tuple[str, ...] = (),  # Of which keys; all of them when empty
+    by: str | tuple[str, ...] | None = None,  # Of which keys; None: all of them, (): everybody together
 ) -> Feature:  # float, unknown when there are none
     "The mean of a column's known values: one division of the exact sum by the count."
     selection = Selection(window, where, by)
@@ -54,9 +54,9 @@ def mean(
 def min(
     events: Events,  # The events
     column: str,  # An int, float or time column
-    window: str | timedelta,  # How far back: "30d", "3h", "lifetime"
+    window: str | timedelta | Window,  # "30d", "3h", "lifetime", lagged(...), period(...)
     where: Condition | Field | None = None,  # Which of them
-    by: tuple[str, ...] = (),  # Of which keys; all of them when empty
+    by: str | tuple[str, ...] | None = None,  # Of which keys; None: all of them, (): everybody together
 ) -> Feature:  # The column's type, unknown when there are none
     "The smallest known value of a column."
     return aggregated(events, "min", column, Selection(window, where, by))
@@ -65,9 +65,9 @@ def min(
 def max(
     events: Events,  # The events
     column: str,  # An int, float or time column
-    window: str | timedelta,  # How far back: "30d", "3h", "lifetime"
+    window: str | timedelta | Window,  # "30d", "3h", "lifetime", lagged(...), period(...)
     where: Condition | Field | None = None,  # Which of them
-    by: tuple[str, ...] = (),  # Of which keys; all of them when empty
+    by: str | tuple[str, ...] | None = None,  # Of which keys; None: all of them, (): everybody together
 ) -> Feature:  # The column's type, unknown when there are none
     "The largest known value of a column."
     return aggregated(events, "max", column, Selection(window, where, by))
@@ -76,9 +76,9 @@ def max(
 def first(
     events: Events,  # The events
     column: str,  # Any column
-    window: str | timedelta = "lifetime",  # How far back
+    window: str | timedelta | Window = "lifetime",  # How far back
     where: Condition | Field | None = None,  # Which of them
-    by: tuple[str, ...] = (),  # Of which keys; all of them when empty
+    by: str | tuple[str, ...] | None = None,  # Of which keys; None: all of them, (): everybody together
 ) -> Feature:  # The column's type, unknown when there is none
     "The earliest known value of a column; events of one time are ordered by event_id."
     return aggregated(events, "first", column, Selection(window, where, by))
@@ -87,9 +87,9 @@ def first(
 def last(
     events: Events,  # The events
     column: str,  # Any column
-    window: str | timedelta = "lifetime",  # How far back
+    window: str | timedelta | Window = "lifetime",  # How far back
     where: Condition | Field | None = None,  # Which of them
-    by: tuple[str, ...] = (),  # Of which keys; all of them when empty
+    by: str | tuple[str, ...] | None = None,  # Of which keys; None: all of them, (): everybody together
 ) -> Feature:  # The column's type, unknown when there is none
     "The latest known value of a column; events of one time are ordered by event_id."
     return aggregated(events, "last", column, Selection(window, where, by))
@@ -98,9 +98,9 @@ def last(
 def attribute(
     events: Events,  # The events
     column: str,  # The attribute
-    max_age: str | timedelta = "lifetime",  # Older than this it is unknown
+    max_age: str | timedelta | Window = "lifetime",  # Older than this it is unknown
     where: Condition | Field | None = None,  # Which of them
-    by: tuple[str, ...] = (),  # Of which keys; all of them when empty
+    by: str | tuple[str, ...] | None = None,  # Of which keys; None: all of them, (): everybody together
 ) -> Feature:  # The column's type
     "A slowly changing attribute: its last known value, unless that is too old."
     return aggregated(events, "last", column, Selection(max_age, where, by))
@@ -110,9 +110,9 @@ def recent(
     events: Events,  # The events
     column: str,  # Any column
     k: int,  # How many values, 1 to 100
-    window: str | timedelta = "lifetime",  # How far back
+    window: str | timedelta | Window = "lifetime",  # How far back
     where: Condition | Field | None = None,  # Which of them
-    by: tuple[str, ...] = (),  # Of which keys; all of them when empty
+    by: str | tuple[str, ...] | None = None,  # Of which keys; None: all of them, (): everybody together
 ) -> tuple[Feature, ...]:  # The latest first; unknown where there are fewer
     "The last k known values of a column, one feature each."
     selection = Selection(window, where, by)
@@ -122,9 +122,9 @@ def recent(
 def count_distinct(
     events: Events,  # The events
     column: str,  # A column that is not float
-    window: str | timedelta,  # How far back: "30d", "3h", "lifetime"
+    window: str | timedelta | Window,  # "30d", "3h", "lifetime", lagged(...), period(...)
     where: Condition | Field | None = None,  # Which of them
-    by: tuple[str, ...] = (),  # Of which keys; all of them when empty
+    by: str | tuple[str, ...] | None = None,  # Of which keys; None: all of them, (): everybody together
 ) -> Feature:  # int, 0 when there are none
     "How many different known values a column takes: exact, never a sketch."
     return aggregated(events, "count_distinct", column, Selection(window, where, by))
@@ -133,9 +133,9 @@ def count_distinct(
 def mode(
     events: Events,  # The events
     column: str,  # An int, text or bool column
-    window: str | timedelta,  # How far back: "30d", "3h", "lifetime"
+    window: str | timedelta | Window,  # "30d", "3h", "lifetime", lagged(...), period(...)
     where: Condition | Field | None = None,  # Which of them
-    by: tuple[str, ...] = (),  # Of which keys; all of them when empty
+    by: str | tuple[str, ...] | None = None,  # Of which keys; None: all of them, (): everybody together
 ) -> Feature:  # The column's type, unknown when there are none
     "The most frequent known value of a column; among equally frequent ones the smallest."
     return aggregated(events, "mode", column, Selection(window, where, by))
@@ -143,9 +143,9 @@ def mode(
 # %% ../../nbs/20_features/21_windows.ipynb #f0b1f9b5
 def first_time(
     events: Events,  # The events
-    window: str | timedelta = "lifetime",  # How far back
+    window: str | timedelta | Window = "lifetime",  # How far back
     where: Condition | Field | None = None,  # Which of them
-    by: tuple[str, ...] = (),  # Of which keys; all of them when empty
+    by: str | tuple[str, ...] | None = None,  # Of which keys; None: all of them, (): everybody together
 ) -> Feature:  # time, to be transformed further
     "When the earliest event happened."
     return aggregated(events, "first_time", "", Selection(window, where, by))
@@ -153,9 +153,9 @@ def first_time(
 # %% ../../nbs/20_features/21_windows.ipynb #0f91716a
 def last_time(
     events: Events,  # The events
-    window: str | timedelta = "lifetime",  # How far back
+    window: str | timedelta | Window = "lifetime",  # How far back
     where: Condition | Field | None = None,  # Which of them
-    by: tuple[str, ...] = (),  # Of which keys; all of them when empty
+    by: str | tuple[str, ...] | None = None,  # Of which keys; None: all of them, (): everybody together
 ) -> Feature:  # time, to be transformed further
     "When the latest event happened."
     return aggregated(events, "last_time", "", Selection(window, where, by))
@@ -178,7 +178,7 @@ def time_since_last(
     events: Events,  # The events
     where: Condition | Field | None = None,  # Which of them
     unit: str = "d",  # us, ms, s, min, h, d, w
-    by: tuple[str, ...] = (),  # Of which keys; all of them when empty
+    by: str | tuple[str, ...] | None = None,  # Of which keys; None: all of them, (): everybody together
 ) -> Feature:  # float, unknown when there was none
     "Recency: how long ago the latest event happened."
     since = age(last_time(events, "lifetime", where, by), unit)
@@ -189,7 +189,7 @@ def time_since_first(
     events: Events,  # The events
     where: Condition | Field | None = None,  # Which of them
     unit: str = "d",  # us, ms, s, min, h, d, w
-    by: tuple[str, ...] = (),  # Of which keys; all of them when empty
+    by: str | tuple[str, ...] | None = None,  # Of which keys; None: all of them, (): everybody together
 ) -> Feature:  # float, unknown when there was none
     "Tenure: how long ago the earliest event happened."
     since = age(first_time(events, "lifetime", where, by), unit)
@@ -216,10 +216,10 @@ def spread_of(
 def variance(
     events: Events,  # The events
     column: str,  # An int column
-    window: str | timedelta,  # How far back: "30d", "3h", "lifetime"
+    window: str | timedelta | Window,  # "30d", "3h", "lifetime", lagged(...), period(...)
     ddof: int,  # 1: sample, 0: population
     where: Condition | Field | None = None,  # Which of them
-    by: tuple[str, ...] = (),  # Of which keys; all of them when empty
+    by: str | tuple[str, ...] | None = None,  # Of which keys; None: all of them, (): everybody together
 ) -> Feature:  # float, unknown with ddof known values or fewer
     "The variance of a column's known values, from exact power sums."
     return spread_of(events, column, Selection(window, where, by), ddof, root=False)
@@ -228,10 +228,10 @@ def variance(
 def std(
     events: Events,  # The events
     column: str,  # An int column
-    window: str | timedelta,  # How far back: "30d", "3h", "lifetime"
+    window: str | timedelta | Window,  # "30d", "3h", "lifetime", lagged(...), period(...)
     ddof: int,  # 1: sample, 0: population
     where: Condition | Field | None = None,  # Which of them
-    by: tuple[str, ...] = (),  # Of which keys; all of them when empty
+    by: str | tuple[str, ...] | None = None,  # Of which keys; None: all of them, (): everybody together
 ) -> Feature:  # float, unknown with ddof known values or fewer
     "The standard deviation of a column's known values, from exact power sums."
     return spread_of(events, column, Selection(window, where, by), ddof, root=True)
@@ -241,9 +241,9 @@ def share(
     events: Events,  # The events
     column: str,  # A column that is not float
     value: Any,  # The value whose share is asked
-    window: str | timedelta,  # How far back: "30d", "3h", "lifetime"
+    window: str | timedelta | Window,  # "30d", "3h", "lifetime", lagged(...), period(...)
     where: Condition | Field | None = None,  # Which of them
-    by: tuple[str, ...] = (),  # Of which keys; all of them when empty
+    by: str | tuple[str, ...] | None = None,  # Of which keys; None: all of them, (): everybody together
 ) -> Feature:  # float between 0 and 1, unknown when there are none
     "The share of a value among a column's known values."
     kept = events[column] == value

@@ -6,6 +6,7 @@
 __all__ = ['Gain', 'gain', 'Backtest', 'compare_versions', 'backtest']
 
 # %% ../../nbs/75_loop/78_backtest.ipynb #1f761792
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,14 +15,12 @@ import polars as pl
 
 from ..decisions.outcomes import labelled
 from ..evaluation.bootstrap import Estimate, Resample, clusters, resample
-from ..evaluation.calibration import recalibration
-from ..evaluation.evaluate import auc, log_losses
-from ..evaluation.gate import GateLimits
+from ..evaluation.judge import Judge, in_words
 from ..features.history import as_of
 from ..learning.train import Fitted, fit
 from .step import Context
 from ..monitoring.performance import by_period
-from ..problem.dataset import build_dataset, training_moments
+from ..problem.dataset import build_dataset, training_periods
 from ..problem.declaration import Problem
 from ..release.package import Model, as_trained
 from ..release.registry import champion_history, load_version
@@ -35,59 +34,60 @@ class Gain:
 
     periods: int
     n: int
-    log_loss: Estimate
-    calibration: Estimate  # Part of it that two numbers per period would have bought
+    loss: Estimate
+    calibration: Estimate  # Part of it that the judge's correction of each period would have bought
     ranking: Estimate  # Part of it that is left
-    auc: Estimate  # Mean over periods
+    discrimination: Estimate  # In the judge's figure of ranking, mean over periods
 
     @property
     def share(self) -> float | None:
         "Share of the gain that is calibration, between 0 and 1; None where there is no sure gain."
-        if not self.log_loss.value or self.log_loss.low is None or self.log_loss.low <= 0:
+        if not self.loss.value or self.loss.low is None or self.loss.low <= 0:
             return None
-        return min(max((self.calibration.value or 0.0) / self.log_loss.value, 0.0), 1.0)
+        return min(max((self.calibration.value or 0.0) / self.loss.value, 0.0), 1.0)
 
 # %% ../../nbs/75_loop/78_backtest.ipynb #1d0bdd93
 def gain(
-    rows: pl.DataFrame,  # moment, label and both predictions
-    new: str,  # Column of the new model's predictions
-    old: str,  # Column of the old one's
+    judge: Judge,
+    rows: pl.DataFrame,  # moment and label
+    new: np.ndarray,  # The new model's predictions
+    old: np.ndarray,  # The old one's
+    *,
     entity: np.ndarray,  # Entity number of each row
     seed: int = 0,
 ) -> Gain:
     "The gain of `new` over `old`, split into calibration and ranking within periods."
-    y, draws = rows["label"].to_numpy().astype(float), resample(rows.height, entity, seed=seed)
-    p_new, p_old = (rows[name].to_numpy() for name in (new, old))
+    y, draws = judge.outcomes(rows["label"]), resample(rows.height, entity, seed=seed)
     period = rows["moment"].rank("dense").to_numpy() - 1
     periods = [period == k for k in range(int(period.max()) + 1)]
-    whole = log_losses(y, p_old) - log_losses(y, p_new)
-    ranking = _best_losses(y, p_old, periods) - _best_losses(y, p_new, periods)
+    whole = judge.losses(y, old) - judge.losses(y, new)
+    ranking = _best_losses(judge, y, old, periods) - _best_losses(judge, y, new, periods)
     parts = np.column_stack([whole, whole - ranking, ranking])
     drawn = draws.sums(np.column_stack([parts, np.ones(len(y))]))
     loss, calibration, rank = (
         draws.estimate(float(parts[:, i].mean()), drawn[:, i] / drawn[:, 3]) for i in range(3)
     )
-    areas = [_areas(y, p_new, draws, at) - _areas(y, p_old, draws, at) for at in periods]
-    return Gain(len(periods), len(y), loss, calibration, rank, _mean_area(np.array(areas), draws))
+    ranks = [_ranks(judge, y, new, draws, at) - _ranks(judge, y, old, draws, at) for at in periods]
+    return Gain(len(periods), len(y), loss, calibration, rank, _mean_rank(np.array(ranks), draws))
 
 # %% ../../nbs/75_loop/78_backtest.ipynb #f6e518c6
-def _best_losses(y: np.ndarray, p: np.ndarray, periods: list[np.ndarray]) -> np.ndarray:
-    "The log-losses that the best two numbers of each period would leave."
+def _best_losses(judge: Judge, y: np.ndarray, p: np.ndarray, periods: list[np.ndarray]) -> np.ndarray:
+    "The losses that the best correction of each period by a few numbers would leave."
     best = np.zeros(len(y))
     for at in periods:
-        best[at] = log_losses(y[at], recalibration(y[at], p[at]).apply(p[at]))
+        best[at] = judge.losses(y[at], judge.corrected(y[at], p[at]))
     return best
 
 
-def _areas(y: np.ndarray, p: np.ndarray, draws: Resample, at: np.ndarray) -> np.ndarray:
-    "The AUC on some of the rows: all of them first, then each repetition."
+def _ranks(judge: Judge, y: np.ndarray, p: np.ndarray, draws: Resample, at: np.ndarray) -> np.ndarray:
+    "The figure of ranking on some of the rows: all of them first, then each repetition."
     weights = draws.counts[:, draws.codes[at]]
-    return auc(y[at], p[at], np.vstack([np.ones((1, int(at.sum()))), weights]))
+    return judge.ranking(y[at], p[at], np.vstack([np.ones((1, int(at.sum()))), weights]))
 
 
-def _mean_area(areas: np.ndarray, draws: Resample) -> Estimate:
-    "The mean over the periods in which both outcomes occurred; not defined where there is none."
-    both = areas[~np.isnan(areas[:, 0])]
+def _mean_rank(ranks: np.ndarray, draws: Resample) -> Estimate:
+    "The mean over the periods in which rows can be ranked; not defined where there is none."
+    both = ranks[~np.isnan(ranks[:, 0])]
     if not len(both):
         return Estimate(None)
     seen = ~np.isnan(both)
@@ -100,16 +100,23 @@ def _mean_area(areas: np.ndarray, draws: Resample) -> Estimate:
 class Backtest:
     "Three ways of deciding, period by period, judged by the same outcomes."
 
+    judge: Judge
     frame: pl.DataFrame  # One row a moment and way: who is "champion", "frozen" or "rule" (see `by_period`)
     over_frozen: Gain | None  # What the champion gained over the frozen first model
     over_rule: Gain | None
+    margin: float  # So much discrimination may be lost at most (see `Limits.ranking`)
 
     @property
     def finding(self) -> str:
         "What the comparison shows, in words."
         if self.over_frozen is None:
             return "No decision of a champion has an outcome yet: nothing to compare."
-        return " ".join([_decay(self.frame), _bought(self.over_frozen, "the first model left alone")])
+        return " ".join(
+            [
+                _decay(self.judge, self.frame),
+                _bought(self.judge, self.over_frozen, "the first model left alone", self.margin),
+            ]
+        )
 
     def to_dict(self) -> dict[str, Any]:
         "Everything as plain lists, numbers and text."
@@ -130,19 +137,23 @@ _WAYS = ("champion", "frozen", "rule")
 
 def compare_versions(
     problem: Problem,
-    rows: pl.DataFrame,  # keys, moment, label, and what each way predicted: champion, frozen, rule
+    rows: pl.DataFrame,  # keys, moment (that of the period), label
+    ways: Mapping[str, np.ndarray],  # What each way predicted: champion, frozen, rule
     seed: int = 0,
 ) -> Backtest:
     "The champion as it served, the frozen first model and the rule, on the same decisions."
-    parts = [rows.select("moment", "label", score=way, who=pl.lit(way)) for way in _WAYS]
-    shown = by_period(pl.concat(parts), ("moment", "who"))
+    judge = problem.target.judge
+    parts = [rows.select("moment", "label", who=pl.lit(way)) for way in _WAYS]
+    said = np.concatenate([ways[way] for way in _WAYS])
+    shown = by_period(judge, pl.concat(parts), said, ("moment", "who"))
     if rows.is_empty():
-        return Backtest(shown, None, None)
-    entity = clusters(rows, problem.keys)
-    return Backtest(shown, *(gain(rows, "champion", other, entity, seed) for other in _WAYS[1:]))
+        return Backtest(judge, shown, None, None, problem.limits.ranking)
+    same: dict[str, Any] = {"entity": clusters(rows, problem.keys), "seed": seed}
+    gains = [gain(judge, rows, ways["champion"], ways[other], **same) for other in _WAYS[1:]]
+    return Backtest(judge, shown, gains[0], gains[1], problem.limits.ranking)
 
 # %% ../../nbs/75_loop/78_backtest.ipynb #262d5309
-def _decay(frame: pl.DataFrame) -> str:
+def _decay(judge: Judge, frame: pl.DataFrame) -> str:
     "What became of the frozen model."
     left = frame.filter(pl.col("who") == "frozen").sort("moment")
     first, last = left.row(0, named=True), left.row(-1, named=True)
@@ -150,27 +161,25 @@ def _decay(frame: pl.DataFrame) -> str:
     return (
         f"Left alone, the first model's mean prediction goes from {first['mean_prediction']:.2f} to {last['mean_prediction']:.2f} "
         f"({span}) while the truth goes from {first['mean_label']:.2f} to {last['mean_label']:.2f}, "
-        f"and its log-loss from {first['log_loss']:.3f} to {last['log_loss']:.3f}."
+        f"and its {in_words(judge.loss)} from {first[judge.loss]:.3f} to {last[judge.loss]:.3f}."
     )
 
 
-def _bought(found: Gain, other: str) -> str:
+def _bought(judge: Judge, found: Gain, other: str, margin: float) -> str:
     "What the champion has over another way of deciding."
-    loss, area = found.log_loss, found.auc
+    loss, rank, name, unit = found.loss, found.discrimination, in_words(judge.loss), judge.unit
     where = f"in {found.n:,} decisions at {found.periods} moments"
     if loss.high is not None and loss.high < 0:
-        return f"Retraining lost: the log-loss is worse than that of {other} by {-(loss.value or 0.0):.4f} [{-loss.high:.4f}, {-(loss.low or 0.0):.4f}] nats a decision {where}."
-    if found.share is None or area.low is None or area.high is None:
-        return (
-            f"Retraining gained nothing over {other} that can be told from chance: log-loss {loss} {where}."
-        )
-    same = GateLimits().auc_loss
-    change = f"AUC {area.value:+.3f} [{area.low:+.3f}, {area.high:+.3f}]"
-    if -same < area.low and area.high < same:
+        return f"Retraining lost: the {name} is worse than that of {other} by {-(loss.value or 0.0):.4f} [{-loss.high:.4f}, {-(loss.low or 0.0):.4f}] {unit} a decision {where}."
+    if found.share is None or rank.low is None or rank.high is None:
+        return f"Retraining gained nothing over {other} that can be told from chance: {name} {loss} {where}."
+    same = margin
+    change = f"{in_words(judge.ranks)} {rank.value:+.3f} [{rank.low:+.3f}, {rank.high:+.3f}]"
+    if -same < rank.low and rank.high < same:
         ranked = f"the ranking hardly changed ({change}; the gate calls less than {same} no difference)"
     else:
-        ranked = f"the ranking {'gained' if (area.value or 0.0) > 0 else 'lost'} ({change})"
-    return f"Retraining gained {loss} nats a decision over {other} {where}; {found.share:.0%} of it is calibration, {ranked}."
+        ranked = f"the ranking {'gained' if (rank.value or 0.0) > 0 else 'lost'} ({change})"
+    return f"Retraining gained {loss} {unit} a decision over {other} {where}; {found.share:.0%} of it is calibration, {ranked}."
 
 # %% ../../nbs/75_loop/78_backtest.ipynb #e9fd3d03
 def backtest(at: Context) -> Backtest | None:  # None when nothing ever served
@@ -183,19 +192,19 @@ def backtest(at: Context) -> Backtest | None:  # None when nothing ever served
     judged = made.filter(pl.col("source") == "batch").drop_nulls("label").sort("moment", *at.problem.keys)
     asked = judged.select(*at.problem.keys, "moment")
     seen = as_of(first.features, asked, at.lake.events)
-    ways: dict[str, Any] = {
-        "champion": judged["score"],
+    ways = {
+        "champion": at.problem.target.predictions(judged),
         "frozen": first.predict(seen),
         "rule": _first_rule(at, first).predict(seen),
     }
-    predicted = [pl.Series(way, p, dtype=pl.Float64) for way, p in ways.items()]
-    return compare_versions(at.problem, asked.with_columns(judged["label"], *predicted))
+    period = at.problem.population.period_of(asked["moment"]).alias("moment")
+    return compare_versions(at.problem, asked.with_columns(judged["label"], period), ways)
 
 
 def _first_rule(at: Context, first: Model) -> Fitted:
     "The simplest rule, fitted on the moments that the first champion had learnt from."
     learnt, problem = first.manifest["training"], as_trained(at.problem, first)
-    grid = training_moments(problem, instant(learnt["last"]) + problem.matures_after)
+    grid = training_periods(problem, instant(learnt["last"]) + problem.matures_after)
     moments = [m for m in grid if m >= instant(learnt["first"])]
     rows = build_dataset(problem, at.lake, moments, at.now).labelled()
     return fit("rule", rows, problem.features.names, rule=problem.rule, threads=at.settings.threads)

@@ -11,6 +11,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..decisions.log import read_decisions
+from ..decisions.record import with_requests
+from ..features.events import POLARS
+from ..features.feature_set import FeatureSet
 from ..features.parity import Replayed, certify, replay_check
 from .step import Context
 from ..release.registry import features_in_use
@@ -54,9 +57,13 @@ def served_again(at: Context) -> Replayed | None:  # None without decisions
     "The features of every logged decision, held against history."
     made = read_decisions(at.settings, at.problem.name)
     sets = features_in_use(at.control, at.settings, at.problem) if made.height else []
-    by_set = [(features, made.filter(feature_set_hash=features.hash)) for features in sets]
+    by_set = [(f, with_requests(made.filter(feature_set_hash=f.hash), _types(f))) for f in sets]
     parts = [replay_check(features, rows, at.lake.events) for features, rows in by_set if rows.height]
     return _together(parts) if parts else None
+
+
+def _types(features: FeatureSet) -> dict[str, Any]:
+    return {name: POLARS[dtype] for name, dtype in features.requests.items()}
 
 
 def _together(parts: Sequence[Replayed]) -> Replayed:

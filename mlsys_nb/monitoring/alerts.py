@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from ..evaluation.judge import Judge
 from ..evaluation.slices import pieces
 from .drift import DriftReport
 from .performance import PerformanceFinding, PerformanceReport
@@ -149,7 +150,7 @@ def _of_prediction(problem: Problem, row: Mapping[str, Any], n_inputs: int, now:
 def _of_nobody(problem: Problem, report: DriftReport, now: datetime) -> Alert:
     return Alert(
         problem.name, "drift", "population", "warning",
-        f"nobody is eligible ({problem.eligible}); the champion learnt from {len(report.reference)} periods that had somebody",
+        f"nobody is eligible ({problem.population}); the champion learnt from {len(report.reference)} periods that had somebody",
         "the source has stopped delivering, or the condition of eligibility no longer fits",
         "look at the newest batches and their quarantine", now,
     )  # fmt: skip
@@ -164,11 +165,15 @@ _CAUSES = {
         "the scores spread wider or narrower than the outcomes: overfitting, or weaker signals",
         "recalibrate or retrain",
     ),
-    "auc": (
+    "ranking": (
         "what used to foretell the outcome no longer does, or a feature is broken",
         "check drift per feature, then retrain",
     ),
-    "log_loss": (
+    "coverage": (
+        "outcomes stray farther from what is expected of them, or less far, than they did",
+        "refit the intervals on the newest matured labels, or retrain",
+    ),
+    "loss": (
         "calibration or ranking got worse, see those; or the outcome is harder to foretell now",
         "see calibration and ranking",
     ),
@@ -195,7 +200,8 @@ def _of_figure(
     now: datetime,
     rows: pl.DataFrame | None,
 ) -> Alert:
-    calibration = f.name.startswith("calibration")
+    role = _role(problem.target.judge, f.name)
+    calibration = role in ("calibration_gap", "calibration_slope", "coverage")
     cost = report.avoidable_cost if calibration else report.extra_cost
     text = (
         "not known: the promise names no cost"
@@ -203,25 +209,33 @@ def _of_figure(
         else f"{max(cost, 0.0):,.0f} {problem.costs.unit} per 1,000 decisions"
     )
     where = _worst_slice(problem, rows) if rows is not None and f.name == "calibration_gap" else "all"
-    cause, action = _CAUSES[f.name]
+    cause, action = _CAUSES[role]
     return Alert(
         problem.name, "performance", f.name, "critical" if cost and cost > 0 else "warning", _size(f, report), cause, action, now,
         slice=where, expected_cost=text, evidence={**asdict(f), "first": report.first, "last": report.last, "cost_per_1000": cost},
     )  # fmt: skip
 
 # %% ../../nbs/60_monitoring/63_alerts.ipynb #e066c8df
+def _role(judge: Judge, figure: str) -> str:
+    "What a watched figure is about, whatever the judge calls it."
+    named = {judge.ranks: "ranking", judge.loss: "loss"}
+    return named.get(figure) or ("calibration_gap" if figure.startswith("calibration_gap") else figure)
+
+
 def _size(f: PerformanceFinding, report: PerformanceReport) -> str:
     if f.name == "calibration_gap" and report.evaluation is not None:
         e = report.evaluation
-        low, high = (e.mean_prediction - edge for edge in (f.high, f.low))
-        return f"predicted {e.mean_prediction:.2f}, observed {e.base_rate:.2f} [{low:.2f}, {high:.2f}] in {e.n:,} decisions (z {f.z:+.1f}, limit {f.limit:.1f})"
+        said, came = e.facts["mean_prediction"], e.facts["mean_label"]
+        low, high = (said - edge for edge in (f.high, f.low))
+        return f"predicted {said:.2f}, observed {came:.2f} [{low:.2f}, {high:.2f}] in {e.n:,} decisions (z {f.z:+.1f}, limit {f.limit:.1f})"
     return f"promised {f.promised:.3f}, observed {f.observed:.3f} [{f.low:.3f}, {f.high:.3f}] (z {f.z:+.1f}, limit {f.limit:.1f})"
 
 # %% ../../nbs/60_monitoring/63_alerts.ipynb #c9dcf89b
 def _worst_slice(problem: Problem, labelled: pl.DataFrame, least: int = 100, factor: float = 1.5) -> str:
     "The slice whose calibration gap stands out from the whole's, or `all`."
     known = labelled.drop_nulls("label")
-    gaps = known["score"].to_numpy() - known["label"].to_numpy()
+    judge = problem.target.judge
+    gaps = judge.bias(judge.outcomes(known["label"]), problem.target.predictions(known))
     names = [name for name in problem.slices if name in known.columns]
     found = [
         (abs(float(gaps[inside].mean())), f"{name} = {value}")

@@ -15,29 +15,40 @@ import numpy as np
 import polars as pl
 
 from ..evaluation.bootstrap import Estimate, clusters
-from ..evaluation.calibration import recalibration
-from ..evaluation.evaluate import Evaluation, auc, evaluate, log_losses, money
+from ..evaluation.evaluate import Evaluation, evaluate
+from ..evaluation.judge import Judge, Watched
 from ..problem.declaration import Problem
 from ..system.markup import card, table
 
 # %% ../../nbs/60_monitoring/62_performance.ipynb #809f4169
 def period_wobble(
+    judge: Judge,
     frame: pl.DataFrame,  # Labelled rows of several periods, usually the training rows
     period: str = "moment",
-    least: float = 0.01,  # What is allowed in any case
-    unknown: float = 0.03,  # What is allowed when there are fewer than three periods
-) -> float:  # Standard deviation, as a share
-    "How much the outcome's frequency differs between quiet periods, cautiously."
+    least: float = 0.02,  # What is allowed in any case, as a share of the outcomes' standard deviation
+    unknown: float = 0.06,  # What is allowed when there are fewer than three periods, as such a share
+) -> float:  # Standard deviation, in the unit of an outcome
+    "How much the mean outcome differs between quiet periods, cautiously; of several classes the one that differs most."
+    known = frame.drop_nulls("label")
+    if known.is_empty():
+        return unknown
+    columns = judge.levels(judge.outcomes(known["label"]))
+    at = known[period].rank("dense").to_numpy() - 1
+    size = float(columns.std(axis=0).max())
+    if at.max() < 2:
+        return unknown * size
+    return max(least * size, *(_wobble(column, at) for column in columns.T))
+
+
+def _wobble(values: np.ndarray, at: np.ndarray) -> float:
+    "The spread of period means beyond sampling noise: what the true one exceeds one time in four."
     from scipy.stats import chi2
 
-    by_period = (
-        frame.drop_nulls("label").group_by(period).agg(rate=pl.col("label").mean(), n=pl.len()).sort(period)
-    )
-    if by_period.height < 3:
-        return unknown
-    rate, n, free = by_period["rate"].to_numpy(), by_period["n"].to_numpy(), by_period.height - 1
-    upper = rate.var(ddof=1) * free / chi2.ppf(0.25, free)
-    return float(max(least**2, upper - np.mean(rate * (1 - rate) / n)) ** 0.5)
+    n, free = np.bincount(at), int(at.max())
+    means = np.bincount(at, weights=values) / n
+    within = np.bincount(at, weights=(values - means[at]) ** 2) / n
+    upper = means.var(ddof=1) * free / chi2.ppf(0.25, free)
+    return float(max(0.0, upper - np.mean(within / n)) ** 0.5)
 
 # %% ../../nbs/60_monitoring/62_performance.ipynb #2f1a8641
 @dataclass(frozen=True)
@@ -48,36 +59,28 @@ class Promise:
     errors: Mapping[str, float]
     wobble: float
     cost_per_1000: float | None = None
-
-
-# How a wobble of one percentage point in the outcome's frequency shows in each figure, roughly and generously: the slope
-# is measured on a scale of its own, the others move by about as much or less.
-_SENSITIVITY = {"calibration_gap": 1.0, "calibration_slope": 3.0, "auc": 0.5, "log_loss": 1.0}
-_NAMES = {"calibration_gap": "calibration_in_the_large"}
-_MEANING = {
-    "calibration_gap": "mean prediction minus mean outcome",
-    "calibration_slope": "1 is right; below, the model is too sure of itself",
-    "auc": "how well it ranks",
-    "log_loss": "how costly its probabilities are, in nats",
-}
+    size: float = 1.0  # Of outcomes: what a wobble is a share of, for figures that have no unit
 
 
 def promise(
+    judge: Judge,  # Says what is watched, and what is promised beforehand
     metrics: Mapping[str, Any],  # `Evaluation.to_dict()` of the holdout, and perhaps `period_wobble`
     level: float = 0.95,  # Coverage of the intervals in it
 ) -> Promise:
     "The promise that a manifest's metrics make."
     z = NormalDist().inv_cdf((1 + level) / 2)
     values, errors = {}, {}
-    for name in _MEANING:
-        found = metrics.get(_NAMES.get(name, name))
-        if found is not None and found["value"] is not None:
+    figures = metrics.get("figures", {})
+    for name, watched in judge.watched.items():
+        found = figures.get(name)
+        if found is not None and watched.promised is not None:
+            values[name], errors[name] = watched.promised, 0.0
+        elif found is not None:
             values[name] = float(found["value"])
             errors[name] = (found["high"] - found["low"]) / (2 * z) if found.get("low") is not None else 0.0
-    if "calibration_gap" in values:
-        values["calibration_gap"], errors["calibration_gap"] = 0.0, 0.0
-    cost = (metrics.get("cost_per_1000") or {}).get("value")
-    return Promise(values, errors, float(metrics.get("period_wobble", 0.03)), cost)
+    cost = figures.get("cost_per_1000", {}).get("value")
+    size = float(metrics.get("facts", {}).get("sd", 1.0)) or 1.0
+    return Promise(values, errors, float(metrics.get("period_wobble", 0.03 * size)), cost, size)
 
 # %% ../../nbs/60_monitoring/62_performance.ipynb #974e0e63
 @dataclass(frozen=True)
@@ -102,12 +105,13 @@ class PerformanceReport:
     verdict: str  # "as promised", "broken promise" or "not enough labels"
     evaluation: Evaluation | None
     findings: tuple[PerformanceFinding, ...]
-    avoidable: float  # Log-loss that correcting two numbers, an intercept and a slope, would save
+    avoidable: float  # Loss that the judge's correction by a few numbers would save
     avoidable_cost: float  # Money the same correction would save in 1,000 decisions
     extra_cost: float | None  # Cost of 1,000 decisions above what was promised
     first: str  # First and last moment of the decisions judged
     last: str
     false_alarm_rate: float
+    unit: str  # Of the loss
 
     @property
     def broken(self) -> tuple[str, ...]:
@@ -124,7 +128,7 @@ class PerformanceReport:
             "decisions": f"{self.evaluation.n:,} with outcome, {self.first[:10]} to {self.last[:10]}"
             if self.evaluation
             else "none",
-            "recalibration alone would save": f"{self.avoidable:.4f} nats a decision, {self.avoidable_cost:.0f} in money per 1,000",
+            "recalibration alone would save": f"{self.avoidable:.4f} {self.unit} a decision, {self.avoidable_cost:.0f} in money per 1,000",
             "false alarms": f"at most {self.false_alarm_rate:.1%} of quiet checks, all figures together",
         }
         rows = [
@@ -144,69 +148,67 @@ def performance_check(
     seed: int = 0,
 ) -> PerformanceReport:
     "Whether the model that made these decisions keeps its promise."
+    judge, costs = problem.target.judge, problem.costs
     known = labelled.drop_nulls("label").sort("moment", *problem.keys)
-    if not _enough(known):
-        return PerformanceReport("not enough labels", None, (), 0.0, 0.0, None, "", "", false_alarm_rate)
-    y, p = known["label"].to_numpy().astype(float), known["score"].to_numpy()
-    judged = evaluate(y, p, costs=problem.costs, groups=clusters(known, problem.keys), seed=seed)
-    limit = NormalDist().inv_cdf(1 - false_alarm_rate / (2 * len(_MEANING)))
+    if not _enough(judge, known):
+        nothing = (None, (), 0.0, 0.0, None, "", "", false_alarm_rate, judge.unit)
+        return PerformanceReport("not enough labels", *nothing)
+    y, p = judge.outcomes(known["label"]), problem.target.predictions(known)
+    judged = evaluate(judge, y, p, costs=costs, groups=clusters(known, problem.keys), seed=seed)
+    limit = NormalDist().inv_cdf(1 - false_alarm_rate / (2 * len(judge.watched)))
     findings = tuple(
-        _finding(name, getattr(judged, _NAMES.get(name, name)), promised, limit) for name in promised.values
+        _finding(name, watched, judged[name], promised, limit)
+        for name, watched in judge.watched.items()
+        if name in promised.values
     )
-    better = recalibration(y, p).apply(p)
-    avoidable = float((log_losses(y, p) - log_losses(y, better)).mean())
-    saving = 1000 * float((money(y, p, problem.costs) - money(y, better, problem.costs)).mean())
-    extra = judged.cost_per_1000.value
-    extra = (
-        extra - promised.cost_per_1000 if extra is not None and promised.cost_per_1000 is not None else None
-    )
+    better = judge.corrected(y, p)
+    avoidable = float((judge.losses(y, p) - judge.losses(y, better)).mean())
+    saving = 1000 * float((judge.money(y, p, costs) - judge.money(y, better, costs)).mean())
+    spent, expected = judged["cost_per_1000"].value, promised.cost_per_1000
+    extra = None if spent is None or expected is None else spent - expected
     verdict = "broken promise" if any(f.broken for f in findings) else "as promised"
     span = (known["moment"].min(), known["moment"].max())
     first, last = (m.isoformat() for m in span)  # type: ignore[union-attr]
-    costs = (max(avoidable, 0.0), max(saving, 0.0), extra)
-    return PerformanceReport(verdict, judged, findings, *costs, first, last, false_alarm_rate)
+    worth = (max(avoidable, 0.0), max(saving, 0.0), extra)
+    return PerformanceReport(verdict, judged, findings, *worth, first, last, false_alarm_rate, judge.unit)
 
 # %% ../../nbs/60_monitoring/62_performance.ipynb #fd95c87d
-def _enough(known: pl.DataFrame, least: int = 100) -> bool:
-    "Enough rows, and both outcomes among them."
-    return known.height >= least and known["label"].n_unique() == 2
+def _enough(judge: Judge, known: pl.DataFrame, least: int = 100) -> bool:
+    "Enough rows, and something of everything that the judge needs among them."
+    return known.height >= least and min(judge.enough(judge.outcomes(known["label"])).values()) > 0
 
 
-def _finding(name: str, seen: Estimate, promised: Promise, limit: float) -> PerformanceFinding:
+def _finding(
+    name: str, watched: Watched, seen: Estimate, promised: Promise, limit: float
+) -> PerformanceFinding:
     "One figure against its promise."
     value = float(seen.value or 0.0)
     low, high = (value if edge is None else float(edge) for edge in (seen.low, seen.high))
     error = (high - low) / (2 * NormalDist().inv_cdf(0.975))
-    chance = np.sqrt(error**2 + promised.errors[name] ** 2 + (_SENSITIVITY[name] * promised.wobble) ** 2)
-    z = float((value - promised.values[name]) / chance)
-    bad = {"auc": -z, "log_loss": z}.get(name, abs(z))
+    wobble = watched.sensitivity * promised.wobble / (promised.size if watched.share else 1.0)
+    chance = np.sqrt(error**2 + promised.errors[name] ** 2 + wobble**2)
+    z = float((value - promised.values[name]) / chance) if chance > 0 else 0.0
+    broken = bool(watched.worse(z) > limit)
     return PerformanceFinding(
-        name, promised.values[name], value, low, high, z, limit, bool(bad > limit), _MEANING[name]
+        name, promised.values[name], value, low, high, z, limit, broken, watched.meaning
     )
 
 # %% ../../nbs/60_monitoring/62_performance.ipynb #37c2cc67
 def by_period(
-    labelled: pl.DataFrame,  # moment, score, label (null while unknown), and perhaps further group columns
+    judge: Judge,
+    labelled: pl.DataFrame,  # moment, label (null while unknown), and perhaps further group columns
+    p: np.ndarray,  # What was predicted for each row, in the judge's form
     groups: Sequence[str] = ("moment",),
-) -> pl.DataFrame:  # groups, n, mean_label, mean_prediction, auc, log_loss
+) -> pl.DataFrame:  # groups, n, mean_label, mean_prediction, and the judge's ranking and loss by their names
     "How good the predictions of each period were."
     rows = []
-    known = labelled.drop_nulls("label").sort(*groups)
+    known = labelled.with_columns(_row=pl.int_range(pl.len())).drop_nulls("label").sort(*groups)
+    means = ("mean_label", "mean_prediction")
     for key, part in known.group_by(*groups, maintain_order=True):
-        y, p = part["label"].to_numpy().astype(float), part["score"].to_numpy()
-        area = float(auc(y, p)[0])
-        figures = {
-            "mean_label": float(y.mean()),
-            "mean_prediction": float(p.mean()),
-            "auc": None if np.isnan(area) else area,
-        }
-        rows.append(
-            {
-                **dict(zip(groups, key, strict=True)),
-                "n": len(y),
-                **figures,
-                "log_loss": float(log_losses(y, p).mean()),
-            }
-        )
-    kinds = dict.fromkeys(("mean_label", "mean_prediction", "auc", "log_loss"), pl.Float64)
+        y, said = judge.outcomes(part["label"]), p[part["_row"].to_numpy()]
+        facts, rank, losses = judge.facts(y, said), float(judge.ranking(y, said)[0]), judge.losses(y, said)
+        figures = {judge.ranks: None if np.isnan(rank) else rank, judge.loss: float(losses.mean())}
+        period = dict(zip(groups, key, strict=True)) | {"n": len(losses)}
+        rows.append(period | {name: facts[name] for name in means} | figures)
+    kinds = dict.fromkeys((*means, judge.ranks, judge.loss), pl.Float64)
     return pl.DataFrame(rows, schema={**{g: known.schema[g] for g in groups}, "n": pl.Int64, **kinds})

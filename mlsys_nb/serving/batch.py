@@ -11,9 +11,11 @@ from datetime import datetime
 
 import polars as pl
 
-from ..decisions.batches import append_batch, batch_written, read_batch
+from ..decisions.batches import append_batch, batch_written, newest_batched, read_batch
+from ..decisions.log import read_decisions
+from ..decisions.record import mapping_text
 from ..features.history import as_of
-from ..problem.dataset import Lake, load_events, population
+from ..problem.dataset import Lake, load_events
 from ..problem.declaration import Problem
 from ..release.package import Model, as_trained
 from ..system.clock import stamp
@@ -62,24 +64,28 @@ def snapshot_of(lake: Lake) -> str:
     return ", ".join(f"{source}={digest}" for source, digest in sorted(lake.digests.items()))
 
 
-def _rows(problem: Problem, model: Model, lake: Lake, now: datetime) -> pl.DataFrame:
-    "Everybody eligible now, with features and score."
-    everybody = population(lake.events, model.features, [now])
-    frame = as_of(model.features, everybody, lake.events).filter(problem.eligible.expression())
-    score = pl.Series("score", model.predict(frame), dtype=pl.Float64)
-    costs = problem.costs
-    action = (
-        pl.when(pl.col("score") >= costs.threshold)
-        .then(pl.lit(costs.action))
-        .otherwise(pl.lit(costs.otherwise))
-    )
-    return frame.with_columns(score).with_columns(
-        version=pl.lit(model.version, dtype=pl.Int64),
-        threshold=pl.lit(costs.threshold),
-        action=action,
-        eligible=pl.lit(True),
-        feature_set_hash=pl.lit(model.features.hash),
-        snapshot=pl.lit(snapshot_of(lake) or None, dtype=pl.String),
+def _due(settings: Settings, problem: Problem, model: Model, lake: Lake, now: datetime) -> pl.DataFrame:
+    "Whom to decide about: entity, moment and the values of a request; nobody twice whom the population asks about once."
+    since = problem.population.reach(newest_batched(settings, problem.name), now)
+    made = read_decisions(settings, problem.name, since) if since else pl.DataFrame()
+    return problem.population.due(model.features, lake.events, made, (since, now))
+
+
+def _rows(problem: Problem, model: Model, lake: Lake, asked: pl.DataFrame) -> pl.DataFrame:
+    "Everybody who is due now, with features and score."
+    frame = as_of(model.features, asked, lake.events)
+    chosen = problem.target.choices(model.predict(frame), problem.costs)
+    came = asked.select(list(model.features.requests)).to_dicts() if model.features.requests else []
+    return (
+        frame.select(*problem.entity, "moment", *model.features.names)
+        .hstack(chosen)
+        .with_columns(
+            request=pl.Series([mapping_text(row) for row in came] or [None] * frame.height, dtype=pl.String),
+            version=pl.lit(model.version, dtype=pl.Int64),
+            eligible=pl.lit(True),
+            feature_set_hash=pl.lit(model.features.hash),
+            snapshot=pl.lit(snapshot_of(lake) or None, dtype=pl.String),
+        )
     )
 
 # %% ../../nbs/55_serving/56_batch.ipynb #75d9dc40
@@ -90,11 +96,12 @@ def score_batch(
     now: datetime,  # As of when
     lake: Lake | None = None,  # The events known by now, when the caller has them already
 ) -> BatchScore:
-    "Score everybody eligible now and commit the decisions, once."
+    "Score everybody who is due now and commit the decisions, once."
     if model.problem != problem.name:
         raise BatchError(
             f"a model scores the problem it was trained for, {model.problem}, got {problem.name}; load the right version"
         )
+    known = as_trained(problem, model)
     batch_id, note = batch_id_of(problem, model, now), ""
     lake = lake or load_events(problem, settings, now)
     already = batch_written(settings, problem.name, batch_id)
@@ -106,11 +113,11 @@ def score_batch(
             settings,
             problem.name,
             batch_id,
-            _rows(as_trained(problem, model), model, lake, now),
-            list(model.features.keys),
+            _rows(known, model, lake, _due(settings, known, model, lake, now)),
+            list(problem.entity),
         )
     mean = float(frame["score"].to_numpy().mean()) if frame.height else None
-    actions = frame.filter(pl.col("action") == problem.costs.action).height
+    actions = frame.filter(pl.col("action") != problem.target.actions(problem.costs)[-1]).height
     made_from = frame["snapshot"][0] or "" if frame.height else ""
     return BatchScore(batch_id, frame.height, mean, actions, already, made_from, note, frame)
 

@@ -16,11 +16,12 @@ import orjson
 
 from ..decisions.log import GoneDecision, UnknownDecision, find_decision
 from ..decisions.outcomes import Outcome, conflicts
-from ..decisions.record import Decision, DecisionError
+from ..decisions.record import Decision
 from ..decisions.segments import DamagedRecord
+from ..problem.target import NoOutcome
 from .desk import Desk
 from .guard import read_object
-from .predictor import Predictor, entity_named
+from .predictor import Predictor, entity_named, values_named
 from .refusal import Refusal, clipped, error_body
 from ..system.settings import MlsysError
 
@@ -31,7 +32,15 @@ def _shown(decision: Decision, with_features: bool) -> dict[str, Any]:
         "prediction": decision.score, "action": decision.action, "eligible": decision.eligible,
         "version": decision.version, "moment": decision.moment.isoformat(),
     }  # fmt: skip
+    if decision.answer is not None:
+        shown["answer"] = decision.answer
     return {**shown, "features": decision.features} if with_features else shown
+
+
+def _warned(desk: Desk, answer: dict[str, Any]) -> dict[str, Any]:
+    "An answer, with what its reader should know: that the data under it are older than declared."
+    old = desk.stale()
+    return {**answer, "warnings": list(old)} if old else answer
 
 
 def _text(asked: Mapping[str, Any], name: str, most: int = 200) -> str | None:
@@ -57,7 +66,7 @@ async def _on_disk(future: "Future[Decision]", shared: bool = False) -> Decision
     waiting = asyncio.wrap_future(future)
     try:
         return await (asyncio.shield(waiting) if shared else waiting)
-    except (OSError, DecisionError) as e:
+    except (OSError, MlsysError) as e:
         raise not_on_disk(e) from e
 
 
@@ -70,7 +79,7 @@ def not_on_disk(error: Exception) -> Refusal:
 def _submitted(desk: Desk, decision: Decision) -> "Future[Decision]":
     try:
         return desk.log.submit(decision)
-    except DecisionError as e:
+    except MlsysError as e:
         raise not_on_disk(e) from e
 
 # %% ../../nbs/55_serving/58_endpoints.ipynb #6d4faf1e
@@ -80,28 +89,32 @@ async def predict(
 ) -> Any:  # What is answered
     "Answer a prediction request, for one entity or several."
     predictor = desk.predictor
-    asked = read_object(body, frozenset({*predictor.keys, "request_id", "features", "entities"}))
+    named = {*predictor.keys, *predictor.values}
+    asked = read_object(body, frozenset({*named, "request_id", "features", "entities"}))
     with_features, request_id = _flag(asked, "features"), _text(asked, "request_id")
     if "entities" in asked:
-        if request_id or predictor.keys.keys() & asked.keys():
-            got, remedy = clipped(sorted(asked)), "send entities, or one entity's keys"
+        if request_id or named & asked.keys():
+            got, remedy = clipped(sorted(asked)), "send entities, or what names one"
             raise Refusal(422, "entities stands alone", got, remedy)
         return await _predict_many(desk, predictor, asked["entities"], with_features)
-    entity = entity_named(predictor.keys, asked)
+    entity, values = entity_named(predictor.keys, asked), values_named(predictor.values, asked)
     future = desk.log.recall(request_id) if request_id else None
     if future is None:
-        future = _submitted(desk, _made(desk, predictor, entity, request_id))
+        future = _submitted(desk, _made(desk, predictor, (entity, values), request_id))
     decision = await _on_disk(future, shared=request_id is not None)
-    if decision.entity != entity:
+    if decision.entity != entity or decision.request != values:
         got = f"{clipped(request_id)} for {clipped(entity)}, it was used for another"
         raise Refusal(409, "a request_id names one request", got, "use a new request_id for a new request")
-    return _shown(decision, with_features)
+    return _warned(desk, _shown(decision, with_features))
 
 # %% ../../nbs/55_serving/58_endpoints.ipynb #16753fde
-def _made(desk: Desk, predictor: Predictor, entity: dict[str, Any], request_id: str | None) -> Decision:
+_Case = tuple[dict[str, Any], dict[str, Any]]  # The entity, and what the request says of it
+
+
+def _made(desk: Desk, predictor: Predictor, case: _Case, request_id: str | None) -> Decision:
     "A new decision, counted; a store that cannot be read is a refusal, not an error."
     try:
-        made = predictor.predict(entity, desk.now(), request_id)
+        made = predictor.predict(case[0], desk.moment(), request_id, case[1])
     except Refusal:
         raise
     except (MlsysError, OSError) as e:
@@ -125,9 +138,10 @@ MAX_ENTITIES = 500
 
 
 async def _predict_many(desk: Desk, predictor: Predictor, given: Any, with_features: bool) -> dict[str, Any]:
-    entities = _entities(predictor, given)
+    cases = _entities(predictor, given)
+    entities = [entity for entity, _ in cases]
     try:
-        answers = predictor.predict_many(entities, desk.now())
+        answers = predictor.predict_many(entities, desk.moment(), [values for _, values in cases])
     except (MlsysError, OSError) as e:
         raise unreadable(e) from e
     made = [_submitted(desk, a) for a in answers if isinstance(a, Decision)]
@@ -139,12 +153,12 @@ async def _predict_many(desk: Desk, predictor: Predictor, given: Any, with_featu
             shown.append(_shown(next(decisions), with_features))
         else:
             shown.append({"entity": entity, **orjson.loads(error_body(answer))})
-    return {"predictions": shown}
+    return _warned(desk, {"predictions": shown})
 
 # %% ../../nbs/55_serving/58_endpoints.ipynb #8bc1b504
-def _entities(predictor: Predictor, given: Any) -> list[dict[str, Any]]:
-    "The entities of a request about several, checked."
-    keys = list(predictor.keys)
+def _entities(predictor: Predictor, given: Any) -> list[_Case]:
+    "The entities of a request about several, each with what is said of it, checked."
+    keys = [*predictor.keys, *predictor.values]
     if not (
         isinstance(given, list) and 0 < len(given) <= MAX_ENTITIES and all(isinstance(e, dict) for e in given)
     ):
@@ -159,7 +173,7 @@ def _entities(predictor: Predictor, given: Any) -> list[dict[str, Any]]:
     unknown = sorted({key for one in given for key in one} - set(keys))
     if unknown:
         raise Refusal(422, f"an entity has the keys {keys}", clipped(unknown), "leave them out")
-    return [entity_named(predictor.keys, one) for one in given]
+    return [(entity_named(predictor.keys, one), values_named(predictor.values, one)) for one in given]
 
 
 def _count(desk: Desk, made: Decision) -> None:
@@ -188,16 +202,19 @@ async def outcome(
     body: bytes,  # A JSON object
 ) -> Any:  # What the ledger made of it
     "Take in what became of a decision."
-    asked = read_object(body, frozenset({"decision_id", "outcome", "actor", "correction"}))
-    decision_id, actor, said = _text(asked, "decision_id"), _text(asked, "actor"), asked.get("outcome")
+    asked = read_object(body, frozenset({"decision_id", "outcome", "actor", "correction", "reviewer"}))
+    decision_id, actor = _text(asked, "decision_id"), _text(asked, "actor")
     if decision_id is None:
         raise Refusal(
             422, "an outcome names its decision", "no decision_id", "send the decision_id of the answer"
         )
-    if said not in (0, 1) or isinstance(said, float):
-        raise Refusal(422, "outcome is 1 (it happened) or 0 (it did not)", clipped(said), "send 0 or 1")
+    try:
+        label = desk.problem.target.said(asked.get("outcome"))
+    except NoOutcome as e:
+        raise Refusal(422, e.rule, clipped(asked.get("outcome")), e.remedy) from e
+    flags = {name: _flag(asked, name) for name in ("correction", "reviewer")}
     await _find(desk, decision_id)
-    posted = Outcome(decision_id, int(said), desk.now(), actor or "", _flag(asked, "correction"))
+    posted = Outcome(decision_id, label, desk.now(), actor or "", **flags)
     try:
         posting = await asyncio.to_thread(desk.ledger.post, [posted])
     except (MlsysError, OSError) as e:
@@ -211,7 +228,8 @@ async def outcome(
 def _contradiction(posted: Outcome, counts: Outcome) -> Refusal:
     by = f" by {clipped(counts.actor)}" if counts.actor else ""
     rule = f"one outcome of a decision counts: {counts.label}, said{by} at {counts.known_at.isoformat()}"
-    remedy = 'it is kept for review; if it is right, send it with "correction": true'
+    word = "reviewer" if counts.reviewer else "correction"
+    remedy = f'it is kept for review; if it is right, send it with "{word}": true'
     return Refusal(409, rule, f"outcome {posted.label}", remedy)
 
 # %% ../../nbs/55_serving/58_endpoints.ipynb #d318387b
@@ -221,7 +239,8 @@ async def decision(
 ) -> Any:  # The whole decision
     "Show a decision as it was served."
     found = await _find(desk, decision_id)
-    policy = {
+    policy: dict[str, Any] = {"request": found.request} if found.request else {}
+    policy |= {
         "threshold": found.threshold,
         "feature_set_hash": found.feature_set_hash,
         "source": found.source,

@@ -43,6 +43,13 @@ _ABOUT_MODEL: Mapping[int, tuple[str, str, str, str]] = {
     ),
 }
 
+_ABOUT_EVENTS: Mapping[int, tuple[str, str, str, str]] = {
+    404: ("Unknown source", "this service takes events of visits", "'visit'", "post to /v1/events/visits"),
+    422: ("None keeps the contract", "page: unlike pattern", "page: start does not look like ^/",
+          "mend it and send it again; as it came it stays in the quarantine of its source"),
+    503: ("Not now", "an answer is given when it is on disk", "'No space left on device'", "tell the operator, and try again later"),
+}  # fmt: skip
+
 # %% ../../nbs/55_serving/58_openapi.ipynb #63458de2
 _ERROR_SCHEMA: Mapping[str, Any] = {
     "type": "object",
@@ -76,19 +83,33 @@ def _responses(
     return found
 
 # %% ../../nbs/55_serving/58_openapi.ipynb #744e827a
-_TYPES = {"int": "integer", "text": "string", "bool": "boolean"}
-_SAMPLES: Mapping[str, Any] = {"int": 13085, "text": "C-13085", "bool": True}
+_TYPES = {"int": "integer", "text": "string", "bool": "boolean", "float": "number"}
+_SAMPLES: Mapping[str, Any] = {"int": 13085, "text": "C-13085", "bool": True, "float": 12.5}
 
 
 def _entity(problem: Problem) -> tuple[dict[str, Any], dict[str, Any]]:
     "Schema properties and an example of the entity's keys."
-    keys = problem.features.keys
+    keys = problem.entity
     return {k: {"type": _TYPES[t]} for k, t in keys.items()}, {k: _SAMPLES[t] for k, t in keys.items()}
+
+
+def _values(problem: Problem) -> tuple[dict[str, Any], dict[str, Any]]:
+    "Schema properties and an example of what a request says of its own case."
+    values = problem.features.requests
+    told = {
+        k: {"type": [_TYPES[t], "null"], "description": "null where it is not known"}
+        for k, t in values.items()
+    }
+    return told, {k: _SAMPLES[t] for k, t in values.items()}
+
+# %% ../../nbs/55_serving/58_openapi.ipynb #15daa3a5
+_OLD = "Sources whose data are older than declared; left out when there are none"
+_WARNINGS = {"type": "array", "items": {"type": "string"}, "description": _OLD}
 
 # %% ../../nbs/55_serving/58_openapi.ipynb #e9408742
 def _prediction(problem: Problem) -> tuple[dict[str, Any], dict[str, Any]]:
     properties, example = _entity(problem)
-    costs = problem.costs
+    actions = problem.target.actions(problem.costs)
     schema = {
         "type": "object",
         "required": [
@@ -105,13 +126,12 @@ def _prediction(problem: Problem) -> tuple[dict[str, Any], dict[str, Any]]:
             "decision_id": {"type": "string", "description": "Keep it: outcomes and questions refer to it"},
             "problem": {"type": "string"},
             "entity": {"type": "object", "properties": properties},
-            "prediction": {
-                "type": "number",
-                "minimum": 0,
-                "maximum": 1,
-                "description": problem.label.meaning,
+            "prediction": {"type": "number", "description": problem.target.meaning},
+            "answer": {
+                "type": "object",
+                "description": "Beside it: an interval, or each class's probability",
             },
-            "action": {"type": "string", "enum": [costs.action, costs.otherwise]},
+            "action": {"type": "string", "enum": list(actions)},
             "eligible": {
                 "type": "boolean",
                 "description": "Whether the model was trained for such an entity",
@@ -119,17 +139,19 @@ def _prediction(problem: Problem) -> tuple[dict[str, Any], dict[str, Any]]:
             "version": {"type": "integer", "description": "Model version"},
             "moment": {"type": "string", "format": "date-time", "description": "As of when"},
             "features": {"type": "object", "description": "The features as served, when asked for"},
+            "warnings": _WARNINGS,
         },
     }
     shown = {
-        "decision_id": "h1-77-8d1c2f3a9b0e4d5f", "problem": problem.name, "entity": example, "prediction": 0.731, "action": costs.action, "eligible": True, "version": 3, "moment": "2010-12-01T00:00:00+00:00",
+        "decision_id": "h1-77-8d1c2f3a9b0e4d5f", "problem": problem.name, "entity": example, "prediction": 0.731, "action": actions[0], "eligible": True, "version": 3, "moment": "2010-12-01T00:00:00+00:00",
     }  # fmt: skip
     return schema, shown
 
 # %% ../../nbs/55_serving/58_openapi.ipynb #f680191e
 def _ask(problem: Problem) -> tuple[dict[str, Any], dict[str, Any]]:
     "What a prediction request may hold."
-    properties, example = _entity(problem)
+    (properties, example), (values, sample) = _entity(problem), _values(problem)
+    properties, example = {**properties, **values}, {**example, **sample}
     entity = {"type": "object", "properties": properties, "required": list(properties)}
     more = {
         "request_id": {
@@ -176,21 +198,62 @@ _CORRECTIONS = (
     'and answered with 409, which says what counts; with "correction": true it counts from then on.'
 )
 
+# %% ../../nbs/55_serving/58_openapi.ipynb #1b2340d4
+_JSON_TYPES = {"int": "integer", "float": "number", "decimal": "number", "bool": "boolean"}
+_VALUES: Mapping[str, Any] = {"integer": 7, "number": 7.5, "boolean": True, "string": "text"}
+_COUNTED_ONCE = (
+    "202: on disk, and seen by predictions within a second. An event counts once, by its id or by what it says, so a request "
+    'without an answer is sent again; the same id with other content is a correction, with "retracted": true a withdrawal.'
+)
+
+
+def _events(problem: Problem) -> dict[str, Any]:
+    "What a request about events may hold: rows of a source, as its contract has them."
+    kinds, examples = [], list[Any]()
+    for source in problem.sources:
+        told = {c.name: _JSON_TYPES.get(c.dtype, "string") for c in source.contract.columns}
+        properties = {
+            c.name: {"type": told[c.name], "description": c.meaning} for c in source.contract.columns
+        }
+        needed = [c.name for c in source.contract.columns if not c.nullable]
+        kinds.append({"title": source.name, "type": "object", "required": needed, "properties": properties})
+        times = {c.name: "2010-12-01T09:30:00Z" for c in source.contract.columns if c.dtype == "time"}
+        examples.append({name: times.get(name, _VALUES[kind]) for name, kind in told.items()})
+    one: dict[str, Any] = {"oneOf": kinds}
+    return _body({"oneOf": [*kinds, {"type": "array", "items": one, "minItems": 1}]}, examples[0])
+
+
+def _event_answers() -> dict[int | str, Any]:
+    counts = {"accepted": 1, "corrected": 0, "repeated": 0, "quarantined": []}
+    errors = _responses(_plain("", {}), 400, 404, 408, 413, 422, 503, special=_ABOUT_EVENTS)
+    taken = {"description": "What became of the events", "content": _json(*_plain("Counts", counts))}
+    return {202: taken, **{status: said for status, said in errors.items() if status != 200}}
+
+# %% ../../nbs/55_serving/58_openapi.ipynb #0a7c03e1
+def _outcome(problem: Problem) -> tuple[dict[str, Any], dict[str, Any]]:
+    "What may be said of a decision, and an example."
+    label = problem.target.schema()
+    flags = {
+        "correction": "true: this one counts from now on, whatever was said before",
+        "reviewer": "true: a reviewer says so, whose word stands above others'",
+    }
+    schema = {
+        "type": "object", "required": ["decision_id", "outcome"], "additionalProperties": False,
+        "properties": {
+            "decision_id": {"type": "string"}, "outcome": label,
+            "actor": {"type": "string", "description": "Who says so"},
+            **{name: {"type": "boolean", "description": told} for name, told in flags.items()},
+        },
+    }  # fmt: skip
+    example = label["enum"][-1] if "enum" in label else label.get("example", 12.5)
+    return schema, {"decision_id": "h1-77-8d1c2f3a9b0e4d5f", "outcome": example, "actor": "shop"}
+
 # %% ../../nbs/55_serving/58_openapi.ipynb #0476a97b
 def operations(
     problem: Problem,  # Declares keys, actions and the meaning of the prediction
 ) -> dict[str, dict[str, Any]]:  # Route name -> keyword arguments of the route
     "What the service's routes take and give."
     ask, prediction = _ask(problem), _prediction(problem)
-    outcome = {
-        "type": "object", "required": ["decision_id", "outcome"], "additionalProperties": False,
-        "properties": {
-            "decision_id": {"type": "string"}, "outcome": {"type": "integer", "enum": [0, 1]},
-            "actor": {"type": "string", "description": "Who says so"},
-            "correction": {"type": "boolean", "description": "true: this one counts from now on, whatever was said before"},
-        },
-    }  # fmt: skip
-    said = {"decision_id": "h1-77-8d1c2f3a9b0e4d5f", "outcome": 1, "actor": "shop"}
     receipt = _plain("What the ledger made of it", {"decision_id": "h1-77-8d1c2f3a9b0e4d5f", "status": "new"})
     card = _plain("The manifest", {"version": 3, "digest": "9f2c...", "family": "boosting"})
     waits = {
@@ -200,15 +263,16 @@ def operations(
         "contradicted_by": 0,
         "other_actor": "call centre",
     }
-    disputed = _plain(
-        "The review queue", {"contradictions": [{**waits, "known_at": "2010-12-31T09:00:00+00:00"}]}
-    )
+    waits["known_at"] = "2010-12-31T09:00:00+00:00"
+    disputed = _plain("The review queue", {"contradictions": [waits]})
     posted = (400, 404, 408, 409, 413, 422, 503)
     return {
         "predictions": {"summary": "Predict for one entity, or several", "openapi_extra": _body(*ask),
                         "description": _REPEATS, "responses": _responses(prediction, *posted)},
-        "outcomes": {"summary": "Say what became of a decision", "openapi_extra": _body(outcome, said),
+        "outcomes": {"summary": "Say what became of a decision", "openapi_extra": _body(*_outcome(problem)),
                      "description": _CORRECTIONS, "responses": _responses(receipt, *posted, special=_ABOUT_OUTCOMES)},
+        "events": {"summary": "Say what happened: one event, or many", "openapi_extra": _events(problem),
+                   "description": _COUNTED_ONCE, "responses": _event_answers()},
         "decision": {"summary": "A decision as it was served", "responses": _responses(prediction, 404, 410, 503, special=_ABOUT_OUTCOMES)},
         "model": {"summary": "The model that serves", "responses": _responses(card, 404, 503, special=_ABOUT_MODEL)},
         "contradictions": {"summary": "Outcomes that wait for a correction", "responses": _responses(disputed, 404, special=_ABOUT_MODEL)},

@@ -26,6 +26,7 @@ from mlsys_nb.serving.endpoints import (
     predict,
     same_problem,
 )
+from .events import events
 from .guard import App, RequestLimits, guard
 from .openapi import api_page, operations
 from .refusal import Refusal, clipped, error_body
@@ -115,6 +116,14 @@ def _routes(app: Any, life: _Life) -> None:
     from fastapi import Request
 
     told = {name: {**kept, "response_model": None} for name, kept in operations(life.problem).items()}
+
+    @app.post("/v1/events/{name}", **told["events"])  # before those of a problem: its first part is fixed
+    async def happened(name: str, request: Request) -> Any:
+        try:
+            status, said = await events(life.desk, name, await request.body())
+        except Refusal as e:
+            return _error(e)
+        return _json(said, status)
 
     @app.post("/v1/{problem}/predictions", **told["predictions"])
     async def predictions(problem: str, request: Request) -> Any:

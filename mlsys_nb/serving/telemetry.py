@@ -14,7 +14,17 @@ from ..system.clock import elapsed
 # %% ../../nbs/55_serving/57_telemetry.ipynb #1db90ba9
 _BUCKETS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 10.0)
 _ROUTES = frozenset(
-    {"predictions", "outcomes", "decisions", "model", "contradictions", "healthz", "readyz", "metrics"}
+    {
+        "predictions",
+        "outcomes",
+        "events",
+        "decisions",
+        "model",
+        "contradictions",
+        "healthz",
+        "readyz",
+        "metrics",
+    }
 )
 
 
@@ -22,9 +32,25 @@ def route_of(
     path: str,  # The path of a request
 ) -> str:  # One of a handful of names
     "The name a request is counted under."
+    if path.startswith("/v1/events/"):
+        return "events"
     parts = path.split("/", 4)
     name = parts[3] if len(parts) > 3 and parts[1] == "v1" else parts[1] if len(parts) == 2 else ""
     return name if name in _ROUTES else "other"
+
+# %% ../../nbs/55_serving/57_telemetry.ipynb #88f52a11
+_WAITS = (0.1, 0.25, 0.5, 0.75, 1.0, 2.0, 5.0, 30.0)
+
+
+def _about_events(own: Any) -> tuple[Any, Any]:
+    "How many events were taken in, and how long they waited until predictions saw them."
+    from prometheus_client import Counter, Histogram
+
+    about = "From the acknowledgement of events until predictions see them"
+    return (
+        Counter("mlsys_events", "Events taken in", ["source", "status"], registry=own),
+        Histogram("mlsys_event_visible_seconds", about, ["source"], buckets=_WAITS, registry=own),
+    )
 
 # %% ../../nbs/55_serving/57_telemetry.ipynb #31f0cb57
 class Metrics:
@@ -56,6 +82,9 @@ class Metrics:
             registry=own,
         )
         self.damaged.labels(problem).set(0)
+        about = "1 while a source is older than it was declared to be"
+        self.stale = Gauge("mlsys_source_stale", about, ["source"], registry=own)
+        self.events, self.visible = _about_events(own)
 
     def serving(self, version: int, digest: str) -> None:
         "Say which model serves from now on."

@@ -1,0 +1,119 @@
+"Data that are older than declared: said by the steps, the service and its figures, and refused by nobody."
+
+import asyncio
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import orjson
+import polars as pl
+import pytest
+import visits_world as world
+
+from mlsys_nb.data.delimited import SourceError
+from mlsys_nb.data.lake import Finish
+from mlsys_nb.data.sources import FilesSource
+from mlsys_nb.data.staging import IngestError
+from mlsys_nb.loop.arrivals import ingest_due
+from mlsys_nb.loop.pipeline import monitor, score, train
+from mlsys_nb.loop.step import Context, StaleData, older_than_declared, reaching
+from mlsys_nb.serving.desk import open_desk, readiness
+from mlsys_nb.serving.endpoints import predict
+from mlsys_nb.system.control import put_document
+from mlsys_nb.system.durable import write_json
+
+(VISITS,) = world.problem.sources
+FRESH = replace(world.problem, sources=(replace(VISITS, fresh="36h", retention="400d", sampling=0.5),))
+END = world.START + timedelta(days=50)
+
+
+@pytest.fixture(scope="module")
+def gym(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    here = world.make(tmp_path_factory.mktemp("gym"))
+    at = Context(here, FRESH, END)
+    put_document(at.control, "parity", FRESH.features.hash, {"passed": True, "differing": []})
+    ingest_due(at)
+    assert train(at, n_trials=3).decision == "promoted"
+    return here
+
+
+def test_a_step_says_that_its_data_are_older_than_declared(gym: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    young = score(Context(gym, FRESH, END + timedelta(hours=12)))
+    at = Context(gym, FRESH, END + timedelta(hours=40))
+    monkeypatch.setattr(
+        "mlsys_nb.loop.step.finished", lambda s, name, now: Finish(name, now, at.lake.digests[name])
+    )
+    old = score(at)
+    assert "stale" not in young.outputs and "older than declared" not in young._repr_html_()
+    (sentence,) = old.outputs["stale"]
+    assert sentence.startswith("visits: the newest row became known") and "within 36.0 hours" in sentence
+    assert "Data older than declared" in old._repr_html_()
+    seen = monitor(Context(gym, FRESH, END + timedelta(hours=40)))
+    assert seen.outputs["stale"] == [sentence] and "Data older than declared" in seen._repr_html_()
+
+
+def test_a_step_still_needs_data_that_reach_its_moment_and_a_longer_declaration_lets_them(
+    tmp_path: Path,
+) -> None:
+    early = world.rows().filter(pl.col("at") < (world.START + timedelta(days=45)).replace(tzinfo=None))
+    here, late = world.make(tmp_path, early), world.START + timedelta(days=60)
+    ingest_due(Context(here, world.problem, late))
+    with pytest.raises(StaleData, match="a step acts at a moment its data reaches"):
+        reaching(Context(here, world.problem, late))
+    assert older_than_declared(Context(here, world.problem, late)) == []
+    patient = replace(world.problem, sources=(replace(VISITS, fresh="3w"),))
+    assert reaching(Context(here, patient, late)).events["visits"].height > 100
+    tired = replace(world.problem, sources=(replace(VISITS, fresh="2w"),))
+    assert len(older_than_declared(Context(here, tired, late))) == 1
+
+
+def test_a_model_says_what_was_declared_of_its_sources(gym: Any) -> None:
+    model = Context(gym, FRESH, END + timedelta(hours=1)).model
+    assert model is not None
+    assert model.manifest["sources"] == {"visits": {"fresh": "36h", "retention": "400d", "sampling": 0.5}}
+    assert "400d" in model._repr_html_()
+
+
+def test_the_service_answers_with_a_warning(gym: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mlsys_nb.serving.desk.FRESH", 0.0)
+    body = orjson.dumps({"member": 7})
+    for hours, stale in ((12, False), (40, True)):
+        write_json(gym.clock_file, {"now": (END + timedelta(hours=hours)).isoformat()})
+        desk = open_desk(gym, FRESH)
+        try:
+            status, told = readiness(desk)
+            answer = asyncio.run(predict(desk, body))
+            assert status == 200 and bool(told["warnings"]) == stale == ("warnings" in answer), (told, answer)
+            assert b'mlsys_source_stale{source="visits"} %.1f' % stale in desk.metrics.text()
+            if stale:
+                assert answer["warnings"] == told["warnings"] and "visits" in answer["warnings"][0]
+        finally:
+            desk.close()
+    gym.clock_file.unlink()
+
+
+def test_one_failing_source_is_named_and_keeps_no_other_from_arriving(tmp_path: Path) -> None:
+    here = world.make(tmp_path)
+    slow = [FilesSource(f"extra{i}", VISITS.contract, f"extra{i}") for i in range(3)]
+    for source in slow[:2]:
+        (here.raw / source.folder).mkdir()
+    problem = replace(world.problem, sources=(*slow, VISITS))
+    with pytest.raises(
+        IngestError, match=r"1 of 4 sources of visits .*extra2: .*no folder.*extra0, extra1, visits arrived"
+    ):
+        ingest_due(Context(here, problem, END))
+    from mlsys_nb.data.lake import snapshot
+    from mlsys_nb.features.online import open_online
+
+    assert snapshot(here, "visits").rows > 1000
+    with open_online(here.online_url) as store:
+        assert len(store.batches()) == len(snapshot(here, "visits").batches)
+    (here.raw / "extra2").mkdir()
+    assert len(ingest_due(Context(here, problem, END)).reports) == 4
+
+
+@pytest.mark.parametrize("wrong", [{"fresh": "soon"}, {"retention": "1y"}, {"sampling": 0}, {"sampling": 2}])
+def test_declarations_that_say_nothing_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(SourceError, match="got"):
+        replace(VISITS, **wrong)
