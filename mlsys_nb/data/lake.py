@@ -18,8 +18,7 @@ from typing import Any
 
 import polars as pl
 
-from .contract import RETRACTED
-from .migration import migrated, newest
+from .migration import as_newest, newest
 from .standing import standing
 from ..system.clock import instant
 from mlsys_nb.system.durable import (
@@ -260,24 +259,11 @@ def finished(
     return ends[-1]
 
 # %% ../../nbs/10_data/13_lake.ipynb #359b2934
-def _rows_of(folder: Path, content: str, number: int) -> tuple[pl.DataFrame, dict[str, Any]]:
+def _sealed_rows(folder: Path, content: str) -> tuple[bytes, dict[str, Any]]:
     manifest = read_batch_manifest(folder)
     if content_of(manifest) != content.split(" as ")[0]:
         raise LakeError(f"{folder} is not what the snapshot saw: it was replaced since; take a new snapshot")
-    rows = frame_from(read_sealed(folder, ROWS, manifest)).with_columns(batch=pl.lit(number, pl.Int32))
-    if manifest["id"] and RETRACTED not in rows.columns:
-        rows = rows.with_columns(pl.lit(False).alias(RETRACTED))
-    return rows, manifest
-
-
-def _as_newest(parts: list[tuple[pl.DataFrame, dict[str, Any]]]) -> list[pl.DataFrame]:
-    "The rows of batches, withdrawals left out, under one contract; those of the newest first."
-    kept = [(rows, m["contract"]) for rows, m in parts if not m.get("withdraws")]
-    now = newest(m for _, m in parts)["contract"]
-    same = [rows for rows, was in kept if was["hash"] == now["hash"]]
-    return same + [
-        migrated(rows, was["said"], now["said"]) for rows, was in kept if was["hash"] != now["hash"]
-    ]
+    return read_sealed(folder, ROWS, manifest), manifest
 
 # %% ../../nbs/10_data/13_lake.ipynb #09db3608
 def read(
@@ -290,8 +276,8 @@ def read(
     if not folders:
         raise LakeError(f"nothing of source {snapshot.source!r} is in {settings.lake}; ingest it first")
     with ThreadPoolExecutor(settings.threads) as pool:
-        parts = list(pool.map(_rows_of, folders, snapshot.contents, range(len(folders))))
-    events = standing(_joined(snapshot.source, _as_newest(parts)), [m for _, m in parts])
+        parts = list(pool.map(_sealed_rows, folders, snapshot.contents))
+    events = standing(_joined(snapshot.source, as_newest(parts)), [m for _, m in parts])
     if news is not None:
         fresh = [i for i, batch in enumerate(snapshot.batches) if batch in news]
         events = events.filter(pl.col("batch").is_in(fresh) | pl.col("ending").is_in(fresh))

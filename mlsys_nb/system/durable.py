@@ -132,10 +132,11 @@ def frame_bytes(frame: pl.DataFrame) -> bytes:  # Parquet; equal frames give equ
 
 
 def frame_from(
-    content: bytes,  # What frame_bytes gave
-) -> pl.DataFrame:
-    "The frame that was written."
-    return pl.read_parquet(io.BytesIO(content), use_pyarrow=False, glob=False)
+    *contents: bytes,  # What frame_bytes gave, each of frames with the same columns
+) -> pl.DataFrame:  # One below the other
+    "The frame that was written, or several in one."
+    files: list[Any] = [io.BytesIO(content) for content in contents]
+    return pl.read_parquet(files, use_pyarrow=False, glob=False)
 
 # %% ../../nbs/00_system/02_durable.ipynb #b28234f2
 MANIFEST = "manifest.json"
