@@ -15,9 +15,9 @@ from mlsys_nb.cases.churn import problem
 from mlsys_nb.decisions.log import read_decisions
 from mlsys_nb.decisions.segments import log_folder, place_of, segment_path
 from mlsys_nb.release.registry import promote, versions
-from mlsys_nb.serving.desk import open_desk, readiness
 from mlsys_nb.serving.endpoints import contradictions, decision, outcome, predict, same_problem
 from mlsys_nb.serving.refusal import Refusal
+from mlsys_nb.serving.state import open_desk, readiness
 from mlsys_nb.system.control import alert_rows, open_control
 
 ONE = b'{"customer_id": 13080}'

@@ -15,7 +15,7 @@ from mlsys_nb.features.engine import LmdbEngine
 from mlsys_nb.features.generated import world
 from mlsys_nb.features.online import online_store
 from mlsys_nb.features.parity import bits, by_reference, frame_of, read_all
-from mlsys_nb.features.servers import PostgresEngine, RedisEngine
+from mlsys_nb.features.shared_store import PostgresEngine, RedisEngine
 
 
 @pytest.fixture(scope="module")

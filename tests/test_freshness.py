@@ -18,8 +18,8 @@ from mlsys_nb.data.staging import IngestError
 from mlsys_nb.loop.arrivals import ingest_due
 from mlsys_nb.loop.pipeline import monitor, score, train
 from mlsys_nb.loop.step import Context, StaleData, older_than_declared, reaching
-from mlsys_nb.serving.desk import open_desk, readiness
 from mlsys_nb.serving.endpoints import predict
+from mlsys_nb.serving.state import open_desk, readiness
 from mlsys_nb.system.control import put_document
 from mlsys_nb.system.durable import write_json
 
@@ -76,7 +76,7 @@ def test_a_model_says_what_was_declared_of_its_sources(gym: Any) -> None:
 
 
 def test_the_service_answers_with_a_warning(gym: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mlsys_nb.serving.desk.FRESH", 0.0)
+    monkeypatch.setattr("mlsys_nb.serving.state.FRESH", 0.0)
     body = orjson.dumps({"member": 7})
     for hours, stale in ((12, False), (40, True)):
         write_json(gym.clock_file, {"now": (END + timedelta(hours=hours)).isoformat()})

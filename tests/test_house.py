@@ -64,7 +64,7 @@ LARGER = {
     ),
     ("73_runner", "cell"): (44, "Runner is one class; a class cannot be spread over cells"),
     ("26_engine", "cell"): (56, "LmdbEngine is one class: the four methods of an engine, and its file"),
-    ("26_servers", "cell"): (
+    ("26_shared_store", "cell"): (
         50,
         "RedisEngine and PostgresEngine are one class each: the same four methods, other words",
     ),
@@ -75,7 +75,7 @@ LARGER = {
     ),
     ("24_sweep", "cell"): (60, "Track is one class: the keys it caches refer to each other"),
     ("20_conditions", "cell"): (52, "Field is one class: a line for each comparison"),
-    ("26_record", "cell"): (56, "Record is one class: how each part of a value is read in place"),
+    ("26_packing", "cell"): (56, "Record is one class: how each part of a value is read in place"),
     ("27_store", "cell"): (60, "OnlineStore is one class of one-line methods, the public face of the floor"),
 }
 

@@ -29,8 +29,8 @@ from mlsys_nb.features import (
 from mlsys_nb.features.arithmetic import Kernel
 from mlsys_nb.features.events import NEVER, NULL
 from mlsys_nb.features.masked_column import MaskedColumn
+from mlsys_nb.features.packing import ORDERLY, TIME
 from mlsys_nb.features.parity import certify
-from mlsys_nb.features.record import ORDERLY, TIME
 
 CASES, SEED = 220, 4
 strict = replace(features, strict=True)

@@ -142,7 +142,7 @@ def _tell(proposal: "Proposal", notes: tuple[str, ...], path: Path) -> None:
 # %% ../../nbs/80_doors/86_beginnings.ipynb #7c4dd4ef
 def open_notebook(settings: Settings, options: argparse.Namespace) -> int:
     "Open the notebook of a problem in JupyterLab."
-    from mlsys_nb.doors.window import run_child
+    from mlsys_nb.doors.voila import run_child
     from mlsys_nb.problem.declaration import load_problem
 
     if options.name not in settings.problems:

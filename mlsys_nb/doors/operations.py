@@ -298,7 +298,7 @@ def say_taken(
 # %% ../../nbs/80_doors/86_operations.ipynb #292c9bad
 def open_dashboard(settings: Settings, options: argparse.Namespace) -> int:
     "Show the dashboards in a browser."
-    from mlsys_nb.doors.window import show
+    from mlsys_nb.doors.voila import show
 
     return show(settings, options.name, options.host, options.port)
 

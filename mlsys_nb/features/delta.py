@@ -16,8 +16,8 @@ import polars as pl
 from .engine import Get, Put
 from .events import NEVER, NULL, encode, encode_column
 from .id_index import homes_of, remember
-from .kind import Kind, forgotten, id_codes, text_code
-from mlsys_nb.features.record import (
+from .layout import Kind, forgotten, id_codes, text_code
+from mlsys_nb.features.packing import (
     COUNT,
     DIRECTORY,
     END,

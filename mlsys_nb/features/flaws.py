@@ -20,9 +20,9 @@ from .delta import parts_of
 from .engine import BEGUN, NOTE, Engine
 from .events import NULL
 from .id_index import index_state
-from .kind import Kind, grouping_name, kind_from
-from .record import ID, joined
-from .servers import open_engine
+from .layout import Kind, grouping_name, kind_from
+from .packing import ID, joined
+from .shared_store import open_engine
 from .store import FORMAT_KEY, KIND_KEY
 from ..system.durable import json_bytes
 from ..system.finding import Finding

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from .engine import Get, Put
-from .kind import Kind
+from .layout import Kind
 
 # %% ../../nbs/20_features/27_id_index.ipynb #7aa3952d
 STATE = struct.Struct("<qI")  # entries, bits of a bucket's number

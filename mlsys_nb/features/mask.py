@@ -16,8 +16,8 @@ from .calendar import time_parts
 from .conditions import Condition, Operand
 from .engine import Get, StoreError
 from .events import NULL, float_codes
-from .kind import Kind, text_code
-from .view import View
+from .layout import Kind, text_code
+from .visible import View
 
 # %% ../../nbs/20_features/27_mask.ipynb #08b32bff
 Mask = Callable[[View], np.ndarray]

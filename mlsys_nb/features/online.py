@@ -29,8 +29,8 @@ from .engine import Get, Put
 from .events import NEVER, NULL, Events
 from .feature_set import FeatureSet
 from .id_index import remember
-from .kind import Kind, StoreMismatch, forgotten, kind_from
-from .record import END, ID, KNOWN, LAST, LATEST, Rows, joined
+from .layout import Kind, StoreMismatch, forgotten, kind_from
+from .packing import END, ID, KNOWN, LAST, LATEST, Rows, joined
 from mlsys_nb.features.store import (  # noqa: F401
     BATCH_KEY,
     KIND_KEY,

@@ -22,12 +22,12 @@ from .duration import Window
 from .engine import Engine, Get
 from .events import FLIP, NULL, POLARS
 from .feature_set import FeatureSet
-from .kind import Kind, StoreMismatch, entity_code, key_code
+from .layout import Kind, StoreMismatch, entity_code, key_code
 from .mask import Mask, mask_of, text_at
 from .masked_column import WIDE
+from .packing import NULLS, Record
 from .plan import Family, OtherEntity
-from .record import NULLS, Record
-from .view import READ, Kept, Moved, View, check_horizon, pieces_of
+from .visible import READ, Kept, Moved, View, check_horizon, pieces_of
 from ..system.clock import micros
 
 # %% ../../nbs/20_features/27_reader.ipynb #329a6f9a

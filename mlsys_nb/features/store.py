@@ -18,10 +18,10 @@ from .engine import Engine, Get, Put
 from .events import Events
 from .feature_set import FeatureSet
 from .id_index import homes_of
-from .kind import Kind, StoreMismatch, check_filled, grown, id_codes, kind_from, new_kind
+from .layout import Kind, StoreMismatch, check_filled, grown, id_codes, kind_from, new_kind
 from .plan import Family
 from .reader import Reader, reader_of
-from .servers import open_engine
+from .shared_store import open_engine
 
 # %% ../../nbs/20_features/27_store.ipynb #ecf983ea
 STORE_FORMAT = b"2"

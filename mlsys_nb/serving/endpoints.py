@@ -19,10 +19,10 @@ from ..decisions.outcomes import Outcome, conflicts
 from ..decisions.record import Decision
 from ..decisions.segments import DamagedRecord
 from ..problem.target import NoOutcome
-from .desk import Desk
 from .guard import read_object
 from .predictor import Predictor, entity_named, values_named
 from .refusal import Refusal, clipped, error_body
+from .state import Desk
 from ..system.settings import MlsysError
 
 # %% ../../nbs/55_serving/58_endpoints.ipynb #5df0e532

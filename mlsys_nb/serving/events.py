@@ -10,10 +10,10 @@ import asyncio
 from typing import Any
 
 from ..data.intake import Intake, Post, Receipt
-from .desk import Desk
 from .endpoints import not_on_disk
 from .guard import read_json
 from .refusal import Refusal, clipped
+from .state import Desk
 from ..system.settings import MlsysError
 from ..system.suggestion import did_you_mean
 

@@ -17,7 +17,6 @@ from typing import Any
 import orjson
 
 from ..problem.declaration import Problem, load_problem
-from .desk import Desk, open_desk, readiness
 from mlsys_nb.serving.endpoints import (
     contradictions,
     decision,
@@ -31,6 +30,7 @@ from .guard import App, RequestLimits, guard
 from .openapi import api_page, operations
 from .refusal import Refusal, clipped, error_body
 from .reload import watch
+from .state import Desk, open_desk, readiness
 from .telemetry import Metrics, measured
 from ..system.settings import MlsysError, Settings
 
