@@ -11,6 +11,12 @@ import time
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# The same examples each time: a change is judged by its own faults. `make long` draws new ones.
+settings.register_profile("same", derandomize=True)
+if "DRAW_ANEW" not in os.environ:
+    settings.load_profile("same")
 
 
 def free_port():

@@ -15,6 +15,7 @@ orders = Events(
         "due": "time",
         "pounds": "int",
         "floor": "text",
+        "tags": "list",
     },
 )
 visits = Events(
@@ -99,6 +100,26 @@ features = FeatureSet(
         f.count(orders, "lifetime", where=orders["product"] == orders["country"], by=mine).named(
             "named_alike"
         ),
+        f.items(orders, "tags", "30d", by=mine).named("n_tags"),
+        f.count_distinct(orders, "tags", f.lagged("7d", "3h"), where=orders["gift"], by=theirs).named(
+            "product_tags"
+        ),
+        f.mode(orders, "tags", "lifetime", by=mine).named("usual_tag"),
+        f.count(orders, "30d", where=orders["tags"].contains("a"), by=mine).named("with_a"),
+        f.sum(orders, "pence", "lifetime", where=~orders["tags"].contains("é"), by=theirs).named("without_é"),
+        f.count(orders, "lifetime", where=orders["tags"].is_null(), by=()).named("untagged"),
+        f.of(wanted, f.mode(orders, "tags", f.session("7d"), by=theirs)).named("wanted_tag"),
+        f.sessions(orders, "3h", "30d", by=mine).named("spells"),
+        f.sessions(orders, "7d", "lifetime", where=large, by=theirs).named("product_spells"),
+        f.sessions(visits, "1h", f.period("month", "Europe/London")).named("visits_this_month"),
+        f.sessions(orders, "3h", "7d", by=()).named("spells_of_all"),
+        f.count(visits, f.session("3h")).named("pages_of_visit"),
+        f.count_distinct(orders, "shop", f.session("7d"), by=mine).named("shops_of_spell"),
+        f.mode(visits, "page", f.session("7d"), where=visits["seconds"] > 0).named("page_of_spell"),
+        f.sum(orders, "pence", f.session("7d"), where=odd, by=theirs).named("product_spell"),
+        f.last(orders, "shop", f.session("30d"), by=mine).named("last_shop_of_spell"),
+        f.age(f.first_time(visits, f.session("7d")), "min").named("visit_lasts"),
+        f.of(wanted, f.count(orders, f.session("7d"), by=theirs)).named("wanted_spell"),
         f.month_of_year(f.last_time(orders, by=mine), "Europe/London").named("month_of_order"),
         f.of(wanted, f.count(orders, "30d", by=theirs)).named("wanted"),
         f.of(wanted, f.mean(orders, "pence", "lifetime", by=theirs)).named("wanted_price"),

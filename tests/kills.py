@@ -31,7 +31,10 @@ import polars as pl
 from mlsys_nb import features as f
 from mlsys_nb.data.columns import Column
 from mlsys_nb.data.contract import Contract
+from mlsys_nb.data.entries import verify_inbox
+from mlsys_nb.data.inbox import InboxSource
 from mlsys_nb.data.ingest import ingest
+from mlsys_nb.data.intake import Intake, Post
 from mlsys_nb.data.lake import read, snapshot
 from mlsys_nb.data.sources import FilesSource
 from mlsys_nb.decisions.log import keep_decisions, read_decisions, verify_decisions
@@ -40,10 +43,12 @@ from mlsys_nb.decisions.writer import DecisionLog
 from mlsys_nb.features.events import Events
 from mlsys_nb.features.feature_set import FeatureSet
 from mlsys_nb.features.history import as_of
+from mlsys_nb.features.materialize import materialize
 from mlsys_nb.features.online import open_online, sync
 from mlsys_nb.system.audit import audit_log
-from mlsys_nb.system.clock import instant
+from mlsys_nb.system.clock import instant, open_clock
 from mlsys_nb.system.control import open_control
+from mlsys_nb.system.durable import write_json
 from mlsys_nb.system.pointers import Move, get_pointer, move_pointer, pointer_history
 from mlsys_nb.system.settings import Settings, load_settings
 
@@ -190,14 +195,68 @@ def pointers_end(here: Settings, said: set[str]) -> str:
     return str(now)
 
 
+# The inbox ------------------------------------------------------------------------------------------------------------
+
+VIEWED = InboxSource(
+    "views",
+    Contract("views", (Column("view", "text"), Column("visitor", "int"), Column("at", "time")), id="view"),
+)
+VIEWS = Events("views", keys={"visitor": "int"}, time="at", columns={"view": "text"})
+SEEN = FeatureSet("views", [f.count(VIEWS, "lifetime")])
+POSTED, QUICKLY = (
+    90,
+    15,
+)  # Events; how many until the next one is made visible, and twice as many until an ingest
+
+
+def viewed(n: int) -> dict[str, object]:
+    return {"view": f"e{n}", "visitor": n % 7, "at": "2011-01-01T10:00:00Z"}
+
+
+def stand_still(here: Settings, seed: int) -> None:
+    "It is noon, and stays so: what an undisturbed run and a killed one do is the same."
+    write_json(here.clock_file, {"now": NOW.isoformat()})
+
+
+def receive(here: Settings, say: Say) -> None:
+    "Send everything again from the beginning, as a client does that heard no answer; make it visible, and ingest it."
+    intake, clock = Intake(here, VIEWED, lambda: NOW), open_clock(here.clock_file)
+    with open_online(here.online) as store:
+        store.keep(SEEN)
+        for n in range(0, POSTED, 3):
+            intake.submit(Post([viewed(i) for i in range(n, n + 3)])).result()
+            say(" ".join(str(i) for i in range(n, n + 3)))
+            if n % QUICKLY == 0:
+                materialize(intake.box, VIEWED, store, clock)
+            if n % (2 * QUICKLY) == 0:
+                ingest(here, VIEWED, NOW + timedelta(hours=1))
+        materialize(intake.box, VIEWED, store, clock)
+        ingest(here, VIEWED, NOW + timedelta(hours=1))
+
+
+def inbox_end(here: Settings, said: set[str]) -> str:
+    rows = read(here, snapshot(here, "views"))
+    assert rows["event_id"].is_unique().all(), "an event counts twice"
+    lost = {f"e{n}" for line in said for n in line.split()} - set(rows["event_id"])
+    assert not lost, f"{len(lost)} acknowledged events are not in the lake, such as {min(lost)}"
+    assert not verify_inbox(here), verify_inbox(here)[:1]
+    with open_online(here.online) as store:
+        assert sync(store, here, VIEWS, snapshot(here, "views")) == 0, "the store had them all"
+        asked = [{"visitor": n} for n in range(7)]
+        served = store.reader(SEEN).read_many(asked, NOW + timedelta(days=1)).frame[SEEN.names[0]]
+    assert served.sum() == POSTED == len(rows), f"{served.sum()} in the store, {len(rows)} in the lake"
+    return rows.sort("event_id").select("view", "visitor", "at").write_csv()
+
+
 def nothing(here: Settings, seed: int) -> None:
     "A root to begin in."
 
 
-LAKE = Workload("lake", deliveries, take, lake_end, 0.4)
+LAKE = Workload("lake", deliveries, take, lake_end, 0.3)
 DECISIONS = Workload("decisions", nothing, decide, decisions_end, 0.3)
 POINTERS = Workload("pointers", nothing, move, pointers_end, 0.1)
-WORKLOADS = [LAKE, DECISIONS, POINTERS]
+INBOX = Workload("inbox", stand_still, receive, inbox_end, 0.3)
+WORKLOADS = [LAKE, DECISIONS, POINTERS, INBOX]
 
 
 # The harness ---------------------------------------------------------------------------------------------------------

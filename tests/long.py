@@ -42,6 +42,8 @@ STEPS = (
     Step("kills", "1,500 SIGKILLs at random moments: nothing lost, doubled or hung; outputs equal", (sys.executable, "tests/kills.py", "--kills", "1500", "--seed", "1")),
     Step("events", "10,000 events over HTTP with kills of two services: acknowledged = lake = store = training set", (sys.executable, "-m", "pytest", "-q", "-s", "-p", "no:cacheprovider", "tests/test_events.py"), (("TEST_MLSYS_EVENTS", "10000"),)),
     Step("streams", "60 SIGKILLs of `mlsys stream` over a file and over Redis", (*PYTEST[:-4], "-p", "no:cacheprovider", "tests/test_stream.py"), (("TEST_MLSYS_KILLS", "30"),)),
+    Step("cases", "the shipped cases on all of their data, replayed month by month", (sys.executable, "-m", "pytest", "-q", "-s", "-p", "no:cacheprovider", "tests/test_cases.py", "-k", "whole"), (("TEST_MLSYS_CASES", "full"),)),
+    Step("walks", "tables never seen before, six kinds in many forms: the tutorial by its printed commands, from the wheel", (sys.executable, "-m", "pytest", "-q", "-s", "-p", "no:cacheprovider", "tests/test_own_problem.py"), (("TEST_MLSYS_WALKS", "6"),)),
     Step("mutants", "100 planted small bugs", (sys.executable, "tests/mutants.py", "--seed", "1", "-n", "100")),
 )  # fmt: skip
 
@@ -67,7 +69,7 @@ def passed(step: Step, kept: Path) -> str | None:
     print(f"== {step.name}: {step.says}", flush=True)
     start, lines = monotonic(), []
     process = subprocess.Popen(step.command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                               env={**os.environ, "MPLBACKEND": "agg", **dict(step.environment)})  # fmt: skip
+                               env={**os.environ, "MPLBACKEND": "agg", "DRAW_ANEW": "1", **dict(step.environment)})  # fmt: skip
     assert process.stdout
     for line in process.stdout:
         print("   " + line, end="", flush=True)

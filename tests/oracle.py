@@ -124,6 +124,8 @@ def normal_value(dtype: str, value: Any) -> Any:
         return None
     if dtype == "float":
         return None if math.isnan(value) else float(value) + 0.0
+    if dtype == "list":  # an item that is missing is none
+        return [item for item in value if item is not None]
     return micros(value) if dtype == "time" else value
 
 
@@ -175,6 +177,8 @@ def holds(condition: Spec | None, row: dict[str, Any]) -> bool | None:
         return None
     if op == "true":
         return value
+    if op == "contains":
+        return args[1] in value
     if op == "in":
         return value in [normal_value(args[1], a) for a in args[2]]
     return COMPARE[op](value, normal_value(args[1], args[2]))
@@ -213,16 +217,36 @@ def seen(leaf: Spec, asked: Asked) -> list[Version]:
     if any(asked.keys[k] is None for k in by):
         return []
     moment = asked.moment
-    kept = []
+    mine = []
     for v in asked.versions[kind]:
         visible = v.start <= moment < v.end and v.time <= moment
         if asked.strict:  # before the moment: an end that comes with it is not known yet
             visible = v.start < moment <= v.end and v.time < moment
-        inside = in_window(window, v.time, asked)
-        if visible and inside and all(v.row[k] == asked.keys[k] for k in by) and holds(where, v.row) is True:
-            if not column or v.row[column] is not None:
-                kept.append(v)
-    return kept
+        if visible and all(v.row[k] == asked.keys[k] for k in by):
+            mine.append(v)
+    if (
+        isinstance(window, tuple) and window[0] == "session"
+    ):  # of all visible events, whatever is kept of them
+        last = cut_by_silence(mine, length_of(window[1]))[-1:]
+        mine = last[0] if last and moment - last[0][-1].time <= length_of(window[1]) else []
+        window = "lifetime"
+    return [
+        v
+        for v in mine
+        if in_window(window, v.time, asked)
+        and holds(where, v.row) is True
+        and (not column or v.row[column] is not None)
+    ]
+
+
+def cut_by_silence(events: list[Version], gap: int) -> list[list[Version]]:
+    """Sessions: an event belongs to the session of the one before it unless more than the gap lies between."""
+    found: list[list[Version]] = []
+    for i, v in enumerate(events):
+        if not i or v.time - events[i - 1].time > gap:
+            found.append([])
+        found[-1].append(v)
+    return found
 
 
 def in_window(window: Any, time: int, asked: Asked) -> bool:
@@ -266,8 +290,16 @@ def window_value(leaf: Spec, asked: Asked) -> Any:
     word, column, extra = leaf[1], leaf[3], leaf[7]
     kept = seen(leaf, asked)
     values = [v.row[column] for v in kept] if column else []
+    if values and isinstance(values[0], list):  # of lists, the items are looked at
+        values = [item for told in values for item in told]
+    if word == "items":
+        return len(values)
+    if not values and column and word == "mode":
+        return None
     if word == "count":
         return len(kept)
+    if word == "sessions":
+        return len(cut_by_silence(kept, length_of(extra[0])))
     if word == "sum":
         return sum(values)
     if word == "count_distinct":
@@ -465,6 +497,8 @@ class Draw:
         if p < 0.4:
             unit = self.r.choice(("day", "week", "month", "quarter", "year"))
             return ("period", unit, self.r.choice(ZONES), self.r.choice((0, 0, 1, 2, 7)))
+        if p < 0.55:
+            return ("session", self.length())
         return self.length()
 
     def length(self) -> Any:
@@ -510,6 +544,8 @@ class Draw:
             return None
         if dtype == "time":
             return instant_of(self.time())
+        if dtype == "list":
+            return [self.value("text", 0.1) for _ in range(self.r.choice((0, 1, 2, 2, 4)))]
         choice = {"int": self.ints, "float": self.floats, "text": self.texts, "bool": (True, False)}[dtype]
         return self.r.choice(choice)
 
@@ -526,7 +562,7 @@ class Draw:
     def kind(self, name: str, keys: dict[str, str]) -> Kind:
         """A declaration with its history."""
         r = self.r
-        dtypes = ["int", *r.choices(("int", "float", "text", "bool", "time"), k=r.randrange(1, 5))]
+        dtypes = ["int", *r.choices(("int", "float", "text", "bool", "time", "list"), k=r.randrange(1, 5))]
         kind = Kind(name, keys, {f"c{i}{t[0]}": t for i, t in enumerate(dtypes)}, r.choice(("int", "text")))
         entities = [{k: self.value(t, 0.05) for k, t in keys.items()} for _ in range(r.randrange(1, 4))]
         ids = (
@@ -580,6 +616,8 @@ class Draw:
         p = r.random()
         if p < 0.15:
             return ("null", column)
+        if dtype == "list":
+            return ("contains", column, self.value("text", 0))
         if p > 0.8:
             told = [(r.choice(("hour", "weekday", "month")), r.choice(ZONES), c) if t == "time" and r.random() < 0.5 else c
                     for c, t in kind.all_columns.items() if t == dtype]  # fmt: skip
@@ -615,7 +653,8 @@ class Draw:
             column, dtype = r.choice(list((kind.columns | named).items())) if accepts else ("", "")
             if accepts and dtype not in accepts:
                 continue
-            if (gives or dtype) not in dtypes:
+            gives = gives or ("text" if dtype == "list" else dtype)
+            if gives not in dtypes:
                 continue
             by = tuple(kind.keys)
             if len(by) > 1 and r.random() < 0.4:
@@ -626,10 +665,10 @@ class Draw:
             extra = {
                 "share": lambda dtype=dtype: (self.constant(dtype), dtype), "variance": lambda: (r.randrange(2),),
                 "std": lambda: (r.randrange(2),), "recent": lambda: (r.randrange(4),),
-                "time_since_last": lambda: (r.choice(list(UNITS)),), "time_since_first": lambda: (r.choice(list(UNITS)),),
+                "sessions": lambda: (self.length(),), "time_since_last": lambda: (r.choice(list(UNITS)),), "time_since_first": lambda: (r.choice(list(UNITS)),),
             }.get(word, lambda: ())()  # fmt: skip
             spec = ("window", word, kind.name, column, window, where, by, extra)
-            self.dtypes[repr(spec)] = gives or dtype
+            self.dtypes[repr(spec)] = gives
             return spec
         spec = (
             "window",
@@ -759,10 +798,10 @@ WORDS: dict[str, tuple[tuple[str, ...], str]] = {  # the columns they take, and 
     "count": ((), "int"), "sum": (("int",), "int"), "mean": (("int",), "float"), "min": (("int", "float", "time"), ""),
     "max": (("int", "float", "time"), ""), "first": (("int", "float", "text", "bool", "time"), ""),
     "last": (("int", "float", "text", "bool", "time"), ""), "attribute": (("int", "float", "text", "bool", "time"), ""),
-    "recent": (("int", "float", "text", "bool", "time"), ""), "count_distinct": (("int", "text", "bool", "time"), "int"),
-    "mode": (("int", "text", "bool"), ""), "first_time": ((), "time"), "last_time": ((), "time"),
+    "recent": (("int", "float", "text", "bool", "time"), ""), "count_distinct": (("int", "text", "bool", "time", "list"), "int"),
+    "mode": (("int", "text", "bool", "list"), ""), "items": (("list",), "int"), "first_time": ((), "time"), "last_time": ((), "time"),
     "time_since_last": ((), "float"), "time_since_first": ((), "float"), "variance": (("int",), "float"),
-    "std": (("int",), "float"), "share": (("int", "text", "bool", "time"), "float"),
+    "std": (("int",), "float"), "sessions": ((), "int"), "share": (("int", "text", "bool", "time"), "float"),
 }  # fmt: skip
 
 
@@ -825,6 +864,8 @@ def condition_told(spec: Spec | None, events: f.Events) -> Condition | None:
     column = operand_told(args[0], events)
     if op == "null":
         return column.is_null()
+    if op == "contains":
+        return column.contains(args[1])
     if op == "true":
         return column & column
     return column.isin(list(args[2])) if op == "in" else COMPARE[op](column, args[2])
@@ -848,6 +889,8 @@ def leaf_told(spec: Spec, kinds: dict[str, f.Events]) -> f.Feature:
     make = getattr(f, word)
     if word.startswith("time_since"):
         return make(events, unit=extra[0], **scope)
+    if word == "sessions":
+        return make(events, extra[0], window, **scope)
     if word in ("count", "first_time", "last_time"):
         return make(events, window, **scope)
     if word in ("variance", "std"):
@@ -933,6 +976,7 @@ TYPES = {
     "text": pl.String,
     "bool": pl.Boolean,
     "time": pl.Datetime("us", "UTC"),
+    "list": pl.List(pl.String),
 }
 
 
@@ -1067,7 +1111,7 @@ class Trial:
                 continue
             known = self.known(reader.features, who, written)
             gone = {n: rows for n, rows in written.items() if self.compacted.get(n)}
-            if below and got is not None and self.known(reader.features, who, gone):
+            if below and got is not None and gone and self.known(reader.features, who, gone):
                 self.tally.differ(
                     f"{where}: {question} is below the horizon {horizon}, answered {got}", next(iter(specs))
                 )

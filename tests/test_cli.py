@@ -83,7 +83,7 @@ def test_help_is_quick():
         (["features", "churn", "--entity", "customer_id=abc"], "declared as int"),
         (["features", "churn", "--entity", "customer_id=1"], "ingest"),
         (["parity", "nope"], "churn"),
-        (["demo", "--problem", "nope"], "churn"),
+        (["demo", "nope"], "churn"),
         (["features", "churn", "--entity", "customer_id=1", "--at", ""], "ISO 8601"),
         (["train", "churn", "-p", "problem=returns"], "problem is given once"),
         (["runs", "--problem", "nope"], "no problem 'nope'"),
@@ -168,7 +168,7 @@ def test_a_root_that_is_a_file_is_refused_before_the_work(capsys, tmp_path, monk
 
 
 def test_demo_checks_before_it_speaks(capsys, root):
-    assert mlsys(capsys, "demo", "--problem", "nope", "--root", root)[1] == ""
+    assert mlsys(capsys, "demo", "nope", "--root", root)[1] == ""
 
 
 def test_problems_lists_all_and_marks_the_broken(capsys, tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 "The loop's dashboard: on a system that never ran and on one that lived for three months, in a real browser."
 
 import importlib.util
+import json
 import os
 import shutil
 import socket
@@ -8,15 +9,20 @@ import subprocess
 import sys
 import time
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
 import pytest
 
+from mlsys_nb.cases.churn import lines
 from mlsys_nb.data.ingest import ingest
 from mlsys_nb.decisions.batches import append_batch
 from mlsys_nb.decisions.outcomes import labelled
+from mlsys_nb.doors.catalog import catalog, matching
+from mlsys_nb.doors.cli import main
 from mlsys_nb.doors.dashboard import PANELS, loops, panel
+from mlsys_nb.features import count
 from mlsys_nb.loop.backtest import backtest
 from mlsys_nb.loop.retrain import carry_out, note_release, train_candidate
 from mlsys_nb.loop.step import Context
@@ -92,6 +98,50 @@ def test_panels(lived, tmp_path):
     assert not list(tmp_path.iterdir()), "looking at a system that never ran must leave nothing behind"
 
 
+def test_the_catalog_knows_who_uses_what(lived, monkeypatch, capsys):
+    "One entry a meaning: the installed problem and its versions share it; a version keeps what the problem dropped."
+    known = catalog(lived)
+    (orders,) = matching(known.entries, ["orders_30d"])
+    assert orders.used_by == ("churn", "churn version 1 (champion)") and orders.owner == "customer relations"
+    s = orders.statistics
+    learnt = load_champion(open_control(lived), lived, load_problem(lived, "churn")).manifest["training"]
+    assert (
+        s["rows"] == learnt["rows"] and s["least"] == 0 <= s["5 %"] <= s["median"] <= s["95 %"] <= s["most"]
+    )
+    (country,) = matching(known.entries, ["country of"])
+    assert next(iter(country.statistics["commonest"])) == "United Kingdom"
+
+    problem = load_problem(lived, "churn")
+    rest = tuple(f for f in problem.features.features if f.name != "orders_30d")
+    window = count(lines, "45d").named("orders_30d", meaning="another window under an old name")
+    later = replace(problem, features=replace(problem.features, features=(*rest, window)))
+    monkeypatch.setattr("mlsys_nb.doors.catalog.load_problem", lambda settings, name: later)
+    old, new = sorted(
+        matching(catalog(lived).entries, ["orders_30d"]), key=lambda e: len(e.used_by[0]), reverse=True
+    )
+    assert old.used_by == ("churn version 1 (champion)",) and new.used_by == ("churn",)
+    assert old.statistics == s and new.statistics == {}, "statistics are those of the same meaning"
+    monkeypatch.undo()
+
+    words = ["--root", str(lived.root), "catalog"]
+    assert main([*words, "pence", "30", "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert row["feature"] == "log_turnover_30d" and row["statistics_of"] == "churn version 1 (champion)"
+    assert (
+        main([*words, "nothing", "like", "this"]) == 0
+        and "features says all of these words" in capsys.readouterr().out
+    )
+    package = next(lived.models.rglob("manifest.json"))
+    sound = package.read_bytes()
+    try:
+        package.write_bytes(sound[:-20])
+        assert main(words) == 1
+        shown = capsys.readouterr()
+        assert "orders_30d" in shown.out and "cannot be read: churn version 1" in shown.err
+    finally:
+        package.write_bytes(sound)
+
+
 def voila(root: Path, port: int) -> subprocess.Popen:
     allowed = ("@jupyter-widgets/jupyterlab-manager", "@voila-dashboards/widgets-manager8")
     command = [
@@ -113,6 +163,19 @@ def wait(url: str, seconds: float = 90.0) -> None:
             time.sleep(0.3)
 
 
+def watched_tab(browser, port, errors, foreign):
+    "A tab whose errors, and requests to elsewhere, are noted."
+    page = browser.new_page(viewport={"width": 1280, "height": 1000})
+    page.set_default_timeout(120_000)  # a kernel on a busy machine
+    page.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)
+    page.on("pageerror", lambda e: errors.append(str(e)))
+    page.on(
+        "request",
+        lambda r: foreign.append(r.url) if r.url.startswith("http") and f":{port}/" not in r.url else None,
+    )
+    return page
+
+
 @pytest.mark.skipif(
     not Path(CHROMIUM).exists() or any(importlib.util.find_spec(m) is None for m in ("voila", "playwright")),
     reason="needs chromium, voila and playwright",
@@ -131,16 +194,7 @@ def test_in_a_browser(state, lived, tmp_path):
         wait(f"http://127.0.0.1:{port}/")
         with sync_playwright() as play:
             browser = play.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-            page = browser.new_page(viewport={"width": 1280, "height": 1000})
-            page.set_default_timeout(120_000)  # a kernel on a busy machine
-            page.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)
-            page.on("pageerror", lambda e: errors.append(str(e)))
-            page.on(
-                "request",
-                lambda r: (
-                    foreign.append(r.url) if r.url.startswith("http") and f":{port}/" not in r.url else None
-                ),
-            )
+            page = watched_tab(browser, port, errors, foreign)
             page.goto(f"http://127.0.0.1:{port}/voila/render/loop.ipynb")
             page.wait_for_selector(".mls-card", timeout=120_000)
             for tab in PANELS:
@@ -150,6 +204,21 @@ def test_in_a_browser(state, lived, tmp_path):
                 said = page.inner_text("body")
                 assert "Traceback" not in said and ("mlsys demo" in said) == (state == "fresh"), said[:500]
             assert page.evaluate("document.documentElement.scrollWidth") <= 1280
+            if state == "lived":
+                page = watched_tab(browser, port, errors, foreign)
+                page.goto(f"http://127.0.0.1:{port}/voila/render/catalog.ipynb")
+                page.wait_for_selector(".mls-card", timeout=120_000)
+                page.get_by_placeholder("pence 30d").fill("pence 30")
+                page.wait_for_function("document.querySelectorAll('.mls-card').length == 1")
+                assert "log_turnover_30d" in page.inner_text("body")
+                page.screenshot(path=shots / "catalog_dashboard.png", full_page=True)
+                assert main(["--root", str(lived.root), "catalog", "--page"]) == 0
+                page = watched_tab(browser, port, errors, foreign)
+                page.goto((lived.reports / "catalog.html").as_uri())
+                page.screenshot(path=shots / "catalog_page.png", full_page=True)
+                page.get_by_role("link", name="orders_60d", exact=True).click()
+                assert page.get_by_role("heading", name="orders_60d").is_visible()
+                assert page.evaluate("document.documentElement.scrollWidth") <= 1280
             browser.close()
     finally:
         server.terminate()

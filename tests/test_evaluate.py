@@ -154,16 +154,6 @@ def test_money_is_counted_at_the_implied_threshold():
     assert saved.saving_per_1000.value == pytest.approx(2000)
 
 
-def test_fast_enough_for_a_loop():
-    from time import perf_counter
-
-    y, p, entity = world(7, 4000, 3)
-    start = perf_counter()
-    evaluate(JUDGE, y, p, groups=entity)
-    compare(JUDGE, y, p, p[::-1], groups=entity)
-    assert perf_counter() - start < 4
-
-
 def test_reports_are_html_and_escape():
     y, p, entity = world(8, 50)
     assert (

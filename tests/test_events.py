@@ -4,6 +4,7 @@
 The always-run part posts 1,500 events; the acceptance figure is `TEST_MLSYS_EVENTS=10000 pytest -s tests/test_events.py`.
 """
 
+import fcntl
 import json
 import os
 import random
@@ -15,19 +16,19 @@ import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import httpx
 import polars as pl
 import pytest
 from pages_world import HERE, features, make, problem, views
 
-from mlsys_nb.data.entries import verify_inbox
+from mlsys_nb.data.entries import inbox_folder, verify_inbox
 from mlsys_nb.data.lake import quarantine, read, snapshot, verify_lake
 from mlsys_nb.features import promise, store
 from mlsys_nb.features.history import as_of
 from mlsys_nb.features.online import open_online, stored_rows, sync
-from mlsys_nb.features.promise import LEAD
+from mlsys_nb.features.promise import LEAD, VISIBLE_LOCK
 from mlsys_nb.loop.arrivals import ingest_due
 from mlsys_nb.loop.skew import served_again
 from mlsys_nb.loop.step import Context
@@ -322,6 +323,26 @@ def test_hostile_events_harm_only_themselves(world):
     assert served_again(Context(world, problem, SystemClock().now())).share == 1
 
 
+def test_what_a_person_does_is_seen_by_predictions_within_a_second(world, capsys):
+    took, draw = [], random.Random(8)
+    with running(world, "pages") as url, httpx.Client(base_url=url, timeout=20) as web:
+        for i in range(12):
+            event = view(i, draw, view=f"person{i}", visitor=f"p-{i}", at=SystemClock().now().isoformat())
+            assert web.post("/v1/events/views", json=event).status_code == 202
+            began = time.monotonic()  # acknowledged: from here on it must be seen within a second
+            while time.monotonic() < began + 20:
+                answer = web.post("/v1/pages/predictions", json={"visitor": f"p-{i}", "features": True})
+                if answer.status_code == 200 and answer.json()["features"]["views"] == 1:
+                    break
+            took.append(time.monotonic() - began)
+    took.sort()
+    assert took[8] <= 1, took  # three in four, whatever else this machine does
+    with capsys.disabled():
+        print(
+            f"\n== an event is seen by predictions after {took[0]:.2f} to {took[-1]:.2f} s, median {took[6]:.2f} s"
+        )
+
+
 def test_one_id_from_eight_clients_at_once_is_one_event(world):
     draw = random.Random(2)
     with service(world) as one, service(world) as other, ThreadPoolExecutor(8) as pool:
@@ -335,6 +356,41 @@ def test_one_id_from_eight_clients_at_once_is_one_event(world):
         assert [sum(t["repeated"] for t in told[i : i + 8]) for i in range(0, 160, 8)] == [7] * 20
     ingest_due(Context(world, problem, SystemClock().now()))
     same_everywhere(world, {e["view"] for e in events}, "same")
+
+
+def test_fault_a_promise_that_a_full_disk_kept_from_being_struck_out_stopped_or_aged_predictions(world):
+    box, refused = inbox_folder(world, "views"), []
+
+    def full(verb, path, content):
+        "Neither can the promise be struck out, nor anything in the inbox be opened after that."
+        struck = path.name == "promise" and verb == "written" and not any(content)
+        if path.parent == box and (struck or refused):
+            refused.append(verb)
+            raise OSError(28, "No space left on device")
+
+    with running(world, "pages") as url, httpx.Client(base_url=url, timeout=20) as web:
+        disk.FAULTS.append(full)
+        try:
+            sent = view(0, random.Random(6), view="struck", visitor="v-1")
+            assert web.post("/v1/events/views", json=sent).status_code == 202
+            until = time.monotonic() + 10
+            while not refused and time.monotonic() < until:
+                time.sleep(0.01)
+            assert refused, "the write was over and the promise could not be struck out"
+            time.sleep(2 * LEAD.total_seconds())
+            with open(box / VISIBLE_LOCK) as other:
+                for mode in (fcntl.LOCK_UN, fcntl.LOCK_EX):  # nobody is at the inbox, then somebody else is
+                    fcntl.flock(other, mode)
+                    asked = SystemClock().now()
+                    answer = web.post("/v1/pages/predictions", json={"visitor": "v-1"})
+                    assert answer.status_code == 200, answer.text
+                    moment = datetime.fromisoformat(answer.json()["moment"])
+                    assert moment >= asked, "as of a promise that nobody works at"
+        finally:
+            disk.FAULTS.remove(full)
+    ingest_due(Context(world, problem, SystemClock().now()))
+    same_everywhere(world, {"struck"}, "struck")
+    assert served_again(Context(world, problem, SystemClock().now())).share == 1
 
 
 def decided_while_the_disk_stalls(here, monkeypatch, visitor):
@@ -367,8 +423,8 @@ def test_fault_a_stalled_disk_broke_the_promise_and_decisions_missed_what_traini
     assert again.share == 1, again
     with monkeypatch.context() as patch:
         patch.setattr(promise.Fence, "before", lambda fence, now: now)
-        broken = decided_while_the_disk_stalls(world, patch, "planted")
-    assert broken.share < 1, "without the fence some decisions miss what training sees"
+        broken = [decided_while_the_disk_stalls(world, patch, f"planted{i}").share for i in range(3)]
+    assert min(broken) < 1, "without the fence some decisions miss what training sees"
 
 
 def test_a_full_disk_is_a_503_and_nothing_acknowledged_is_lost(world):

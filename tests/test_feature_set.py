@@ -26,6 +26,7 @@ orders = Events(
         "pence": Measure("int", "pence", "Price"),
         "weight": "float",
         "shop": "text",
+        "tags": "list",
         "gift": "bool",
         "due": "time",
         "listed": "int",
@@ -69,13 +70,24 @@ def condition(draw):
 def leaf(draw):
     "A random window word, request value or moment."
     window = draw.choice(
-        ("1us", "3h", "7d", "lifetime", f.lagged("7d", "3h"), f.period("month", "Europe/London", 1))
+        (
+            "1us",
+            "3h",
+            "7d",
+            "lifetime",
+            f.lagged("7d", "3h"),
+            f.period("month", "Europe/London", 1),
+            f.session("3h"),
+        )
     )
     where = condition(draw) if draw.random() < 0.5 else None
     by = draw.choice(((), ("customer",), ("product", "customer")))
     word = draw.choice((*WINDOWED, "count", "times", "request", "moment"))
     if word == "count":
-        return f.count(orders, window, where, by)
+        listed = draw.choice((f.items, f.count_distinct))(orders, "tags", window, where, by)
+        if draw.random() < 0.3:
+            return listed
+        return draw.choice((f.count(orders, window, where, by), f.sessions(orders, "3h", window, where, by)))
     if word == "times":
         since = draw.choice((f.time_since_last, f.time_since_first))
         return draw.choice(
@@ -203,7 +215,7 @@ def test_a_damaged_or_foreign_set_is_refused():
         {**spec, "nodes": spec["nodes"][1:]},
         {**spec, "features": [999]},
     ):
-        with pytest.raises(ValueError, match="format 2|damaged"):
+        with pytest.raises(ValueError, match="format 3|damaged"):
             from_spec(broken)
 
 

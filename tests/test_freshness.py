@@ -19,7 +19,7 @@ from mlsys_nb.loop.arrivals import ingest_due
 from mlsys_nb.loop.pipeline import monitor, score, train
 from mlsys_nb.loop.step import Context, StaleData, older_than_declared, reaching
 from mlsys_nb.serving.endpoints import predict
-from mlsys_nb.serving.state import open_desk, readiness
+from mlsys_nb.serving.state import open_service, readiness
 from mlsys_nb.system.control import put_document
 from mlsys_nb.system.durable import write_json
 
@@ -80,16 +80,16 @@ def test_the_service_answers_with_a_warning(gym: Any, monkeypatch: pytest.Monkey
     body = orjson.dumps({"member": 7})
     for hours, stale in ((12, False), (40, True)):
         write_json(gym.clock_file, {"now": (END + timedelta(hours=hours)).isoformat()})
-        desk = open_desk(gym, FRESH)
+        service = open_service(gym, FRESH)
         try:
-            status, told = readiness(desk)
-            answer = asyncio.run(predict(desk, body))
+            status, told = readiness(service)
+            answer = asyncio.run(predict(service, body))
             assert status == 200 and bool(told["warnings"]) == stale == ("warnings" in answer), (told, answer)
-            assert b'mlsys_source_stale{source="visits"} %.1f' % stale in desk.metrics.text()
+            assert b'mlsys_source_stale{source="visits"} %.1f' % stale in service.metrics.text()
             if stale:
                 assert answer["warnings"] == told["warnings"] and "visits" in answer["warnings"][0]
         finally:
-            desk.close()
+            service.close()
     gym.clock_file.unlink()
 
 

@@ -47,11 +47,27 @@ LARGER = {
     ("41_population", "cell"): (60, "Everyone is one class of one-line answers, the protocol's words"),
     ("41_each", "cell"): (60, "Each is one class of one-line answers, the protocol's words"),
     ("32_number", "cell"): (60, "Number is one class of short answers, the protocol's words"),
+    ("32_ranked", "cell"): (60, "Ranking is one class of short answers, the protocol's words"),
+    ("41_candidates", "cell"): (
+        56,
+        "Candidates is one class: fields, and what follows from them in a line each",
+    ),
+    ("43_declaration", "lines"): (
+        310,
+        "Problem is one declaration, and each of its contradictions one refusal",
+    ),
+    ("43_declaration", "cell"): (
+        60,
+        "Problem is one class: its fields, and what follows from them in a line each",
+    ),
+    ("46_package", "cell"): (52, "Model is one class of small properties of a manifest"),
     ("32_classes", "cell"): (60, "Classes is one class of short answers, the protocol's words"),
     ("32_probability", "cell"): (44, "Probability is one class of short answers, the protocol's words"),
     ("42_amount", "cell"): (56, "Amount is one class of short answers, the protocol's words"),
     ("42_one_of", "cell"): (56, "OneOf is one class of short answers, the protocol's words"),
-    ("42_happens", "cell"): (58, "Happens is one class of short answers, the protocol's words"),
+    ("55_predictor", "cell"): (44, "Predictor is one class: what it was given, and the two ways to ask"),
+    ("56_reload", "cell"): (46, "Reloader is one class: what it looks at, and what it takes"),
+    ("42_happens", "cell"): (60, "Happens is one class of short answers, the protocol's words"),
     ("51_writer", "cell"): (50, "DecisionLog is one class of short methods around one lock"),
     ("14_inbox", "cell"): (
         48,
@@ -74,7 +90,8 @@ LARGER = {
         "FeatureSet is one class of small cached properties, each of which is public",
     ),
     ("24_sweep", "cell"): (60, "Track is one class: the keys it caches refer to each other"),
-    ("20_conditions", "cell"): (52, "Field is one class: a line for each comparison"),
+    ("20_conditions", "cell"): (56, "Field is one class: a line for each comparison"),
+    ("29_reference", "lines"): (310, "what every word means, in one place"),
     ("26_packing", "cell"): (56, "Record is one class: how each part of a value is read in place"),
     ("27_store", "cell"): (60, "OnlineStore is one class of one-line methods, the public face of the floor"),
 }
@@ -87,7 +104,6 @@ WRITERS: dict[str, tuple[set[str], str]] = {
 MARKUP = {
     "jobs.report": "the template of nbconvert, whose result passes markup.sanitize",
     "doors.pages": "frames sanitised output in a Markdown page; looks for scripts in built pages",
-    "doors.dashboard": "the style of a Voila page, which markup.page does not make",
 }
 
 

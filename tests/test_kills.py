@@ -18,7 +18,7 @@ def told(*words: str) -> str:
 def test_killed_at_random_moments_every_workload_comes_to_the_same_end() -> None:
     out = told("tests/kills.py", "--kills", "15", "--seed", "3")
     assert "nothing lost, doubled or hung" in out
-    assert {line.split()[0] for line in out.splitlines()[:3]} == {"lake", "decisions", "pointers"}
+    assert {line.split()[0] for line in out.splitlines()[:4]} == {"lake", "decisions", "pointers", "inbox"}
 
 
 def test_a_seed_always_draws_the_same_bugs_and_each_changes_its_line() -> None:

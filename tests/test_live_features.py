@@ -215,13 +215,14 @@ def test_the_service_is_never_down_while_features_change_and_change_back(gym):
         done = train(here_is(gym, 11, later_on), n_trials=2)
         assert done.candidate.comparison is not None, done.reason  # judged: each on its own features
         settled(answers, 1)
-        promote(at.control, "visits", done.release.version, expected_epoch=1, **said)
-        settled(answers, 2)
+        second = done.release.version
+        promote(at.control, "visits", second, expected_epoch=1, **said)
+        settled(answers, second)
         rollback(at.control, champion(at.control, "visits"), check=lambda version: None, **said)
         settled(answers, 1)
     assert {status for status, _ in answers} == {200}
     served = {}
-    for version, declared in ((1, narrow), (2, later_on)):
+    for version, declared in ((1, narrow), (second, later_on)):
         keys = everybody(at.lake.events, declared.features, [at.now])
         rows = as_of(declared.features, keys, at.lake.events).to_dicts()
         served[version] = {
@@ -238,7 +239,7 @@ def test_fault_a_training_with_other_features_was_taken_for_done(gym):
     "On a clock that stands still, as a demo leaves it, the changed problem got the answer of the old one."
     before, again = train(here_is(gym), n_trials=2), train(here_is(gym, 0, later_on), n_trials=2)
     assert before.release.version == 1 and before.candidate is None
-    assert again.release is None or again.release.version == 2
+    assert again.release is None or again.release.version > before.release.version
 
 
 def test_fault_a_renamed_feature_decides_whom_an_older_version_may_score(gym):

@@ -386,6 +386,7 @@ row = st.fixed_dictionaries(
         "weight": st.one_of(st.none(), st.floats()),
         "shop": st.one_of(st.none(), st.text(max_size=2)),
         "gift": st.one_of(st.none(), st.booleans()),
+        "tags": st.sampled_from([None, "[]", '["a"]', '["a", "é", "a"]']),
         "due": st.none(),
         "pounds": st.none(),
         "floor": st.none(),

@@ -26,6 +26,7 @@ from mlsys_nb.learning.link import sigmoid
 from mlsys_nb.learning.train import fit
 from mlsys_nb.problem.dataset import build_dataset
 from mlsys_nb.release import registry
+from mlsys_nb.release.fallback import last_sound
 from mlsys_nb.release.inference import Inputs, trees_of
 from mlsys_nb.release.package import (
     Evidence,
@@ -41,7 +42,6 @@ from mlsys_nb.release.registry import (
     RegistryError,
     champion,
     features_in_use,
-    last_sound,
     load_champion,
     load_version,
     promote,
@@ -403,7 +403,7 @@ def test_a_damaged_champion_gives_way_to_the_last_sound_one_and_says_so(tmp_path
         (version.path / "golden.json").write_bytes(b"{}")
     sound = last_sound(control, here, problem)
     assert sound.model.version == 1 and len(sound.refused) == 2
-    assert "version 3 is refused" in sound.said and "version 1 serves instead" in sound.said
+    assert "version 3 is refused" in sound.said and "version 1, serves instead" in sound.said
     assert champion(control, "churn").version == 3, "looking moves nothing"
 
 
@@ -480,7 +480,7 @@ def test_a_package_of_an_older_form_is_refused_with_the_remedy(tmp_path):
     older = package("rule")
     manifest = {**older.manifest, "format": 1}
     seal(Package(older.files, manifest), tmp_path / "p")
-    with pytest.raises(PackageError, match="reads packages of form 4, this has form 1; retrain it here"):
+    with pytest.raises(PackageError, match="reads packages of form 5, this has form 1; retrain it here"):
         load(tmp_path / "p")
 
 

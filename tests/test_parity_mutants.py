@@ -23,7 +23,7 @@ from mlsys_nb.features import (
     range_index,
     reader,
     sweep,
-    view,
+    visible,
     window_values,
 )
 from mlsys_nb.features.arithmetic import Kernel
@@ -59,13 +59,13 @@ def window_closed_in_history(m):
 
 
 def window_closed_in_store(m):
-    real, piece = duration.Window.bounds, view.piece_of
+    real, piece = duration.Window.bounds, visible.piece_of
     m.setattr(
         duration.Window,
         "bounds",
         lambda self, t: (real(self, t)[0] and real(self, t)[0] - 1, real(self, t)[1]),
     )
-    m.setattr(view, "piece_of", lambda r, t, w: piece(r, t, w if w is None else w + 1))
+    m.setattr(visible, "piece_of", lambda r, t, w: piece(r, t, w if w is None else w + 1))
 
 
 def lag_forgotten_in_history(m):
@@ -76,8 +76,8 @@ def lag_forgotten_in_history(m):
 
 
 def lag_moves_what_is_known_in_store(m):
-    real = view.piece_of
-    m.setattr(view, "piece_of", lambda r, t, w: real(r, t - 3_600_000_000, w))
+    real = visible.piece_of
+    m.setattr(visible, "piece_of", lambda r, t, w: real(r, t - 3_600_000_000, w))
 
 
 def last_month_ends_now_in_store(m):
@@ -111,7 +111,9 @@ def texts_compared_by_code_in_store(m):
 
 def moment_excluded_in_store(m):
     m.setattr(
-        view, "bisect_right", lambda a, x, lo=0, hi=None: bisect_left(a, x, lo, len(a) if hi is None else hi)
+        visible,
+        "bisect_right",
+        lambda a, x, lo=0, hi=None: bisect_left(a, x, lo, len(a) if hi is None else hi),
     )
 
 
@@ -272,12 +274,12 @@ def _bucket_left(edges, labels):
 
 
 def late_events_lost_in_store(m):
-    real = view.piece_of
-    m.setattr(view, "piece_of", lambda r, t, w: real(r, t, w) if r.flags & ORDERLY else None)
+    real = visible.piece_of
+    m.setattr(visible, "piece_of", lambda r, t, w: real(r, t, w) if r.flags & ORDERLY else None)
 
 
 def unknown_counts_in_store(m):
-    m.setattr(view, "NULLS", 0)
+    m.setattr(visible, "NULLS", 0)
 
 
 def not_of_unknown_is_true_in_store(m):
@@ -295,7 +297,7 @@ def mode_takes_the_largest_of_equals_in_store(m):
 
 
 def the_newest_part_is_forgotten(m):
-    real = view.pieces_of
+    real = visible.pieces_of
     m.setattr(
         reader,
         "pieces_of",

@@ -29,7 +29,6 @@ def demo(home: Path, root: Path) -> subprocess.Popen:
     command = [
         str(Path(sys.executable).with_name("mlsys")),
         "demo",
-        "--problem",
         "short",
         "--root",
         str(root),

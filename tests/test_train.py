@@ -150,7 +150,11 @@ def test_a_rule_is_monotone_in_its_direction():
 )
 def test_encoder_knows_exactly_the_frequent_texts(texts):
     encoder = Encoder(["t"], min_count=3).fit(pl.DataFrame({"t": pl.Series(texts, dtype=pl.String)}))
-    frequent = {t for t in texts if t is not None and texts.count(t) >= 3}
+    known = [t for t in texts if t is not None]
+    frequent = {t for t in known if known.count(t) >= 3}
+    if encoder.columns[0].kind == "text":  # made of words, and most of them rare
+        assert sum(t in frequent for t in known) * 2 < len(known)
+        return
     assert set(encoder.columns[0].categories) == frequent
     codes = encoder.transform(pl.DataFrame({"t": pl.Series([*texts, "never seen before"], dtype=pl.String)}))[
         :, 0

@@ -14,6 +14,7 @@ from typing import Any
 
 import polars as pl
 
+from .lists import list_text
 from mlsys_nb.data.notation import (
     EPOCHS,
     ContractError,
@@ -34,6 +35,7 @@ POLARS_TYPES: dict[str, Any] = {
     "int": pl.Int64,
     "float": pl.Float64,
     "decimal": pl.Int64,
+    "list": pl.String,
     "bool": pl.Boolean,
     "time": pl.Datetime("us", "UTC"),
 }
@@ -44,7 +46,7 @@ class Column:
     "What is promised about one column."
 
     name: str  # As it is delivered
-    dtype: str  # text | int | float | decimal | time | bool | category
+    dtype: str  # text | int | float | decimal | time | bool | category | list
     nullable: bool = False
     unit: str = ""
     minimum: Any = None
@@ -60,6 +62,7 @@ class Column:
     decimal: str = "."
     thousands: str = ""
     money: str = ""  # The currency sign that may stand beside an amount
+    separator: str = ""  # Between the items of a list that is delivered as text
     merge: Any = ()  # Values that count as another one: {"old": "new"}
 
     @property
@@ -100,7 +103,8 @@ def _check_column(column: Column) -> None:
     written = column.numeral != Numeral(percent=column.unit == "%")
     told = (("formats", column.formats, ("time",)), ("decimal, thousands and money", written, NUMBER_TYPES))
     merges = ("merge", column.merge, ("text", "category", "int"))
-    for word, given, fitting in (*told, merges):
+    lists = ("separator", column.separator, ("list",))
+    for word, given, fitting in (*told, merges, lists):
         if given and column.dtype not in fitting:
             raise ContractError(
                 f"column {name!r}: {word} says how a column of type {' or '.join(fitting)} is read, this is a {column.dtype}; "
@@ -249,6 +253,16 @@ def _as_text(column: Column, raw: pl.Expr, kind: pl.DataType, text: bool) -> Con
     return (raw.cast(pl.String), "is not text") if fine else None
 
 
+def _as_list(column: Column, raw: pl.Expr, kind: pl.DataType, text: bool) -> Conversion | None:
+    words = "is not a list of texts"
+    if isinstance(kind, pl.List) and (kind.inner in (pl.String, pl.Null) or kind.inner.is_integer()):
+        return list_text(raw), words
+    if kind == pl.String and column.separator:
+        items = raw.str.split(column.separator).list.eval(pl.element().str.strip_chars())
+        return list_text(items.list.eval(pl.element().filter(pl.element() != ""))), words
+    return None
+
+
 def _as_bool(column: Column, raw: pl.Expr, kind: pl.DataType, text: bool) -> Conversion | None:
     words = "is neither true nor false"
     if kind == pl.Boolean:
@@ -269,6 +283,7 @@ CONVERTERS: dict[str, Callable[[Column, pl.Expr, pl.DataType, bool], Conversion 
     "float": _as_float,
     "decimal": _as_decimal,
     "bool": _as_bool,
+    "list": _as_list,
     "time": _as_time,
 }
 

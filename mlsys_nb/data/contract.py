@@ -265,7 +265,9 @@ def verdicts(
     rules = values.select(rule=pl.coalesce(*(pl.when(bad).then(pl.lit(name)) for name, bad, _ in tests)))[
         "rule"
     ]
-    worst = values.filter(rules.is_not_null())
+    worst = values.filter(
+        rules.is_not_null()
+    ).rechunk()  # polars panics in texts of a frame with empty chunks
     told = [pl.when(bad).then(reason) for _, bad, reason in tests]
     why = worst.select(reason=pl.concat_str(*told, separator="; ", ignore_nulls=True))["reason"]
     reasons = pl.Series("reason", [None], dtype=pl.String).new_from_index(0, len(rules))

@@ -9,9 +9,12 @@ __all__ = ['FEW', 'ColumnGuess', 'column_guess', 'read_as']
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import polars as pl
+
+from .notation import EPOCHS, since_epoch
 
 # %% ../../nbs/10_data/16_guess.ipynb #c253d88f
 @dataclass(frozen=True)
@@ -140,6 +143,8 @@ _LIKE_TIME = r"^\w{1,9}[-/. ]\w{1,9}[-/., ]+\d{1,4}|^\d{4}-\d\d"
 
 
 def _as_time(value: pl.Expr, formats: Sequence[str]) -> pl.Expr:
+    if epoch := next((f for f in formats if f in EPOCHS), None):
+        return since_epoch(value, epoch).dt.replace_time_zone("UTC")
     iso = value.str.strip_chars().str.replace(" ", "T", literal=True).str.replace(r"(Z|z)$", "+00:00")
     aware = iso.str.to_datetime("%Y-%m-%dT%H:%M:%S%.f%z", time_unit="us", time_zone="UTC", strict=False)
     plain = [iso.str.to_datetime(f, time_unit="us", strict=False) for f in _ISO]
@@ -201,6 +206,29 @@ def _timed(guess: ColumnGuess, counted: pl.DataFrame, series: pl.Series) -> Colu
         return None
     return replace(guess, dtype="time", marks=words, formats=formats, notes=notes)
 
+# %% ../../nbs/10_data/16_guess.ipynb #794c7bcd
+_NUMBERED = re.compile(
+    r"(?i)(^|[\W_])(id|uuid|key|no|nr|number|code|tel|phone|telefon|mobile|fax|isbn|ean|iban|konto)($|[\W_])|[a-z]I[Dd]$"
+)
+_SINCE, _UNTIL = 946_684_800_000_000, 2_208_988_800_000_000  # 2000 and 2040
+
+
+def _epoch(guess: ColumnGuess) -> ColumnGuess:
+    "A column of whole numbers that are moments, as one of times."
+    if guess.dtype != "int" or guess.money or guess.thousands or _NUMBERED.search(guess.name):
+        return guess
+    for form, unit in EPOCHS.items():
+        low, high = ((v or 0) * unit for v in (guess.low, guess.high))
+        if _SINCE <= low and high <= _UNTIL and high - low > 3_600_000_000:
+            told = f"its numbers are read as times, {form[6:]} since 1970"
+            found = replace(guess, dtype="time", formats=(form,), notes=(told,), rises=False)
+            return replace(found, low=_instant(low), high=_instant(high))
+    return guess
+
+
+def _instant(micros: int) -> datetime:
+    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=micros)
+
 # %% ../../nbs/10_data/16_guess.ipynb #51822e44
 FEW = 60  # different words are few
 
@@ -240,10 +268,10 @@ def column_guess(
         if counted.is_empty():
             return replace(guess, missing=len(series), notes=("it has no value at all",))
         found = _numeric(guess, counted) or _timed(guess, counted, text) or _worded(guess, counted)
-        return _measured(found, read_as(text, found))
+        return _epoch(_measured(found, read_as(text, found)))
     if series.dtype.is_nested() or series.dtype in (pl.Binary, pl.Object, pl.Time, pl.Duration):
         return replace(guess, notes=(f"values of type {series.dtype} are not read; deliver them as columns",))
-    return _measured(replace(guess, dtype=_kind(series)), series)
+    return _epoch(_measured(replace(guess, dtype=_kind(series)), series))
 
 # %% ../../nbs/10_data/16_guess.ipynb #fa8eaf8c
 def read_as(
@@ -251,6 +279,8 @@ def read_as(
     guess: ColumnGuess,
 ) -> pl.Series:  # Numbers, UTC times, true or false, words; null where there is none
     "The values of a column, read as guessed."
+    if guess.dtype == "time" and series.dtype.is_numeric():
+        return series.to_frame().select(_as_time(pl.col(series.name), guess.formats)).to_series()
     if series.dtype != pl.String:
         zoneless = isinstance(series.dtype, pl.Datetime) and series.dtype.time_zone is None
         return series.dt.replace_time_zone("UTC") if zoneless else series

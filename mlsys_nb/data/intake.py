@@ -18,8 +18,9 @@ import polars as pl
 from .contract import RETRACTED, check_many
 from .entries import Entry
 from .inbox import REFUSED_KEY, Inbox, raw_batch
+from .plain import PlainRows, plain_rows
 from .sources import Source
-from .staging import Staged, Stamp, staged
+from .staging import UTC_TIME, Staged, Stamp, staged, with_derived
 from ..system.clock import micros
 from ..system.durable import json_bytes, sha256
 from ..system.group_commit import GroupCommit
@@ -71,12 +72,33 @@ def _staged(source: Source, entries: Sequence[Entry], now: datetime) -> tuple[pl
     return checked.rows, staged(source, batch, checked, Stamp(now, False))
 
 
+def _plain(
+    source: Source, rows: Sequence[Mapping[str, str | None]], each: Mapping[str, Sequence[Any]]
+) -> tuple[PlainRows, pl.DataFrame, pl.DataFrame]:
+    "What is written plainly, as `_staged` would give it, and what derived columns refuse of it (row, rule, reason)."
+    found = plain_rows(source.contract, rows)
+    known = pl.Series("known_at", [each["known"][p] for p in found.places], pl.Int64).cast(UTC_TIME)
+    ids = (
+        found.frame[source.contract.id] if source.contract.id else [str(each["id"][p]) for p in found.places]
+    )
+    events = found.frame.with_columns(
+        known, pl.Series("event_id", ids), pl.Series("row", found.places, pl.Int64)
+    )
+    return found, *with_derived(source, events)
+
+
 def arriving_rows(
     source: Source,
     entries: Sequence[Entry],  # Accepted, each with the moment at which it is known
     now: datetime,
 ) -> pl.DataFrame:  # With event_id, known_at and derived columns
     "Entries as the lake will hold them."
+    each: dict[str, list[Any]] = {"known": [e.known for e in entries], "id": [e.event_id for e in entries]}
+    plain, rows, refused = _plain(source, [e.row for e in entries], each)
+    if len(plain.places) == len(entries) and refused.is_empty():
+        return rows.drop("row").sort(
+            *(("event_id", "known_at") if source.contract.id else ("known_at", "event_id"))
+        )
     return _staged(source, entries, now)[1].rows
 
 # %% ../../nbs/10_data/15_intake.ipynb #96a4d9d2
@@ -99,6 +121,33 @@ def refused(row: Mapping[str, str | None], rule: str, reason: str) -> Entry:
     return Entry(row, None, sha256(json_bytes([dict(row), rule, reason]))[:24], rule, reason)
 
 # %% ../../nbs/10_data/15_intake.ipynb #82f83c6c
+_Good = dict[int, tuple[int | str, str]]  # By place: id and fingerprint
+_Bad = dict[int, Mapping[str, Any]]  # By place: rule and reason
+
+
+def _by_engine(source: Source, rows: Sequence[Mapping[str, str | None]], now: datetime) -> tuple[_Good, _Bad]:
+    tried = [Entry(row, event_id=i, known=micros(now) + i) for i, row in enumerate(rows)]
+    sound, ready = _staged(source, tried, now)
+    names = sound["fingerprint" if source.contract.id is None else source.contract.id].to_list()
+    good = zip(names, sound["fingerprint"].to_list(), strict=True)
+    bad: _Bad = {r["row"]: r for r in ready.quarantine.iter_rows(named=True)}
+    return dict(zip(sound["row"].to_list(), good, strict=True)), bad
+
+
+def _tried(source: Source, rows: Sequence[Mapping[str, str | None]], now: datetime) -> tuple[_Good, _Bad]:
+    "What becomes of each row; those that are not written plainly are left to the engine."
+    plain, _, refused = _plain(source, rows, {"known": range(len(rows)), "id": range(len(rows))})
+    names = plain.prints if source.contract.id is None else plain.frame[source.contract.id].to_list()
+    good: _Good = dict(zip(plain.places, zip(names, plain.prints, strict=True), strict=True))
+    bad: _Bad = {r["row"]: r for r in refused.iter_rows(named=True)}
+    rest = [place for place in range(len(rows)) if place not in good]
+    if rest:
+        fine, wrong = _by_engine(source, [rows[place] for place in rest], now)
+        good |= {rest[i]: told for i, told in fine.items()}
+        bad |= {rest[i]: told for i, told in wrong.items()}
+    return good, bad
+
+# %% ../../nbs/10_data/15_intake.ipynb #d1b90670
 def judged(
     source: Source,
     posts: Sequence[Post],
@@ -106,14 +155,7 @@ def judged(
 ) -> list[list[Entry]]:  # Of each post: its events in their order
     "Every event with its id and fingerprint, or with the rule that it broke."
     rows = [[text_row(event) for event in post.events] for post in posts]
-    flat = [row for post in rows for row, wrong in post if not wrong]
-    tried = [Entry(row, event_id=i, known=micros(now) + i) for i, row in enumerate(flat)]
-    sound, ready = _staged(source, tried, now)
-    bad = {r["row"]: r for r in ready.quarantine.iter_rows(named=True)}
-    names = sound["fingerprint" if source.contract.id is None else source.contract.id].to_list()
-    good = dict(
-        zip(sound["row"].to_list(), zip(names, sound["fingerprint"].to_list(), strict=True), strict=True)
-    )
+    good, bad = _tried(source, [row for post in rows for row, wrong in post if not wrong], now)
     found, at = list[list[Entry]](), -1
     for post in rows:
         entries, seen = list[Entry](), Counter[str]()

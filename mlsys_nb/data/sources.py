@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Derive', 'SEEN', 'LENGTHS', 'BEGINNING', 'RawBatch', 'Position', 'Due', 'Stated', 'length_of', 'Source', 'arrival',
-           'FilesSource', 'ReplaySource']
+           'FilesSource', 'Pace', 'ReplaySource']
 
 # %% ../../nbs/10_data/12_sources.ipynb #e61adf5e
 import re
@@ -14,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import polars as pl
 
 from .columns import converted
@@ -192,6 +193,46 @@ def _interval_starts(contract: Contract, time: str, frame: pl.DataFrame, every: 
         )
     return starts.fill_null(starts.min()).alias("start")
 
+# %% ../../nbs/10_data/12_sources.ipynb #7aa69716
+@dataclass(frozen=True)
+class Pace:
+    "When the rows of a file without dates are made to arrive, one after the other."
+
+    start: datetime
+    every: timedelta  # From one row to the next
+    by: str = ""  # A column whose values come one after the other, in the order of the file; empty: all mixed
+    seed: int = 0  # Of the order
+
+    def __post_init__(self) -> None:
+        if self.start.tzinfo is None or self.every <= timedelta():
+            raise SourceError(
+                f"rows arrive from an instant on, a length of time apart, got {self.start!r} and {self.every!r}; give an "
+                "aware datetime and a length above zero"
+            )
+
+    def arriving(
+        self,
+        frame: pl.DataFrame,
+        time: str,  # What the invented time is called
+    ) -> pl.DataFrame:  # In the order of arrival
+        "The rows with the times at which they arrive."
+        if time in frame.columns or (self.by and self.by not in frame.columns):
+            raise SourceError(
+                f"a pace invents the column {time!r} of a file without dates{f', part by part of {self.by!r}' if self.by else ''}, "
+                f"the file has {', '.join(frame.columns)}; give the source no pace, or other names"
+            )
+        drawn = pl.Series("drawn", np.random.default_rng(self.seed).permutation(frame.height))
+        part = (
+            frame.select(pl.col(self.by).alias("part"))
+            if self.by
+            else pl.DataFrame({"part": np.zeros(frame.height)})
+        )
+        first = part.with_row_index("n").select(pl.col("n").min().over("part"), drawn=drawn)
+        order = first.select(pl.arg_sort_by("n", "drawn")).to_series()
+        step = self.every // timedelta(microseconds=1)
+        at = micros(self.start) + pl.int_range(frame.height, eager=True) * step
+        return frame[order].with_columns(at.cast(pl.Datetime("us", "UTC")).alias(time))
+
 # %% ../../nbs/10_data/12_sources.ipynb #9e7ef038
 @dataclass(frozen=True, eq=False)
 class ReplaySource(Stated):
@@ -203,6 +244,7 @@ class ReplaySource(Stated):
     time: str  # The column that says when
     every: str = "1d"
     dialect: Dialect | None = None  # How the file is written; None: that is found
+    pace: Pace | None = None  # How the rows of a file without dates arrive; `time` is then invented
 
     def batches(
         self,
@@ -214,6 +256,8 @@ class ReplaySource(Stated):
         frame = table.frame
         if frame.is_empty():
             return
+        if self.pace:
+            frame, sha = self.pace.arriving(frame, self.time), sha256(f"{sha} {self.pace}".encode())
         starts = _interval_starts(self.contract, self.time, frame, every)
         taken = [micros(instant(i)) for i, origin in due.taken.items() if origin == sha]
         wanted = (starts <= micros(due.until - every)) & ~starts.is_in(taken)

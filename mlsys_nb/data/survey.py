@@ -138,7 +138,8 @@ def _time(columns: Sequence[ColumnGuess], frame: pl.DataFrame) -> str | None:
 # %% ../../nbs/10_data/17_survey.ipynb #2e027187
 _SOMEBODY = re.compile(
     r"(?i)customer|client|kunde|user|account|visitor|member|person|patient|student|driver|employee|device|machine|sensor|"
-    r"e-?mail|session|host|seller|merchant|subscriber|household|(^|_)ip($|_)"
+    r"e-?mail|session|host|seller|merchant|subscriber|household|(^|_)ip($|_)|"
+    r"visitante|cliente|usuario|paciente|nutzer|utilisateur|abonn|klient|u[zż]ytkownik|клиент|пользователь"
 )
 _CALLED_ID = re.compile(r"(?i)(^|[\W_])(id|uuid|key|no|nr|number|code)$|[a-z]I[Dd]$")
 
@@ -160,7 +161,8 @@ def _entity(columns: Sequence[ColumnGuess]) -> str | None:
 # %% ../../nbs/10_data/17_survey.ipynb #66dec942
 _ANSWERS = (
     (4, r"^(target|label|labels|outcome|y|result|truth)$"),
-    (3, r"(?i)churn|default|fraud|spam|convert|conversion|subscri|returned|success|survived|clicked|sentiment|topic|intent"),
+    (3, r"(?i)churn|default|fraud|spam|convert|conversion|subscri|returned|success|survived|clicked|sentiment|topic|intent|"
+     r"readmi|ausfall|k[uü]ndigung|gekauft|impago|d[ée]faut|achet|sign[ée]"),
     (2, r"(?i)target|label|outcome|class|category|approved|accepted|bought|purchased|cancel|fail|status|result|rating|won$|diagnos"),
     (1, r"(?i)price|demand|sales|quantity|delay|duration|traffic|volume|count|score|consumption|load|value|preis|menge"),
 )  # fmt: skip
@@ -168,6 +170,18 @@ _ANSWERS = (
 
 def _answers(column: ColumnGuess) -> int:
     return next((n for n, words in _ANSWERS if re.search(words, column.name)), 0)
+
+
+def _answered(columns: Sequence[ColumnGuess], frame: pl.DataFrame, when: str | None) -> str | None:
+    "The column that is filled in exactly where a second time is: what was known then."
+    part = [c for c in columns if when and c.name != when and c.missing and not c.constant]
+    for time in (c for c in part if c.dtype == "time"):
+        there = frame[time.name].is_not_null()
+        others = [c for c in part if c.dtype != "time" and c.distinct <= FEW]
+        found = [c.name for c in others if (frame[c.name].is_not_null() == there).all()]
+        if len(found) == 1:
+            return found[0]
+    return None
 
 
 def _target(columns: Sequence[ColumnGuess], taken: set[str | None], log: bool) -> str | None:
@@ -229,6 +243,7 @@ def survey(
     typed = pl.DataFrame([read_as(looked[c.name], c) for c in columns])
     when = given["time"] or _time([c for c in columns if c.name != given["target"]], typed)
     whom = given["entity"] or _entity([c for c in columns if c.name not in (given["target"], when)])
-    what = given["target"] or _target(columns, {when, whom}, log=whom is not None and when is not None)
+    log = whom is not None and when is not None
+    what = given["target"] or _target(columns, {when, whom}, log) or _answered(columns, typed, when)
     twice = looked.height - looked.unique().height
     return Survey(came.height, tuple(columns), when, whom, what, twice, typed, came is not frame)

@@ -22,7 +22,7 @@ from ..system.settings import Settings
 
 # %% ../../nbs/50_decisions/51_batches.ipynb #08effedf
 _PART = 10_000
-_GIVEN = frozenset(META) - {"decision_id", "problem", "source", "request_id", "fallback"}
+_GIVEN = frozenset(META) - {"decision_id", "problem", "source", "request_id"}
 
 
 def _batch_path(settings: Settings, problem: str, batch_id: str) -> Path:
@@ -46,7 +46,10 @@ def _batch_frame(problem: str, batch_id: str, rows: pl.DataFrame, keys: Sequence
     clashes(keys, [c for c in rows.columns if c not in _GIVEN and c not in keys])
     ids = pl.format("b:{}:{}", pl.lit(batch_id), pl.int_range(pl.len()))
     constant = {"problem": pl.lit(problem), "source": pl.lit("batch")}
-    empty = {name: pl.lit(None, dtype=pl.String) for name in ("request_id", "fallback", "snapshot", *PACKED)}
+    empty = {
+        name: pl.lit(None, dtype=pl.String)
+        for name in ("request_id", "fallback", "snapshot", "costs", *PACKED)
+    }
     kept = {name: value for name, value in empty.items() if name not in rows.columns}
     frame = rows.with_columns(decision_id=ids, **constant, **kept)
     return frame.select(*META, pl.exclude(*META)).cast(META)

@@ -239,9 +239,7 @@ def labelled(
     pl.DataFrame
 ):  # Decisions with period, label (null while unknown), matured_at, label_source, disagrees, early
     "Every decision of the model up to `now`, with what is known of its outcome."
-    made = read_decisions(settings, problem.name, since).filter(
-        pl.col("moment") <= now, "eligible", pl.col("fallback").is_null()
-    )
+    made = read_decisions(settings, problem.name, since).filter(pl.col("moment") <= now, "eligible")
     if made.height == 0:
         unknown = pl.lit(None, dtype=problem.target.dtype)
         nobody = {name: pl.lit(None) for name in problem.entity if name not in made.columns}

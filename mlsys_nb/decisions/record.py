@@ -47,6 +47,7 @@ class Decision:
         None  # What there is beside the score: an interval, or each class's probability
     )
     request: Mapping[str, Any] = field(default_factory=dict)  # Values that came with the request
+    costs: str | None = None  # Names the costs and the capacity (see `Problem.policy`)
 
 # %% ../../nbs/50_decisions/50_record.ipynb #bfb59f4f
 _FIELDS = tuple(f.name for f in fields(Decision))
@@ -94,6 +95,7 @@ META = pl.Schema({
     "score": pl.Float64(), "threshold": pl.Float64(), "action": pl.String(), "eligible": pl.Boolean(),
     "feature_set_hash": pl.String(), "source": pl.String(), "request_id": pl.String(), "fallback": pl.String(),
     "snapshot": pl.String(), "answer": pl.String(), "request": pl.String(),
+    "costs": pl.String(),
 })  # fmt: skip
 _TAKEN = frozenset(META)
 

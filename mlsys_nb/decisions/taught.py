@@ -28,7 +28,7 @@ def _said(settings: Settings, problem: Problem, lake: Lake, now: datetime) -> pl
     made = read_decisions(settings, problem.name).join(
         told.select("decision_id"), on="decision_id", how="semi"
     )
-    made = made.filter(pl.col("moment") <= now, "eligible", pl.col("fallback").is_null())
+    made = made.filter(pl.col("moment") <= now, "eligible")
     if made.is_empty() or not set(problem.entity) <= set(made.columns):
         return None
     found = beside_outcomes(problem, made, told, lake, now).filter(pl.col("posted").is_not_null())

@@ -11,6 +11,7 @@ import importlib.util
 import os
 import re
 import sys
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +22,7 @@ from ..system.settings import MlsysError, Settings
 if TYPE_CHECKING:
     import polars as pl
 
+    from mlsys_nb.doors.origin import Origin
     from mlsys_nb.doors.proposal import Proposal
 
 # %% ../../nbs/80_doors/86_beginnings.ipynb #6865dadd
@@ -43,67 +45,77 @@ def _length(text: str) -> timedelta:
     )
 
 
-def _from_database(uri: str) -> "pl.DataFrame":
-    import polars as pl
-    import sqlalchemy as sa
+@dataclass(frozen=True)
+class _Table:
+    "The rows that were brought, and where sources find them."
 
-    address, _, table = uri.partition("#")
-    engine = sa.create_engine(address, poolclass=sa.NullPool)
-    try:
-        names = sa.inspect(engine).get_table_names()
-        if not table and len(names) == 1:
-            table = names[0]
-        if table not in names:
-            raise MlsysError(
-                f"a table of a database is named after #, got {table!r}; there are: {', '.join(names) or 'none'}; "
-                "write sqlite:///shop.db#orders"
-            )
-        with engine.connect() as connection:
-            found = connection.execute(sa.select(sa.Table(table, sa.MetaData(), autoload_with=engine)))
-            return pl.DataFrame(
-                found.all(), schema=list(found.keys()), orient="row", infer_schema_length=None
-            )
-    except sa.exc.SQLAlchemyError as e:
-        raise MlsysError(
-            f"a database is read by its address, {address} cannot be: {str(e).splitlines()[0]}; correct it"
-        ) from e
+    frame: "pl.DataFrame"
+    rows: "Origin"
+    told: "Origin | None" = None  # Of the outcomes; None: they stand in the rows
+    target: str | None = None  # The column with the outcome, where it is known from the table it stands in
 
-# %% ../../nbs/80_doors/86_beginnings.ipynb #aa9e4cff
-def _table(settings: Settings, name: str, origin: str) -> tuple["pl.DataFrame", str, bool]:
-    "The rows, where they stand among the raw inputs, and whether their origin knows no types."
-    from mlsys_nb.data.reading import read_table
+    @property
+    def text(self) -> bool:
+        "Whether all that is known of values is how they are written."
+        return self.rows.text or (self.told is not None and self.told.text)
+
+# %% ../../nbs/80_doors/86_beginnings.ipynb #108af21b
+def _brought(settings: Settings, options: argparse.Namespace) -> _Table:
+    "Read what somebody brings; a file gets its place among the raw inputs once it could be read."
     from mlsys_nb.doors.folder import add_table
+    from mlsys_nb.doors.origin import asked_about, read_origin, shared_id, with_outcomes
+
+    def placed(origin: "Origin", folder: str) -> "Origin":
+        if origin.table:
+            return origin
+        return replace(origin, place=add_table(settings, folder, Path(origin.place)))
+
+    secret = options.secret or ""
+    frame, rows = read_origin(options.origin, secret if "://" in options.origin else "")
+    if not options.outcomes:
+        return _Table(frame, placed(rows, options.name), target=options.target)
+    answers, told = read_origin(options.outcomes, secret if "://" in options.outcomes else "")
+    target = options.target or asked_about(frame, answers)
+    whole = with_outcomes(frame, answers, shared_id(frame, answers))
+    return _Table(whole, placed(rows, options.name), placed(told, f"{options.name}_outcomes"), target)
+
+# %% ../../nbs/80_doors/86_beginnings.ipynb #c3e7ec38
+def _in_one(settings: Settings, name: str, table: _Table, whole: "pl.DataFrame") -> _Table:
+    "A table whose rows lacked something, in a file of its own with what was added."
+    from mlsys_nb.doors.folder import add_table
+    from mlsys_nb.doors.origin import Origin
     from mlsys_nb.system.durable import frame_bytes
 
-    if "://" in origin:
-        frame, file = _from_database(origin), Path(origin.partition("#")[2] or Path(origin).stem)
-        return frame, add_table(settings, name, file, frame_bytes(frame), ".parquet"), False
-    read = read_table(Path(origin))  # before it is copied: what cannot be read stays where it is
-    return read.frame, add_table(settings, name, Path(origin)), read.text
+    kind = ".csv" if table.text else ".parquet"
+    content = whole.write_csv().encode() if table.text else frame_bytes(whole)
+    stem = re.sub(r"\W+", "_", table.rows.table) or Path(table.rows.place).stem
+    file = add_table(settings, name, Path(f"{stem}_completed"), content, kind)
+    return _Table(whole, Origin(file, text=table.text, pattern=f"*_completed{kind}"), target=table.target)
 
-
+# %% ../../nbs/80_doors/86_beginnings.ipynb #aa9e4cff
 def propose_problem(settings: Settings, options: argparse.Namespace) -> None:
     "Look at a table, and write the notebook that declares what could be asked of it."
     from mlsys_nb.data.survey import survey
-    from mlsys_nb.doors.folder import add_table, name_problem
+    from mlsys_nb.doors.folder import name_problem
     from mlsys_nb.doors.notebook import case_notebook
     from mlsys_nb.doors.proposal import completed, propose
-    from mlsys_nb.system.durable import frame_bytes, write_text
+    from mlsys_nb.system.durable import write_text
 
-    name, given = options.name, {w: getattr(options, w) for w in ("time", "entity", "target")}
-    path = settings.home / "notebooks" / f"{name}.ipynb"
+    name, path = options.name, settings.home / "notebooks" / f"{options.name}.ipynb"
     _check_name(settings, name, path)
-    frame, file, text = _table(settings, name, options.origin)
-    look = survey(frame, **given)
-    whole, notes = completed(frame, look)
-    if notes:
-        kind, content = (".csv", whole.write_csv().encode()) if text else (".parquet", frame_bytes(whole))
-        file = add_table(settings, name, Path(f"{Path(file).stem}_completed{kind}"), content, kind)
-        look = survey(whole, **given)
-    now = now_of(settings, options)
+    table = _brought(settings, options)
+    given = {"time": options.time, "entity": options.entity, "target": table.target}
+    look, now = survey(table.frame, **given), now_of(settings, options)
+    whole, notes = completed(table.frame, look)
+    look = survey(whole, **given) if notes else look
     proposal = propose(look, name, now, whole, _length(options.horizon) if options.horizon else None)
-    notebook = case_notebook(proposal, file, text, notes)
-    write_text(path, notebook)
+    if table.told and not proposal.known:
+        notes += (
+            "no column says when an outcome was known: they were written beside their rows, and count as known at once",
+        )
+    if notes:
+        table = _in_one(settings, name, table, whole)
+    write_text(path, case_notebook(proposal, table.rows, table.told, notes))
     name_problem(settings, name, f"notebooks.{name}:problem")
     _tell(proposal, notes, path)
 

@@ -17,6 +17,7 @@ import polars as pl
 from .. import evaluation, problem
 from ..data.columns import Column
 from ..data.guess import ColumnGuess
+from .origin import Origin
 from .proposal import Proposal, lookback_of
 from ..system.settings import MlsysError
 
@@ -68,25 +69,16 @@ def _column(guess: ColumnGuess, name: str, each: bool, nullable: bool) -> str:
 # %% ../../nbs/80_doors/84_case.ipynb #25cd4522
 def _columns(proposal: Proposal, names: list[str]) -> str:
     look, found = proposal.look, list[str]()
-    must = {look.time, look.entity, proposal.id}
+    must = {look.time, look.entity, proposal.id, *((proposal.known, look.target) if proposal.known else ())}
     for name in names:
-        guess = look[name]
-        found.append(_column(guess, proposal.names[name], proposal.each, name not in must))
+        found.append(_column(look[name], proposal.names[name], proposal.each, name not in must))
     return "\n".join(f"        {line}" for line in found)
 
 
-def _source(proposal: Proposal, name: str, columns: list[str], time: str, pattern: str) -> str:
-    return (
-        f'{name}_source = FilesSource("{name}", Contract("{name}", (\n{_columns(proposal, columns)}\n'
-        f'    ), claims="{proposal.names[time]}"), folder="{proposal.name}", pattern="{pattern}"{_history_until(proposal)})'
-    )
-
-
-def _history_until(proposal: Proposal) -> str:
-    if (end := proposal.until) is None:
-        return ""
-    moment = f"datetime({end.year}, {end.month}, {end.day}, {end.hour}, {end.minute}, tzinfo=UTC)"
-    return f",\n    known=lambda _: {moment}"
+def _source(proposal: Proposal, name: str, columns: list[str], time: str, origin: Origin) -> str:
+    known = f'claims="{proposal.names[time]}"'
+    contract = f'Contract("{name}", (\n{_columns(proposal, columns)}\n    ), {known})'
+    return f"{name}_source = {origin.source(name, contract, proposal.look[time], proposal.until)}"
 
 # %% ../../nbs/80_doors/84_case.ipynb #0fc3fadf
 def _history(proposal: Proposal, events: str) -> list[str]:
@@ -120,14 +112,14 @@ def _events(proposal: Proposal, name: str, keys: list[str], time: str, columns: 
     return f'{name} = Events("{name}", {typed(keys)}, "{proposal.names[time]}", {typed(columns)})'
 
 # %% ../../nbs/80_doors/84_case.ipynb #1ad12e06
-def _everyone(proposal: Proposal, pattern: str) -> list[str]:
+def _everyone(proposal: Proposal, rows: Origin) -> list[str]:
     name, look, horizon = proposal.name, proposal.look, written_window(proposal.horizon)
     who, when, back = str(look.entity), str(look.time), written_window(lookback_of(proposal.horizon))
     used = [c.name for c in proposal.used]
     features = "\n".join(f"    {line}" for line in _history(proposal, name))
     missed = max(round((1 - (proposal.rate or 0.5)) / max(proposal.rate or 0.5, 0.01), 1), 0.1)
     return [
-        _source(proposal, name, [who, when, *used], when, pattern),
+        _source(proposal, name, [who, when, *used], when, rows),
         _events(proposal, name, [who], when, used),
         f'features = FeatureSet("{name}", (\n{features}\n))',
         f'''problem = Problem(
@@ -203,28 +195,30 @@ def _sign(proposal: Proposal, number: bool) -> int:
     return 1 if asked == max(counts) else -1
 
 # %% ../../nbs/80_doors/84_case.ipynb #52010e31
-def _each(proposal: Proposal, pattern: str) -> list[str]:
-    name, look, apart = proposal.name, proposal.look, proposal.look.entity is not None
+def _each(proposal: Proposal, rows: Origin, told: Origin) -> list[str]:
+    name, look, who = proposal.name, proposal.look, [proposal.look.entity] if proposal.look.entity else []
     id, when, what = str(proposal.id), str(look.time), str(look.target)
     used, known = [c.name for c in proposal.used], proposal.known or when
+    apart = bool(who or proposal.known)
     answers = f"{name}_outcomes" if apart else name
     target, question = _target(proposal, answers)
     costs, rule = _costs(proposal), _rule(proposal)
-    own = [str(look.entity), id, *used] if apart else [id, *used, what]
-    parts = [_source(proposal, name, [*own, when], when, pattern)]
+    own = [*who, id, *used] if apart else [id, *used, what]
+    parts = [_source(proposal, name, [*own, when], when, rows)]
     if apart:
-        parts.append(_source(proposal, answers, [id, what, known], known, pattern))
+        parts.append(_source(proposal, answers, [id, what, known], known, told))
         parts.append(_events(proposal, answers, [id], known, [what]))
-    keys, columns = ([str(look.entity)], [id, *used]) if apart else ([id], [*used, what])
+    keys, columns = (who, [id, *used]) if who else ([id], used if apart else [*used, what])
     parts.append(_events(proposal, name, keys, when, columns))
-    lines = [*_request(proposal), *(_history(proposal, name) if apart else [])]
+    lines = [*_request(proposal), *(_history(proposal, name) if who else [])]
     features = "\n".join(f"    {line}" for line in lines)
     parts.append(f'features = FeatureSet("{name}", (\n{features}\n))')
     sources = f"({name}_source, {answers}_source)" if apart else f"({name}_source,)"
+    matures = f' maturity="{proposal.matures}d",' if apart and proposal.matures else ""
     parts.append(f'''problem = Problem(
     name="{name}", title="{question}", question="{question}", sources={sources}, features=features,
     population=Each({name}, every={_length(proposal.every)}, start={_date(proposal)}, id="{proposal.names[id]}"),
-    target={target},
+    target={target},{matures}
     rule={rule},
     costs={costs},
 )''')
@@ -234,7 +228,7 @@ def _each(proposal: Proposal, pattern: str) -> list[str]:
 _IMPORTS = """from datetime import UTC, datetime, timedelta
 
 from mlsys_nb import features as f
-from mlsys_nb.data import Column, Contract, FilesSource
+from mlsys_nb.data import Column, Contract, {sources}
 from mlsys_nb.evaluation import {costs}
 from mlsys_nb.features import Events, FeatureSet
 from mlsys_nb.learning import Rule
@@ -252,10 +246,11 @@ def _check_words(words: list[tuple[ModuleType, str]]) -> None:
 
 def declared_code(
     proposal: Proposal,
-    pattern: str,  # Of the files with the rows
+    rows: Origin,
+    told: Origin | None = None,  # Of the outcomes; None: they stand in the rows
 ) -> list[str]:  # The exported cells
     "The code that declares a proposal."
-    parts = _each(proposal, pattern) if proposal.each else _everyone(proposal, pattern)
+    parts = _each(proposal, rows, told or rows) if proposal.each else _everyone(proposal, rows)
     text = "\n".join(parts)
     costs = next(word for word in ("OverUnder", "CostMatrix", "Costs") if f"{word}(" in text)
     words = [
@@ -264,5 +259,6 @@ def declared_code(
         if re.search(rf"\b{w}\b", text)
     ]
     _check_words([(evaluation, costs), *((problem, word) for word in words)])
-    imports = _IMPORTS.format(costs=costs, words=", ".join(words))
+    sources = ", ".join(w for w in ("FilesSource", "SqlSource") if f"{w}(" in text)
+    imports = _IMPORTS.format(costs=costs, words=", ".join(words), sources=sources)
     return [imports if "timedelta(" in text else imports.replace(", timedelta", ""), *parts]

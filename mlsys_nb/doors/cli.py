@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['Action', 'Option', 'FLAG', 'ROOT', 'NOW', 'JSON', 'DEBUG', 'PROBLEM', 'GIVEN', 'KEY', 'HOST', 'PORT', 'ENTITY',
            'CASES', 'SEED', 'AT', 'SINCE', 'LIMIT', 'REASON', 'BATCH', 'SOURCE', 'VERSION', 'DECISION', 'ALL', 'WINDOW',
-           'WINDOW_HOST', 'WINDOW_PORT', 'SUBJECT', 'SHELL', 'PROBLEMS', 'WHERE', 'FOLLOW', 'DEMO', 'OUT', 'OF',
-           'FOLDER', 'NEW', 'TABLE', 'GUESSED', 'HORIZON', 'do', 'look', 'STEP', 'COMMANDS', 'Command', 'Words',
-           'parser', 'failure', 'stoppable', 'perform', 'main']
+           'WINDOW_HOST', 'WINDOW_PORT', 'SUBJECT', 'SHELL', 'PROBLEMS', 'WHERE', 'FOLLOW', 'DEMO', 'RULE', 'OUT', 'OF',
+           'SEARCHED', 'PAGE', 'WHOSE', 'FOLDER', 'NEW', 'TABLE', 'GUESSED', 'OUTCOMES', 'SECRET', 'HORIZON', 'do',
+           'look', 'STEP', 'COMMANDS', 'Command', 'Words', 'parser', 'failure', 'stoppable', 'perform', 'main']
 
 # %% ../../nbs/80_doors/89_cli.ipynb #f65525ec
 import argparse
@@ -66,16 +66,23 @@ SHELL = ("shell", {"choices": completion.SHELLS, "help": "whose script"})
 PROBLEMS = ("problem", {"nargs": "+", "help": "whose events; names of settings.ini [problems]"})
 WHERE = ("where", {"help": "a file of JSON lines, or redis://host:port/db#key"})
 FOLLOW = ("--follow", {"action": FLAG, "help": "wait for more at its end"})
-DEMO = ("--problem", {"default": "churn", "help": "default: churn"})
+DEMO = (
+    "problem",
+    {"nargs": "?", "default": "churn", "help": "one that declares a replay plan; default: churn"},
+)
+RULE = ("--rule", {"action": FLAG, "help": "no search: only the problem's rule"})
 OUT = ("--out", {"metavar": "DIR", "help": "default: _docs of the project"})
 OF = (("--problem", {"help": "of one problem"}), ("--job", {"help": "of one job"}))
+SEARCHED = ("words", {"nargs": "*", "help": "only features of which each of these is said"})
+PAGE = ("--page", {"action": FLAG, "help": "write reports/catalog.html"})
+WHOSE = ("--problem", {"help": "only those of one problem"})
 
 # %% ../../nbs/80_doors/89_cli.ipynb #6af1a9ce
 FOLDER = ("folder", {"metavar": "DIR", "help": "to be made, or one without a settings.ini"})
 NEW = ("name", {"help": "of the problem, an identifier such as orders"})
 TABLE = (
     "--from",
-    {"dest": "origin", "required": True, "metavar": "FILE", "help": "a file, or sqlite:///shop.db#table"},
+    {"dest": "origin", "required": True, "metavar": "FILE|URI", "help": "a file, or sqlite:///shop.db#table"},
 )
 GUESSED: tuple[Option, ...] = tuple(
     (f"--{word}", {"metavar": "COLUMN", "help": f"the column {what}; default: guessed"})
@@ -84,6 +91,14 @@ GUESSED: tuple[Option, ...] = tuple(
         ("entity", "that says whom"),
         ("time", "that says when"),
     )
+)
+OUTCOMES = (
+    "--outcomes",
+    {"metavar": "FILE", "help": "what came of the rows, where that is a table of its own"},
+)
+SECRET = (
+    "--secret",
+    {"metavar": "WHERE", "help": "of a database: env:NAME or file:/path holds its password"},
 )
 HORIZON = ("--horizon", {"metavar": "LENGTH", "help": "such as 30d; default: guessed"})
 
@@ -109,11 +124,12 @@ do, look = operations, inspection
 STEP = Command(do.execute_job, (PROBLEM, GIVEN, KEY), "dates")
 COMMANDS: dict[str, Command] = {
     "init": Command(beginnings.start_folder, (FOLDER,), "looks"),
-    "new": Command(beginnings.propose_problem, (NEW, TABLE, *GUESSED, HORIZON), "dates"),
+    "new": Command(beginnings.propose_problem, (NEW, TABLE, OUTCOMES, *GUESSED, HORIZON, SECRET), "dates"),
     "lab": Command(beginnings.open_notebook, (("name", {"help": PROBLEM[1]["help"]}),), "looks stays"),
     "demo": Command(do.play_demo, (DEMO,)),
     "run": Command(do.execute_job, (("job", {"help": "see mlsys jobs"}), GIVEN, KEY), "dates"),
-    **dict.fromkeys(("scope", "ingest", "train", "score", "monitor", "retrain"), STEP),
+    **dict.fromkeys(("scope", "ingest", "score", "monitor", "retrain"), STEP),
+    "train": Command(do.execute_job, (PROBLEM, RULE, GIVEN, KEY), "dates"),
     "serve": Command(do.start_service, (PROBLEM, HOST, PORT), "stays"),
     "promote": Command(do.promote_version, (PROBLEM, VERSION, REASON), "dates"),
     "retire": Command(do.retire_version, (PROBLEM, VERSION, REASON), "dates"),
@@ -135,6 +151,7 @@ COMMANDS: dict[str, Command] = {
     "decisions": Command(look.show_decisions, (PROBLEM, DECISION, SINCE, LIMIT), "looks lists"),
     "conflicts": Command(look.list_conflicts, (PROBLEM,), "looks lists"),
     "features": Command(look.show_features, (PROBLEM, ENTITY, AT), "looks dates"),
+    "catalog": Command(look.list_catalog, (SEARCHED, WHOSE, PAGE), "looks lists"),
     "audit": Command(look.list_audit, (SUBJECT, LIMIT), "looks lists"),
     "completion": Command(completion.write_script, (SHELL,), "looks"),
     "verify": Command(look.verify_system, (), "looks lists"),
@@ -166,12 +183,13 @@ def parser() -> argparse.ArgumentParser:
         whole.add_argument(word, **details)
     commands = whole.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, command in COMMANDS.items():
-        text = f"Run the job {name!r} for a problem." if command is STEP else command.action.__doc__
+        step = PROBLEM in command.options and command.action is do.execute_job
+        text = f"Run the job {name!r} for a problem." if step else command.action.__doc__
         sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
         for option in (*command.options, ROOT, DEBUG):
             details = {**option[1], "default": argparse.SUPPRESS} if option in early else option[1]
             sub.add_argument(option[0], **details)  # no default: it would undo what came before the command
-        sub.set_defaults(**({"job": name} if command is STEP else {}))
+        sub.set_defaults(**({"job": name} if step else {}))
     return whole
 
 # %% ../../nbs/80_doors/89_cli.ipynb #2b6fd234

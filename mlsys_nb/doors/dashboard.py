@@ -27,7 +27,7 @@ from ..release.registry import champion, champion_history
 from ..system.clock import open_clock
 from ..system.control import open_control
 from ..system.database import Database
-from ..system.markup import STYLE, Html, card, table
+from ..system.markup import Html, card, styled, table
 from ..system.settings import MlsysError, Settings
 from ..system.versions import version_rows
 
@@ -84,7 +84,9 @@ def _nothing(loop: Loop, what: str) -> Html:
 
 def _readable(frame: pl.DataFrame) -> pl.DataFrame:
     "Months by their names, shares with three digits."
-    return frame.with_columns(pl.col("moment").dt.strftime("%b\u00a0%Y"), pl.col(pl.Float64).round(3))
+    return frame.with_columns(
+        pl.col("moment").dt.strftime("%-d\u00a0%b\u00a0%Y"), pl.col(pl.Float64).round(3)
+    )
 
 # %% ../../nbs/80_doors/82_dashboard.ipynb #b54236d9
 def _months_table(judge: Judge, frame: pl.DataFrame) -> pl.DataFrame:
@@ -204,4 +206,4 @@ def panel(
         shown = _nothing(loop, "This system has not run yet") if loop.empty else PANELS[tab](loop)
     except MlsysError as e:
         shown = card("This cannot be shown", {"because": str(e)}, tone="bad")
-    return Html(f"<style>{STYLE}</style>{_simulated(loop)}{shown}")
+    return styled(_simulated(loop) + shown)

@@ -104,14 +104,16 @@ def _said(judge: Judge, name: str, part: pl.DataFrame) -> str:
 
 
 def _dates(axes: Any, moments: list[datetime], most: int = 9) -> None:
-    "Ticks on the moments themselves, not more than can be read; the year where it is new."
+    "Ticks on the moments themselves, not more than can be read; the day where a month has several, the year where it is new."
     shown = moments[:: -(-len(moments) // most)]
+    months = {(m.year, m.month) for m in moments}
+    day = "%-d %b" if len(months) < len(moments) else "%b"
     years = [i == 0 or m.year != shown[i - 1].year for i, m in enumerate(shown)]
     axes.set_xticks(
-        shown, [f"{m:%b}\n{m:%Y}" if year else f"{m:%b}" for m, year in zip(shown, years, strict=True)]
+        shown, [f"{m:{day}}\n{m:%Y}" if year else f"{m:{day}}" for m, year in zip(shown, years, strict=True)]
     )
     axes.margins(x=0.04)
-    axes.set_xlabel("month of the decision")
+    axes.set_xlabel("when it was decided")
 
 # %% ../../nbs/80_doors/81_figures.ipynb #e92c33b8
 def months_figure(

@@ -22,6 +22,8 @@ _SETTINGS = """# The runtime settings of this folder; every other key has its de
 root = .
 # Raw inputs; only read, never written.
 raw = data/raw
+# A copy of runs and versions in MLflow, for people who like to look there: leave this empty. It costs each command seconds.
+tracking_uri = off
 
 # Problems: name = module:object. A notebook of this folder is a module: notebooks.orders:problem
 [problems]
@@ -36,7 +38,8 @@ _README = """# {title}
     mlsys ingest orders
     mlsys scope orders                    # is learning warranted?
     mlsys train orders
-    mlsys serve orders
+    mlsys serve orders                    # the notebook ends with a request to try
+    mlsys score orders
     mlsys monitor orders
 
 `notebooks/` declare what is predicted, `{package}/` holds what several of them share, `data/raw/` the tables as they came.

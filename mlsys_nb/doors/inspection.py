@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['problem_row', 'list_problems', 'list_jobs', 'list_recorded_runs', 'list_champions', 'list_versions', 'list_alerts',
-           'list_audit', 'show_decisions', 'list_conflicts', 'show_features', 'verify_system']
+           'list_audit', 'show_decisions', 'list_conflicts', 'show_features', 'list_catalog', 'verify_system']
 
 # %% ../../nbs/80_doors/87_inspection.ipynb #da87e475
 import argparse
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -168,10 +169,13 @@ def show_decisions(settings: Settings, options: argparse.Namespace) -> None:
     from mlsys_nb.decisions.log import find_decision, read_decisions
     from mlsys_nb.problem.declaration import load_problem
     from mlsys_nb.system.clock import instant
+    from mlsys_nb.system.control import get_document, open_control
 
     problem = load_problem(settings, options.problem)
     if options.id:
-        say(json_text(vars(find_decision(settings, problem.name, options.id))))
+        found = vars(find_decision(settings, problem.name, options.id))
+        terms = get_document(open_control(settings), "costs", found["costs"] or "")
+        say(json_text({**found, "terms": terms}))
         return
     since = instant(options.since) if options.since else None
     rows = read_decisions(settings, problem.name, since).tail(options.limit).to_dicts()
@@ -231,12 +235,30 @@ def show_features(settings: Settings, options: argparse.Namespace) -> None:
         if problem.features.keys
         else known
     )
-    if seen.is_empty() and not problem.population.strangers:
+    if seen.is_empty() and not problem.strangers:
         raise KeyError(
             f"no {problem.name} entity {entity} is known at {moment.isoformat()}; check the key, or a later --at"
         )
     row = as_of(problem.features, known, lake.events).select(*problem.features.names).row(0, named=True)
     say(json_text({"entity": entity, "moment": moment, "features": row}))
+
+# %% ../../nbs/80_doors/87_inspection.ipynb #0c4d9c20
+def list_catalog(settings: Settings, options: argparse.Namespace) -> int:
+    "Every feature: its meaning, owner, unit, lineage, statistics, and who uses it; with words, those that say them."
+    from mlsys_nb.doors.catalog import catalog, catalog_line, catalog_page, matching
+    from mlsys_nb.system.durable import write_text
+
+    known = catalog(settings, options.problem)
+    if options.page:
+        place = settings.reports / "catalog.html"
+        write_text(place, catalog_page(known, options.words))
+        say(str(place))
+    else:
+        rows = [entry.row() for entry in matching(known.entries, options.words)]
+        listing(rows, options, catalog_line, f"none of {len(known.entries)} features says all of these words")
+    for name, why in known.broken.items():
+        sys.stderr.write(f"cannot be read: {name}: {why}\n")
+    return 1 if known.broken else 0
 
 # %% ../../nbs/80_doors/87_inspection.ipynb #332c06ea
 def verify_system(settings: Settings, options: argparse.Namespace) -> int:

@@ -11,6 +11,7 @@ from datetime import timedelta
 from typing import Any
 
 from .case import declared_code, written_window
+from .origin import Origin, reading
 from .proposal import Proposal
 
 # %% ../../nbs/80_doors/84_notebook.ipynb #5fb7b111
@@ -20,7 +21,7 @@ def _reasons(proposal: Proposal) -> list[str]:
     if proposal.each:
         found.append(f"**A row is a decision**, named by `{proposal.id}`; its outcome is `{look.target}`.")
         when = (
-            f"at `{proposal.known}`"
+            f"at `{proposal.known}`, nineteen of twenty within {proposal.matures} days: what has none by then stays out (`maturity`)"
             if proposal.known
             else f"at once, because no later column says when (`{look.time}`)"
         )
@@ -67,11 +68,8 @@ def _said(proposal: Proposal, notes: tuple[str, ...]) -> str:
 
 # %% ../../nbs/80_doors/84_notebook.ipynb #2a52a7a2
 _LOOK = """from mlsys_nb.data import survey
-from mlsys_nb.data.reading import read_table
-from mlsys_nb.system import load_settings
+{reading}
 
-settings = load_settings()
-table = read_table(settings.raw / "{file}").frame
 survey(table{given})"""
 
 _CHECK = """from mlsys_nb.data import check
@@ -86,13 +84,20 @@ Correct what is wrong above, save, and then, in the folder of `settings.ini`:
     mlsys scope {name}{now}
     mlsys train {name}{now}
     mlsys serve {name}
+
+The service answers a request, and is told later what came of it; both are in the log that the next commands read:
+
+    curl -s -H 'content-type: application/json' -d '{asked}' http://127.0.0.1:8100/v1/{name}/predictions
+    curl -s -H 'content-type: application/json' -d '{answered}' http://127.0.0.1:8100/v1/{name}/outcomes
+    mlsys score {name}{now}
+    mlsys monitor {name}{now}
 """
 
 # %% ../../nbs/80_doors/84_notebook.ipynb #665289d3
 def case_notebook(
     proposal: Proposal,
-    file: str,  # The table, relative to the raw inputs
-    text: bool,  # It knows no types
+    rows: Origin,
+    told: Origin | None = None,  # Of the outcomes; None: they stand in the rows
     notes: tuple[str, ...] = (),  # What was done to the table
 ) -> str:  # JSON
     "The notebook that declares a proposal and explains it."
@@ -102,25 +107,24 @@ def case_notebook(
         for w, v in (("time", look.time), ("entity", look.entity), ("target", look.target))
         if v
     )
-    pattern = f"*.{file.rpartition('.')[2]}"
     cells = [
         (
             "markdown",
-            f"# {name.replace('_', ' ').capitalize()}\n> Declared from `{file}`: {look.rows:,} rows, {len(look.columns)} columns.",
+            f"# {name.replace('_', ' ').capitalize()}\n> Declared from `{rows.table or rows.place}`: {look.rows:,} rows, {len(look.columns)} columns.",
         )
     ]
     cells += [
-        ("code", _LOOK.format(file=file, given=given)),
+        ("code", _LOOK.format(reading=_reading(rows, told, proposal), given=given)),
         ("markdown", _said(proposal, notes)),
         ("markdown", "## The declaration"),
     ]
-    cells += [("code", f"#| export\n{part}") for part in declared_code(proposal, pattern)]
+    cells += [("code", f"#| export\n{part}") for part in declared_code(proposal, rows, told)]
     cells += [
         ("code", "problem"),
         ("markdown", "## What the contract says of the table"),
-        ("code", _CHECK.format(name=name, text=text)),
+        ("code", _CHECK.format(name=name, text=rows.text)),
     ]
-    cells.append(("markdown", _NEXT.format(name=name, now=at(proposal))))
+    cells.append(("markdown", _NEXT.format(name=name, now=at(proposal), **_asking(proposal))))
     return _notebook(cells)
 
 # %% ../../nbs/80_doors/84_notebook.ipynb #ba96b3e8
@@ -139,3 +143,41 @@ def _notebook(cells: list[tuple[str, str]]) -> str:
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
     whole = {"cells": told, "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5}
     return json.dumps(whole, indent=1, ensure_ascii=False) + "\n"
+
+# %% ../../nbs/80_doors/84_notebook.ipynb #aa3dc599
+def _reading(rows: Origin, told: Origin | None, proposal: Proposal) -> str:
+    "How the notebook reads the table, with its outcomes beside it."
+    if told is None:
+        return reading(rows)
+    answers = reading(told).replace("table = ", "answers = ")
+    lines = dict.fromkeys(
+        [
+            "from mlsys_nb.doors.origin import with_outcomes",
+            *reading(rows).splitlines(),
+            *answers.splitlines(),
+        ]
+    )
+    return "\n".join(
+        [*(line for line in lines if line), f"table = with_outcomes(table, answers, {proposal.id!r})"]
+    )
+
+
+def _asking(proposal: Proposal) -> dict[str, str]:
+    "A request, and an outcome, as they would be posted."
+    look, names, target = proposal.look, proposal.names, proposal.look.target
+    own = [c.name for c in proposal.used] if proposal.each else []
+    asked = [c for c in (look.entity, proposal.id) if c] + own
+    row = look.sample.select(*asked, *([target] if target else [])).drop_nulls().tail(1).to_dicts()
+    values = {c: _plain(row[0][c]) if row else None for c in (*asked, *([target] if target else []))}
+    told = 1 if target is None or look[target].distinct <= 2 else values[target]
+    answer = {"decision_id": "ITS decision_id", "outcome": told}
+    return {"asked": _shell({names[c]: values[c] for c in asked}), "answered": _shell(answer)}
+
+
+def _plain(value: Any) -> Any:
+    return value if value is None or isinstance(value, bool | int | float) else str(value)
+
+
+def _shell(value: Any) -> str:
+    "JSON for a shell's single quotes."
+    return json.dumps(value, ensure_ascii=False).replace("'", "\\u0027")

@@ -69,6 +69,7 @@ def execute_job(settings: Settings, options: argparse.Namespace) -> None:
     from mlsys_nb.problem.declaration import load_problem
 
     named = {"problem": getattr(options, "problem", None), "now": options.now}
+    named |= {"rule": "true"} if getattr(options, "rule", False) else {}
     values = job_values(settings, options.job, options.p, named)
     if "problem" in values:
         load_problem(settings, values["problem"])

@@ -7,6 +7,7 @@ __all__ = ['ROW', 'ROW_AT', 'called', 'Proposal', 'lookback_of', 'completed', 'p
 
 # %% ../../nbs/80_doors/83_proposal.ipynb #2c7d03ac
 import keyword
+import math
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping
@@ -59,6 +60,7 @@ class Proposal:
     horizon: timedelta  # Zero: the outcome stands in the row
     id: str | None = None  # What names a decision
     known: str | None = None  # The column that says when the outcome was known
+    matures: int = 0  # Days after which nearly all outcomes were known
     until: datetime | None = None  # The table is history up to then; None: it reaches to the present
     suspects: tuple[Suspect, ...] = ()
     left_out: Mapping[str, str] = field(default_factory=dict)  # Column -> why
@@ -137,6 +139,12 @@ def _known(look: Survey, time: str) -> str | None:
     return None
 
 
+def _delay(look: Survey, time: str, known: str) -> int:
+    "The days within which nineteen of twenty outcomes were known."
+    took = (look.sample[known] - look.sample[time]).drop_nulls().dt.total_seconds().quantile(0.95, "higher")
+    return max(math.ceil((took or 0) / 86400), 1)
+
+
 def _each(look: Survey, name: str) -> Proposal:
     time, target, id = str(look.time), str(look.target), _id(look)
     if id is None:
@@ -145,17 +153,18 @@ def _each(look: Survey, name: str) -> Proposal:
         )
     low, high = _span(look, time)
     outcome = look.sample[target]
+    known = _known(look, time)
     kept = look.sample.select(
-        c.name for c in look.columns if not (c.constant or c.names_rows or c.name == target)
+        c.name for c in look.columns if not (c.constant or c.names_rows or c.name in (target, known))
     )
     found = suspects(kept, outcome, time, [look.entity] if look.entity else [])
     every = _period(high - low, 20)
-    proposal = Proposal(
-        name, look, called(look.sample.columns), True, every, low, timedelta(0), id, _known(look, time)
-    )
-    proposal = replace(proposal, suspects=found, left_out=_left_out(look, found, id))
+    proposal = Proposal(name, look, called(look.sample.columns), True, every, low, timedelta(0), id, known)
+    out = _left_out(look, found, id) | ({known: "it says when the outcome was known"} if known else {})
+    proposal = replace(proposal, suspects=found, left_out=out)
     there = outcome.is_not_null()
     tell = {c.name: told_by(look.sample[c.name].filter(there), outcome.filter(there)) for c in proposal.used}
+    proposal = replace(proposal, matures=_delay(look, time, known) if known else 0)
     return replace(proposal, telling=dict(sorted(tell.items(), key=lambda item: -item[1])))
 
 # %% ../../nbs/80_doors/83_proposal.ipynb #6ba3fe20

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ReplayError', 'set_clock', 'call', 'visitors', 'Traffic', 'visit', 'Production', 'live_through', 'wait_for',
-           'ReplayedYear', 'months_table', 'run_key', 'replayable', 'replay', 'replayed']
+           'ReplayedYear', 'months_table', 'run_key', 'replayable', 'check_forward', 'replay', 'replayed']
 
 # %% ../../nbs/80_doors/80_replay.ipynb #34ce0f5d
 import json
@@ -17,8 +17,8 @@ from typing import Any
 
 import polars as pl
 
-from ..decisions.log import read_decisions
 from ..decisions.outcomes import labelled
+from ..decisions.record import mapping_of
 from ..evaluation.judge import Judge, in_words
 from ..jobs.runner import Runner
 from ..loop.backtest import Backtest, backtest
@@ -100,11 +100,12 @@ def visit(
 ) -> Traffic:
     "Let customers ask, and let earlier ones tell how it turned out."
     base, equal = f"{address}/v1/{problem.name}", 0
-    asking = visitors(batch, problem.keys, n)
+    asking = visitors(batch, list(problem.entity), n)
     for row in asking.iter_rows(named=True):
-        entity = {key: row[key] for key in problem.keys}
+        entity = {key: row[key] for key in problem.entity}
         name = f"replay/{stamp(row['moment'])}/{'/'.join(map(str, entity.values()))}"
-        answer = call(f"{base}/predictions", {**entity, "request_id": name})
+        told = mapping_of(row["request"]) or {}
+        answer = call(f"{base}/predictions", {**entity, **told, "request_id": name})
         equal += answer["prediction"] == row["score"] and answer["version"] == row["version"]
     for row in known.iter_rows(named=True):
         told = {"decision_id": row["decision_id"], "outcome": row["label"]}
@@ -138,25 +139,43 @@ def live_through(at: Production, moment: datetime, first: bool) -> None:
     began = elapsed()
     set_clock(at.settings, moment)
     arrived = at.run("ingest", moment)
-    if first:
-        decided = at.run("train", moment)
-    else:
-        at.run("monitor", moment)
-        decided = at.run("retrain", moment)
-    if champion(at.control, at.problem.name).version is None:
-        raise ReplayError(
-            f"{moment:%Y-%m-%d}: no model to serve with: {decided['reason']}; see its report in {at.settings.reports}"
-        )
-    scored = at.run("score", moment)
-    seen = _serve(at, moment, scored["version"])
+    past, seen = at.problem.population.strict, Traffic(0, 0, 0)
+    scored: Mapping[str, Any] = {"rows": 0, "version": "nobody"}
+    if past and not first:  # before the first champion nobody decided
+        scored, seen = _decide(at, moment)
+    decided = at.run("train", moment) if first else _look(at, moment)
+    if not past:
+        scored, seen = _decide(at, moment)
+    put_document(at.control, "traffic", f"{at.problem.name}/{stamp(moment)}", asdict(seen))
     at.echo(
         f"{moment:%Y-%m-%d}  {arrived['rows']:>7,} rows in, {scored['rows']:,} scored by version {scored['version']}, "
         f"{seen.equal} of {seen.asked} answers of the service equal, {decided['decision']} ({elapsed() - began:.1f} s)"
     )
 
+
+def _look(at: Production, moment: datetime) -> Mapping[str, Any]:
+    "Watch, and ask the policy."
+    at.run("monitor", moment)
+    return at.run("retrain", moment)
+
+
+def _decide(at: Production, moment: datetime) -> tuple[Mapping[str, Any], Traffic]:
+    "Score, and let customers ask."
+    if champion(at.control, at.problem.name).version is None:
+        raise ReplayError(
+            f"{moment:%Y-%m-%d}: nothing serves {at.problem.name}; see its reports in {at.settings.reports}"
+        )
+    scored = at.run("score", moment)
+    return scored, _serve(at, moment, scored["version"])
+
 # %% ../../nbs/80_doors/80_replay.ipynb #60c62257
 def _serve(at: Production, moment: datetime, version: int) -> Traffic:
     "Let the customers come, once the service has noticed the champion."
+    key = f"{at.problem.name}/{stamp(moment)}/visited"
+    if (
+        known := get_document(at.control, "traffic", key)
+    ) is not None:  # and the champion may have changed since
+        return Traffic(**known)
     wait_for(at.address, at.problem.name, version)
     rows = labelled(at.settings, at.problem, moment)
     mine = rows.filter(source="batch", moment=moment)
@@ -166,7 +185,7 @@ def _serve(at: Production, moment: datetime, version: int) -> Traffic:
         raise ReplayError(
             f"{moment:%Y-%m-%d}: {seen.asked - seen.equal} of {seen.asked} answers of the service differ from the batch"
         )
-    put_document(at.control, "traffic", f"{at.problem.name}/{stamp(moment)}", asdict(seen))
+    put_document(at.control, "traffic", key, asdict(seen))
     return seen
 
 # %% ../../nbs/80_doors/80_replay.ipynb #f6661de2
@@ -223,7 +242,6 @@ def months_table(
     problem: Problem,
     control: Database,
     judged: Backtest | None,
-    scored: Mapping[datetime, int],  # Rows of each month's batch
 ) -> pl.DataFrame:  # One row a moment of the problem's plan
     "What happened each month, and how everybody's predictions of that month turned out."
     rows = []
@@ -232,7 +250,7 @@ def months_table(
         watched = _outputs(control, problem, "monitor", moment)
         row: dict[str, Any] = {
             "month": f"{moment:%Y-%m-%d}",
-            "rows": scored.get(moment, 0),
+            "rows": _outputs(control, problem, "score", moment).get("rows", 0),
             "labels": 0,
             "truth": None,
         }
@@ -286,6 +304,17 @@ def replayable(problem: Problem) -> list[datetime]:  # The moments of its plan
         )
     return problem.replay.moments()
 
+
+def check_forward(settings: Settings, control: Database, problem: Problem) -> None:
+    "Refuse to begin a year that is past in this folder, as it is where another problem's year was replayed."
+    first, clock = replayable(problem)[0], open_clock(settings.clock_file)
+    past = not isinstance(clock, SystemClock) and clock.now() > first
+    if past and find_run(control, run_key(problem, "ingest", first)) is None:
+        raise ReplayError(
+            f"time only moves forward: it is {clock.now():%Y-%m-%d} in {settings.root}, and {problem.name} begins on "
+            f"{first:%Y-%m-%d}; replay it into a folder of its own: mlsys demo {problem.name} --root DIR"
+        )
+
 # %% ../../nbs/80_doors/80_replay.ipynb #a724fcaa
 def replay(
     settings: Settings,
@@ -302,6 +331,7 @@ def replay(
     )
     if get_document(control, "traffic", f"{problem_name}/{stamp(moments[-1])}") is None:
         with alone:
+            check_forward(settings, control, problem)
             set_clock(settings, moments[0])
             with Runner(settings) as runner, running(quick, problem_name) as address:
                 production = Production(settings, problem, control, runner, address, echo)
@@ -314,11 +344,8 @@ def replay(
 # %% ../../nbs/80_doors/80_replay.ipynb #05c3bba9
 def replayed(settings: Settings, problem: Problem, control: Database) -> ReplayedYear:
     "What a replay has come to, read from the system it left."
-    judged = backtest(Context(settings, problem, open_clock(settings.clock_file).now()))
-    made = read_decisions(settings, problem.name)
-    counts = made.filter(source="batch").group_by("moment").len() if made.height else made
-    scored = dict(counts.iter_rows()) if made.height else {}
-    months = months_table(problem, control, judged, scored)
+    judged = backtest(Context(settings, problem, open_clock(settings.clock_file).now()), replayable(problem))
+    months = months_table(problem, control, judged)
     runs = [
         run
         for run in list_runs(control, problem.name)

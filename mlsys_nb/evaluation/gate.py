@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Check', 'Verdict', 'verdict_of', 'gained', 'enough', 'ranking', 'calibration', 'slice_check', 'money_check',
-           'at_most', 'Predictions', 'refit_check', 'gate']
+           'at_most', 'Predictions', 'refit_check', 'gate', 'takeover']
 
 # %% ../../nbs/30_evaluation/34_gate.ipynb #fea294f9
 from collections.abc import Sequence
@@ -55,7 +55,9 @@ class Verdict:
         measured: bool = True,  # False leaves out what depends on the machine, for a manifest that must not vary
     ) -> dict[str, Any]:
         "The verdict as plain data."
-        by_machine = [] if measured else [c for c in self.checks if c.name in ("latency", "package size")]
+        by_machine = (
+            [] if measured else [c for c in self.checks if c.name in ("latency", "package size", "memory")]
+        )
         reason = self.reason
         for check in by_machine:
             reason = reason.replace(check.meaning, f"{check.name} {check.answer}")
@@ -217,6 +219,7 @@ def gate(
     entity: Sequence[str],  # Key columns
     latency_ms: float,  # Of one prediction by the package
     package_bytes: int,
+    memory_bytes: int | None = None,  # Of the open model; None: it was not measured
     slices: Sequence[str] = (),  # Feature columns
     limits: Limits | None = None,  # The problem's; None: the defaults
     seed: int = 0,
@@ -243,6 +246,38 @@ def gate(
         money_check(found.saving_per_1000, costs.unit, over),
         at_most("latency", latency_ms, limits.latency_ms, "ms per prediction"),
         at_most("package size", package_bytes, limits.package_bytes, "bytes"),
+        *([] if memory_bytes is None else [at_most("memory", memory_bytes, limits.memory_bytes, "bytes")]),
         *refit_check(judge, p, limits),
     ]
     return verdict_of(checks, found.sentence)
+
+# %% ../../nbs/30_evaluation/34_gate.ipynb #abbdd3dd
+def takeover(
+    judge: Judge,  # Of the kind of prediction
+    rows: pl.DataFrame,  # Holdout rows: keys, moment, label
+    predictions: Predictions,  # The champion's and the rule's are read
+    costs: Any,  # What a wrong decision costs
+    *,
+    entity: Sequence[str],  # Key columns
+    limits: Limits | None = None,  # The problem's; None: the defaults
+    seed: int = 0,
+    moment: str = "moment",
+) -> Verdict:
+    "Whether the rule may take over from the champion."
+    p = predictions
+    if p.champion is None:
+        raise ValueError(
+            "the rule takes over from a champion, none has predicted; let the rule serve instead"
+        )
+    y = judge.checked(judge.outcomes(rows["label"]), p.champion)[0]
+    groups, limits = clusters(rows, entity), _sized(limits or Limits(), judge, y)
+    checks = [enough(judge, y, groups, rows[moment].n_unique(), limits)]
+    if checks[0].passed is None:
+        return verdict_of(checks, "")
+    found = compare(judge, y, p.rule, p.champion, costs=costs, groups=groups, level=limits.level, seed=seed)
+    gain = f"{in_words(found.loss)} gain of the rule"
+    checks += [
+        gained("better than the champion", found.loss_gain, gain, "the champion", limits.same),
+        money_check(found.saving_per_1000, costs.unit, "the champion"),
+    ]
+    return verdict_of(checks, checks[1].meaning)

@@ -21,9 +21,11 @@ def _groups(
         numbers = column.to_physical().cast(pl.Float64).to_numpy()
         steps = np.linspace(0, 1, min(50, max(2, len(numbers) // 100)) + 1)
         none = column.null_count() == len(column)
-        cuts = np.zeros(0) if none else np.unique(np.nanquantile(numbers, steps))[1:]
-        codes = np.searchsorted(cuts, numbers, side="right")
-        return np.where(np.isnan(numbers), len(cuts) + 1, codes).astype(np.int64)
+        cuts = np.zeros(0) if none else np.unique(np.nanquantile(numbers, steps))
+        codes = np.searchsorted(cuts, numbers) + np.searchsorted(cuts, numbers, side="right")
+        return np.where(np.isnan(numbers), 2 * len(cuts) + 1, codes).astype(
+            np.int64
+        )  # a cut is its own group
     return column.cast(pl.String).rank("dense").fill_null(0).to_numpy().astype(np.int64)
 
 

@@ -32,6 +32,7 @@ class Limits:
     )
     latency_ms: float = 5.0  # One prediction
     package_bytes: int = 20_000_000
+    memory_bytes: int = 100_000_000  # Of the model when it is open
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -44,7 +45,7 @@ class Limits:
                 )
 
 # %% ../../nbs/30_evaluation/31_limits.ipynb #1b181539
-_COUNTS = ("rows", "entities", "outcomes", "moments", "slice_entities", "package_bytes")
+_COUNTS = ("rows", "entities", "outcomes", "moments", "slice_entities", "package_bytes", "memory_bytes")
 
 
 def _check_limit(name: str, value: float) -> None:

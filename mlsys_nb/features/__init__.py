@@ -7,7 +7,7 @@ __all__ = ['Events', 'Measure', 'Feature', 'FeatureSet', 'as_of', 'count', 'sum'
            'attribute', 'recent', 'count_distinct', 'mode', 'first_time', 'last_time', 'age', 'time_since_last',
            'time_since_first', 'variance', 'std', 'share', 'request', 'moment', 'ratio', 'log1p', 'absolute', 'clip',
            'bucket', 'filled', 'known', 'hour_of_day', 'day_of_week', 'month_of_year', 'mapped', 'cross', 'apply', 'of',
-           'lagged', 'period']
+           'lagged', 'period', 'session', 'sessions', 'items']
 
 # %% ../../nbs/20_features/00_index.ipynb #dce9f42f
 from typing import TYPE_CHECKING
@@ -19,10 +19,10 @@ if not TYPE_CHECKING:
     attach(
         "mlsys_nb.features",
         events="Events Measure",
-        duration="lagged period",
+        duration="lagged period session",
         aggregates="Feature",
         windows="count sum mean min max first last attribute recent count_distinct mode first_time last_time age "
-        "time_since_last time_since_first variance std share",
+        "time_since_last time_since_first variance std share sessions items",
         lookup="of",
         transforms="request moment ratio log1p absolute clip bucket filled known hour_of_day day_of_week "
         "month_of_year mapped cross apply",
@@ -33,7 +33,7 @@ if not TYPE_CHECKING:
 # %% ../../nbs/20_features/00_index.ipynb #30953f2e
 if TYPE_CHECKING:
     from mlsys_nb.features.aggregates import Feature
-    from mlsys_nb.features.duration import lagged, period
+    from mlsys_nb.features.duration import lagged, period, session
     from mlsys_nb.features.events import Events, Measure
     from mlsys_nb.features.feature_set import FeatureSet
     from mlsys_nb.features.history import as_of
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
         count_distinct,
         first,
         first_time,
+        items,
         last,
         last_time,
         max,
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
         min,
         mode,
         recent,
+        sessions,
         share,
         std,
         sum,
@@ -89,5 +91,5 @@ _all_ = [
     "count", "sum", "mean", "min", "max", "first", "last", "attribute", "recent", "count_distinct", "mode",
     "first_time", "last_time", "age", "time_since_last", "time_since_first", "variance", "std", "share",
     "request", "moment", "ratio", "log1p", "absolute", "clip", "bucket", "filled", "known", "hour_of_day",
-    "day_of_week", "month_of_year", "mapped", "cross", "apply", "of", "lagged", "period",
+    "day_of_week", "month_of_year", "mapped", "cross", "apply", "of", "lagged", "period", "session", "sessions", "items",
 ]  # fmt: skip

@@ -22,18 +22,21 @@ from ..system.markup import card, table
 # %% ../../nbs/20_features/21_aggregates.ipynb #72a1dd37
 # operation -> column types it accepts (empty: it needs no column)
 OPERATIONS: dict[str, tuple[str, ...]] = {
-    "count": ("", "int", "float", "text", "bool", "time"),
+    "count": ("", "int", "float", "text", "bool", "time", "list"),
     "sum": ("int",),
     "squares": ("int",),
     "min": ("int", "float", "time"),
     "max": ("int", "float", "time"),
     "first": ("int", "float", "text", "bool", "time"),
     "last": ("int", "float", "text", "bool", "time"),
+    "sessions": ("",),
     "first_time": ("",),
     "last_time": ("",),
-    "count_distinct": ("int", "text", "bool", "time"),
-    "mode": ("int", "text", "bool"),
+    "count_distinct": ("int", "text", "bool", "time", "list"),  # of a list: of its items
+    "mode": ("int", "text", "bool", "list"),
+    "items": ("list",),
 }
+COUNTED = ("count", "sum", "squares", "count_distinct", "sessions", "items")  # 0 where there is nothing
 OF_KEYS = ("count", "first", "last", "count_distinct", "mode")  # a key names something, it is no quantity
 WITH_UNIT = ("sum", "min", "max", "first", "last", "mode")  # measured as the column is
 
@@ -49,6 +52,7 @@ class Aggregate:
     where: Condition | None = None
     by: tuple[str, ...] = ()
     nth: int = 1  # the nth last value
+    gap: int = 0  # microseconds of silence that part sessions
 
     def __post_init__(self) -> None:
         check_aggregate(self)
@@ -58,9 +62,15 @@ class Aggregate:
         "The type of the reduction's value."
         if self.op in ("first_time", "last_time"):
             return "time"
-        if self.op in ("count", "sum", "squares", "count_distinct"):
+        if self.op in COUNTED:
             return "int"
-        return self.events.dtype(self.column)
+        found = self.events.dtype(self.column)
+        return "text" if found == "list" else found
+
+    @property
+    def of_items(self) -> bool:
+        "Whether it looks into lists."
+        return self.op != "count" and bool(self.column) and self.events.dtype(self.column) == "list"
 
     def spec(self) -> dict[str, Any]:
         "Everything that gives the aggregate its meaning, as plain values."
@@ -76,6 +86,7 @@ class Aggregate:
             "window": self.window.spec(),
             "where": self.where.spec() if self.where is not None else None,
             "nth": self.nth,
+            **({"gap": self.gap} if self.gap else {}),
         }
 
 # %% ../../nbs/20_features/21_aggregates.ipynb #39224017

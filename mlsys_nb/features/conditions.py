@@ -13,6 +13,7 @@ from typing import Any
 
 import polars as pl
 
+from ..data.lists import items_of
 from .calendar import time_parts, zone_of
 from .functions import constant_of, constant_spec
 from ..system.clock import micros
@@ -67,6 +68,8 @@ class Condition:
             op, left, right, dtype = self.args
             return compared(operand_expr(left, dtype), op, operand_expr(right, dtype))
         left, value, dtype = self.args
+        if self.op == "contains":
+            return pl.col(left).map_batches(lambda lists: lists_with(lists, value), return_dtype=pl.Boolean)
         if self.op == "in":
             return operand_expr(left, dtype).is_in(pl.Series(list(value), dtype=LITERALS[dtype]))
         return compared(operand_expr(left, dtype), self.op, pl.lit(value))
@@ -121,7 +124,9 @@ def comparable(
     value: Any,  # A constant of a condition
 ) -> bool:  # Whether the question makes sense
     "Whether a column of this type can be compared with a value."
-    kinds: Any = {"int": int, "float": (int, float), "text": str, "bool": bool, "time": datetime}[dtype]
+    kinds: Any = {"int": int, "float": (int, float), "text": str, "bool": bool, "time": datetime, "list": ()}[
+        dtype
+    ]
     right = isinstance(value, kinds) and not (isinstance(value, bool) and dtype != "bool") and value == value
     return right and (not isinstance(value, int) or -(2**53) <= value <= 2**53)
 
@@ -185,6 +190,10 @@ class Field:
         "The question whether this column is one of `values`."
         return self.compare("in", tuple(values))
 
+    def contains(self, item: str) -> Condition:
+        "The question whether an item is in this list."
+        return list_contains(self, item)
+
     def is_null(self) -> Condition:
         "The question whether this column is unknown."
         return Condition("is_null", (self.column,))
@@ -217,7 +226,7 @@ def columns_compared(
     right: Field,
 ) -> Condition:  # Unknown where one of them is
     "The question how two columns of one event compare."
-    if (left.events, left.dtype) != (right.events, right.dtype):
+    if (left.events, left.dtype) != (right.events, right.dtype) or left.dtype == "list":
         raise ValueError(
             f"two columns of one kind of events and of one type are compared, got {left.events}[{left.column!r}]: {left.dtype} "
             f"and {right.events}[{right.column!r}]: {right.dtype}; declare them alike"
@@ -235,6 +244,27 @@ def part_of(
     if field.dtype != "time" or field.part is not None:
         raise ValueError(f"the {part} of a time is asked, {field.events}[{field.column!r}] is {field.dtype}")
     return Field(field.events, field.column, "int", (part, zone))
+
+
+def list_contains(
+    field: Field,  # A list
+    item: str,  # What is asked for
+) -> Condition:  # Unknown where the list is
+    "The question whether an item is in a list."
+    if field.dtype != "list" or not isinstance(item, str):
+        raise ValueError(
+            f"a list contains a text, {field.events}[{field.column!r}] is {field.dtype}, asked for {item!r:.60}"
+        )
+    return Condition("contains", (field.column, item, "list"))
+
+
+def lists_with(
+    lists: pl.Series,  # As JSON
+    item: str,  # What is asked for
+) -> pl.Series:  # Null where the list is
+    "Which lists have an item, each different one looked at once."
+    distinct = lists.drop_nulls().unique().to_list()
+    return lists.is_in(pl.Series([t for t in distinct if item in items_of(t)], dtype=pl.String).implode())
 
 # %% ../../nbs/20_features/20_conditions.ipynb #8738e2cd
 def condition_columns(

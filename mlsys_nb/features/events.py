@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from ..data.lists import list_text
 from .conditions import Condition, Field, condition_columns
 from ..system.markup import card, table
 
@@ -20,7 +21,7 @@ from ..system.markup import card, table
 NULL = -(2**63)  # how "unknown" is written among int64 values
 NEVER = 2**63 - 1  # the end of a version that still stands
 LARGEST = 2**53  # a measure beyond this could not be turned into a float exactly
-DTYPES = ("int", "float", "text", "bool", "time")
+DTYPES = ("int", "float", "text", "bool", "time", "list")  # of texts
 
 # %% ../../nbs/20_features/20_events.ipynb #cc1e66d0
 @dataclass(frozen=True)
@@ -127,6 +128,7 @@ POLARS: dict[str, Any] = {
     "text": pl.String,
     "bool": pl.Boolean,
     "time": pl.Datetime("us", "UTC"),
+    "list": pl.String,  # its JSON
 }
 
 # %% ../../nbs/20_features/20_events.ipynb #84120b7b
@@ -141,6 +143,8 @@ def accepts(
         return found.is_numeric() and not found.is_decimal()
     if dtype == "text":
         return found in (pl.String, pl.Categorical, pl.Enum)
+    if dtype == "list":
+        return found == pl.String or (isinstance(found, pl.List) and found.inner in (pl.String, pl.Null))
     if dtype == "time":
         return isinstance(found, pl.Datetime) and found.time_zone is not None
     return found == pl.Boolean
@@ -159,6 +163,8 @@ def typed_column(
         raise ValueError(
             f"column {name!r} of {owner} is declared {dtype}, got {found}; convert it or declare it so"
         )
+    if isinstance(found, pl.List):
+        return list_text(pl.col(name)).alias(name)
     column = pl.col(name).cast(POLARS[dtype])
     if dtype == "float":  # adding 0.0 would do, but polars optimises that away
         column = pl.when(column == 0).then(0.0).otherwise(column.fill_nan(None)).alias(name)
@@ -284,7 +290,7 @@ def encode_column(
     text_codes: Callable[[pl.Series], np.ndarray],  # Distinct texts to their codes
 ) -> np.ndarray:  # int64, `NULL` where unknown
     "One column as whole numbers."
-    if dtype == "text":
+    if dtype in ("text", "list"):
         texts = series.drop_nulls().unique(maintain_order=True)
         codes = pl.Series(text_codes(texts), dtype=pl.Int64)
         series = series.replace_strict(texts, codes, default=None, return_dtype=pl.Int64)

@@ -144,7 +144,7 @@ def check_feature_names(
         )
 
 # %% ../../nbs/20_features/23_feature_set.ipynb #1d1ded33
-SPEC_FORMAT = 2
+SPEC_FORMAT = 3
 
 
 def aggregate_spec(
@@ -157,6 +157,7 @@ def aggregate_spec(
         "nth": part.nth,
         "by": list(part.by),
         "window": part.window.spec(),
+        "gap": part.gap,
     }
     where = part.where.spec() if part.where is not None else None
     return {"events": part.events.name, **told, "where": where}
@@ -167,7 +168,7 @@ def aggregate_of(
     events: Mapping[str, Events],  # By name
 ) -> Aggregate:  # The same aggregate
     "An aggregate, read back."
-    told = {k: spec[k] for k in ("op", "column", "nth")} | {"window": window_from(spec["window"])}
+    told = {k: spec[k] for k in ("op", "column", "nth", "gap")} | {"window": window_from(spec["window"])}
     where = None if spec["where"] is None else condition_of(spec["where"])
     return Aggregate(events[spec["events"]], where=where, by=tuple(spec["by"]), **told)
 

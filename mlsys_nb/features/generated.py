@@ -6,6 +6,7 @@
 __all__ = ['World', 'world']
 
 # %% ../../nbs/20_features/29_generated.ipynb #b583ca59
+import json
 import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ import numpy as np
 import polars as pl
 
 from .conditions import Condition
-from .duration import Window, stay
+from .duration import SESSION, Window, stay
 from .events import POLARS, Events
 from .feature_set import FeatureSet
 from .plan import Family, OtherEntity
@@ -65,7 +66,7 @@ def hostile(
     "One value that is likely to hurt."
     if draw.random() < 0.12:
         return None
-    if known and draw.random() < 0.5:
+    if known and dtype != "list" and draw.random() < 0.5:
         value = draw.choice(known)
         return value + draw.choice((-1, 0, 0, 1)) if dtype in ("int", "float") else value
     if dtype == "int":
@@ -81,6 +82,8 @@ def hostile(
         )
     if dtype == "float":
         return draw.choice((*FLOATS, draw.uniform(-1e6, 1e6)))
+    if dtype == "list":
+        return json.dumps([draw.choice((*known, *TEXTS, None)) for _ in range(draw.choice((0, 1, 2, 2, 5)))])
     if dtype == "time":
         return instant(draw.choice(NIGHTS)) + timedelta(microseconds=draw.choice((-1, 0, 1)))
     return draw.choice(TEXTS) if dtype == "text" else draw.random() < 0.5
@@ -159,7 +162,9 @@ def lengths(
     family: Family,  # What will be asked
 ) -> list[int]:  # Microseconds, at least one
     "Lengths of time that matter."
-    found = [p for w in family.windows for p in (w.length, w.lag, w.reach) if p]
+    found = [p for w in family.windows for p in (w.length, w.lag, w.reach) if p] + [
+        p.gap for p in family.parts if p.gap
+    ]
     return found or [86_400_000_000]
 
 
@@ -167,7 +172,9 @@ def changes(
     window: Window,
     t: int,  # When an event happened
 ) -> list[int]:  # When it begins to be in the window, and when it leaves
-    "The edges of an event's stay."
+    "The edges of an event's stay; that of a session ends a gap after an event, if nothing follows."
+    if window.unit == SESSION:
+        return [t, t + (window.length or 0)]
     begin, gone = stay(window, np.array([t]))
     return [*begin.tolist(), *(() if gone is None else gone.tolist())]
 

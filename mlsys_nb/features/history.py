@@ -10,14 +10,18 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 
 import numpy as np
 import polars as pl
 
-from .aggregates import Aggregate
+from ..data.frame import as_polars
+from ..data.lists import items_of
+from .aggregates import COUNTED, Aggregate
 from .arithmetic import apply_columns
 from mlsys_nb.features.events import (
     NEVER,
+    NULL,
     POLARS,
     Encoded,
     encode,
@@ -112,9 +116,7 @@ def family_answers(
     order = order_of(entity, time)  # rows with an unknown key are left out: they see nothing
     events, found = sorted_events(events, found, any(p.op in ("first", "last") for p in family.parts))
     values = [np.zeros(rows.height, dtype=np.int64) for _ in family.parts]
-    known = [
-        np.full(rows.height, p.op in ("count", "sum", "squares", "count_distinct")) for p in family.parts
-    ]
+    known = [np.full(rows.height, p.op in COUNTED) for p in family.parts]
     for whole in passes(found, Asked(entity[order], time[order], order), events) if len(order) else ():
         for sweep, orderly in split_disorder(whole):
             answers = evaluate_windows(sweep, family.parts, orderly)
@@ -146,6 +148,47 @@ def typed_answer(
         values = float_values(values) if part.dtype == "float" else values == 1
     return MaskedColumn(values, known, part.dtype)
 
+# %% ../../nbs/20_features/25_history.ipynb #bb2ebfe0
+def unrolled(
+    events: Encoded,  # Versions
+    column: str,  # Of lists
+    told: np.ndarray,  # What the codes stand for, "" at the end
+) -> tuple[Encoded, np.ndarray]:  # A version an item, and what the codes of items stand for
+    "Versions once for each item of a list."
+    lists: list[tuple[Any, ...]] = [items_of(t) or (None,) for t in told[:-1].tolist()]
+    lists.append((None,))  # of the unknown
+    names = sorted({item for found in lists for item in found if item is not None})
+    rank = {item: i for i, item in enumerate(names)}
+    flat = np.array([rank.get(item, NULL) for found in lists for item in found], dtype=np.int64)
+    size = np.array([len(found) for found in lists], dtype=np.int64)
+    codes = np.where(events.columns[column] == NULL, len(lists) - 1, events.columns[column])
+    n, begin = size[codes], (np.cumsum(size) - size)[codes]
+    place = np.arange(int(n.sum())) - np.repeat(np.cumsum(n) - n, n) + np.repeat(begin, n)
+    found = events.take(np.repeat(np.arange(len(codes)), n))
+    return replace(found, columns={**found.columns, column: flat[place]}), np.array(
+        [*names, ""], dtype=object
+    )
+
+
+def answered_parts(
+    family: Family,  # What is asked
+    events: Encoded,  # Its events
+    rows: pl.DataFrame,  # The moments, normal
+    texts: Mapping[str, np.ndarray],  # By column: what the codes of texts stand for, "" at the end
+) -> Iterator[tuple[int, MaskedColumn]]:  # The place of each part, and its values
+    "All parts of a family: those that look at whole values together, those that look into one list together."
+    groups: dict[str, list[int]] = {}
+    for i, p in enumerate(family.parts):
+        groups.setdefault(p.column if p.of_items else "", []).append(i)
+    for column, places in groups.items():
+        seen, told = unrolled(events, column, texts[column]) if column else (events, None)
+        parts = [family.parts[i] for i in places]
+        asked = tuple(replace(p, op="count") if p.op == "items" else p for p in parts)
+        known = texts if told is None else {**texts, column: told}
+        answers = family_answers(replace(family, parts=asked), seen, rows)
+        for i, answer in zip(places, answers, strict=True):
+            yield i, typed_answer(family.parts[i], answer, known)
+
 # %% ../../nbs/20_features/25_history.ipynb #5a41c0fa
 def family_columns(
     family: Family,  # What is asked
@@ -163,8 +206,7 @@ def family_columns(
             return distinct.rank("ordinal").cast(pl.Int64).to_numpy() - 1
 
         encoded = encode(family.events, part.events, family.columns, family.conditions, ranked)
-        for i, answer in enumerate(family_answers(family, encoded, part.rows)):
-            column = typed_answer(family.parts[i], answer, texts)
+        for i, column in answered_parts(family, encoded, part.rows, texts):
             found[i] = column if part.events is frame else placed(found[i], column, part.place, rows.height)
     return [c for c in found if c is not None]
 
@@ -237,14 +279,18 @@ def elsewhere(
 # %% ../../nbs/20_features/25_history.ipynb #5ee9ea6f
 def as_of(
     features: FeatureSet,  # What is asked
-    moments: pl.DataFrame,  # Key columns and "moment" (UTC); values that come with a request
-    events: Mapping[str, pl.DataFrame | pl.LazyFrame],  # By name of the events
+    moments: pl.DataFrame,  # Key columns and "moment" (UTC); values that come with a request; also of pandas
+    events: Mapping[str, pl.DataFrame | pl.LazyFrame],  # By name of the events; also of pandas
     partitions: int = 1,  # Parts of the entities, one worked on at a time: less memory
-) -> pl.DataFrame:  # The same rows in the same order, one more column a feature
+) -> (
+    pl.DataFrame
+):  # The same rows in the same order, one more column a feature; of the kind that `moments` is
     "Every feature as of every moment, exactly as known then."
     if not 1 <= partitions < 2**15:
         raise ValueError(f"partitions is a number from 1 to {2**15 - 1}, got {partitions!r}")
-    rows, plan = asked_rows(features, moments), features.plan
+    asked = as_polars(moments)
+    events = {name: f if isinstance(f, pl.LazyFrame) else as_polars(f) for name, f in events.items()}
+    rows, plan = asked_rows(features, asked), features.plan
     missing = sorted({e.name for e in features.events} - set(events))
     if missing:
         raise KeyError(
@@ -267,6 +313,6 @@ def as_of(
         else:
             found = apply_columns(step.op, step.params, [slots[i] for i in step.inputs], step.dtype)
             slots.append(replace(found, dtype=step.dtype))
-    return moments.with_columns(
-        series(f.name, slots[i]) for f, i in zip(features.features, plan.outputs, strict=True)
-    )
+    outputs = zip(features.features, plan.outputs, strict=True)
+    told = asked.with_columns(series(f.name, slots[i]) for f, i in outputs)
+    return told if asked is moments else told.to_pandas()  # type: ignore[return-value]

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ..data.lists import items_of
 from .calendar import time_parts
 from .conditions import Condition, Operand
 from .engine import Get, StoreError
@@ -126,6 +127,8 @@ def mask_of(
     if op == "is_true":
         return lambda view: of(view) == int(holds)
     _, value, dtype = condition.args
+    if op == "contains":
+        return lambda view: containing(view, of(view), value, holds)
     if op == "in":
         codes = [constant_code(v, dtype) for v in value]
         return lambda view: chosen(of(view), codes, holds)
@@ -144,6 +147,17 @@ def chosen(
     "Which values are one of some."
     among = np.isin(values, codes)
     return among if holds else ~among & (values != NULL)
+
+
+def containing(
+    view: View,  # What is visible
+    codes: np.ndarray,  # Of a list column
+    item: str,  # What is asked for
+    holds: bool,  # In it, or certainly not
+) -> np.ndarray:  # A mask
+    "Which lists have an item, each different one looked at once."
+    distinct = [c for c in np.unique(codes).tolist() if c != NULL]
+    return np.isin(codes, [c for c in distinct if (item in items_of(text_at(view.get, c))) == holds])
 
 
 def compared_texts(

@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from ..system.clock import Clock, ReplayClock, instant, micros, pause
-from ..system.disk import make_folder, open_file, put
+from ..system.disk import open_file, put
 
 # %% ../../nbs/20_features/27_promise.ipynb #3d8aae40
 LEAD = timedelta(seconds=0.25)
@@ -34,22 +34,31 @@ class PromisedMoment:
 
     def say(self) -> int:  # The moment, in microseconds
         "Choose the moment, now that the store is ours, and let everybody know."
-        ahead = timedelta(microseconds=1) if isinstance(self._clock, ReplayClock) else LEAD
-        self.known = max(micros(self._clock.now() + ahead), self._after + 1)
-        self._write(self.known)
-        return self.known
-
-    def _write(self, known: int) -> None:
         if self._handle is None:
             self._handle = open_file(self._path)
-        put(self._handle, known.to_bytes(8, "little", signed=True), 0, self._path)
+            self._write()
+            fcntl.flock(self._handle, fcntl.LOCK_EX)
+        self._write()
+        return self.known
+
+    def _write(self) -> None:
+        ahead = timedelta(microseconds=1) if isinstance(self._clock, ReplayClock) else LEAD
+        self.known = max(micros(self._clock.now() + ahead), self._after + 1)
+        _put(self._handle, self.known, self._path)
 
     def end(self) -> None:
         "The write is over, whether it succeeded or not."
-        if self._handle is not None:
-            self._write(0)
-            os.close(self._handle)
-            self._handle = None
+        handle, self._handle = self._handle, None
+        if handle is not None:
+            try:
+                _put(handle, 0, self._path)
+            finally:
+                os.close(handle)
+
+
+def _put(handle: int | None, known: int, path: Path) -> None:
+    if handle is not None:
+        put(handle, known.to_bytes(8, "little", signed=True), 0, path)
 
 
 def _promise_path(folder: Path) -> Path:
@@ -89,31 +98,44 @@ class Fence:
         self,
         folders: Iterable[Path],  # Of the inboxes
     ) -> None:
-        self._handles = {folder: open_file(_promise_path(make_folder(folder))) for folder in folders}
+        self._paths, self._handles = tuple(map(_promise_path, folders)), dict[Path, int]()
 
     def before(self, now: datetime) -> datetime:
         "The latest moment up to now as of which everything is there."
-        latest = now
-        for folder, handle in self._handles.items():
-            known = int.from_bytes(os.pread(handle, 8, 0), "little", signed=True)
-            if known and known <= micros(latest) and _written(folder):
-                latest = instant(known - 1)
-        return latest
+        latest = micros(now)
+        for path in self._paths:
+            handle = self._handles.get(path) or self._opened(path)
+            if handle and 0 != _said(handle) <= latest and _held(handle):
+                known = _said(handle)  # of whoever holds it
+                latest = known - 1 if 0 != known <= latest else latest
+        return now if latest == micros(now) else instant(latest)
+
+    def _opened(self, path: Path) -> int | None:  # None: nobody has promised anything yet
+        try:
+            handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        kept = self._handles.setdefault(path, handle)
+        if kept != handle:
+            os.close(handle)  # another thread was faster
+        return kept
 
     def close(self) -> None:
         "Let go of the files."
-        for handle in self._handles.values():
-            os.close(handle)
-        self._handles = {}
+        self._paths = ()
+        while self._handles:
+            os.close(self._handles.popitem()[1])
 
 
-def _written(folder: Path) -> bool:
+def _said(handle: int) -> int:
+    return int.from_bytes(os.pread(handle, 8, 0), "little", signed=True)
+
+
+def _held(handle: int) -> bool:
     "Whether somebody is at the write that was promised."
-    handle = open_file(folder / VISIBLE_LOCK)
     try:
         fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
-    finally:
-        os.close(handle)
+    fcntl.flock(handle, fcntl.LOCK_UN)
     return False

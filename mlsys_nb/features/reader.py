@@ -7,6 +7,7 @@ __all__ = ['Told', 'Reading', 'Answers', 'Reader', 'reader_of', 'seen_before']
 
 # %% ../../nbs/20_features/27_reader.ipynb #4c063425
 import struct
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,7 +15,8 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
-from .aggregates import Aggregate
+from ..data.lists import items_of
+from .aggregates import COUNTED, Aggregate
 from .arithmetic import KERNELS
 from .conditions import Condition
 from .delta import record_key
@@ -44,15 +46,26 @@ class Part(NamedTuple):
     kept: int  # which choice of rows
     edge: int  # which window of it
     read: Callable[[Kept, int, int, int], Any]
-    nth: int
+    nth: int  # or the gap of sessions
     finish: Callable[[Any, Get], Any] | None  # from the code to the value
     nothing: Any  # what it is without events
+
+
+OF_ITEMS: dict[str, Callable[[Counter[str]], Any]] = {
+    "items": lambda tally: tally.total(),
+    "count_distinct": len,
+    "mode": lambda tally: min((i for i, n in tally.items() if n == max(tally.values())), default=None),
+}
 
 
 def finisher(
     part: Aggregate,  # An aggregate
 ) -> Callable[[Any, Get], Any] | None:  # None where the code is the value
     "From a code to a value."
+    if part.of_items:
+        return lambda codes, get: OF_ITEMS[part.op](
+            Counter(item for c in codes for item in items_of(text_at(get, c)))
+        )
     if part.op == "mode" and part.dtype == "text":
         return lambda codes, get: min((text_at(get, c) for c in codes), default=None)
     turn: Any = {"float": float_value, "bool": bool}.get(part.dtype)
@@ -134,8 +147,10 @@ def reading_of(
         choice = (masks.get(p.where), kind.place(p.column) if p.column else 0)
         kept = choices.setdefault(choice, len(choices))
         edge = edges.setdefault((kept, family.windows.index(p.window)), len(edges))
-        nothing = 0 if p.op in ("count", "sum", "squares", "count_distinct") else None
-        parts.append(Part(kept, edge, READ[p.op], p.nth, finisher(p), nothing))
+        nothing = 0 if p.op in COUNTED else None
+        parts.append(
+            Part(kept, edge, READ["list" if p.of_items else p.op], p.gap or p.nth, finisher(p), nothing)
+        )
     return Reading(
         kind,
         kind.groupings.index(family.by),

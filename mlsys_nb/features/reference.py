@@ -6,6 +6,7 @@
 __all__ = ['EventVersion', 'event_versions', 'Situation', 'feature_value']
 
 # %% ../../nbs/20_features/29_reference.ipynb #796eb822
+import json
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -32,6 +33,8 @@ def inside(
     strict: bool,  # Whether T sees what was before it
 ) -> bool:
     "Whether an event is in a window."
+    if window.unit == "session":  # `going_on` says which
+        return False
     if window.unit:
         starts = first_midnights(moment, window)
         return starts[0] <= time < starts[1]
@@ -159,8 +162,35 @@ def truth(
         return value is None
     if value is None or condition.op == "is_true":
         return value
+    if condition.op == "contains":
+        return condition.args[1] in json.loads(value)
     other = condition.args[1]
     return value in other if condition.op == "in" else compared_values(condition.op, value, other)
+
+# %% ../../nbs/20_features/29_reference.ipynb #ef5a9b8d
+def stretches(
+    times: Sequence[datetime],  # Ascending
+    gap: int,  # Microseconds
+) -> list[list[datetime]]:  # By time
+    "Times that follow each other without a longer silence."
+    found: list[list[datetime]] = []
+    for time in times:
+        if not found or time - found[-1][-1] > timedelta(microseconds=gap):
+            found.append([])
+        found[-1].append(time)
+    return found
+
+
+def going_on(
+    seen: Sequence[EventVersion],  # All that is visible, by time
+    moment: datetime,  # T
+    window: Window,  # A session
+) -> list[EventVersion]:  # None when it is over
+    "The events of the session that goes on."
+    parts = stretches([v.time for v in seen], window.length or 0)
+    if not parts or moment - parts[-1][-1] > timedelta(microseconds=window.length or 0):
+        return []
+    return [v for v in seen if v.time >= parts[-1][0]]
 
 # %% ../../nbs/20_features/29_reference.ipynb #316e813b
 def aggregate_value(
@@ -170,12 +200,22 @@ def aggregate_value(
 ) -> Any:  # None where unknown
     "One aggregate of one entity at one moment."
     kept = [v for v in found if v.counts(now.moment, part.window, now.strict)]
+    if part.window.unit == "session":
+        kept = going_on(
+            [v for v in found if v.counts(now.moment, Window(), now.strict)], now.moment, part.window
+        )
     kept = [v for v in kept if part.where is None or truth(part.where, v.row) is True]
     if part.column:
         kept = [v for v in kept if clean(v.row[part.column]) is not None]
     if part.op == "count":
         return len(kept)
+    if part.op == "sessions":
+        return len(stretches([v.time for v in kept], part.gap))
     values = [clean(v.row[part.column]) if part.column else clean(v.time) for v in kept]
+    if part.of_items:
+        values = [i for told in values for i in json.loads(told) if i is not None]
+    if part.op == "items":
+        return len(values)
     if part.op in ("sum", "squares"):
         exact = sum(values if part.op == "sum" else (v * v for v in values))
         return None if part.op == "sum" and abs(exact) >= 2**63 else exact

@@ -15,7 +15,7 @@ import numpy as np
 
 from .arithmetic import whole
 from .delta import chunk_key
-from .duration import Window
+from .duration import SESSION, Window, session_after
 from .engine import Get
 from .events import NEVER, NULL
 from .layout import StoreMismatch
@@ -148,9 +148,23 @@ class View:
 
     def bounds(self, window: Window) -> tuple[int, int]:
         "The first visible row in a window, and one behind the last."
+        if window.unit == SESSION:
+            return session_begin(self, window), self.n
         after, until = window.bounds(self.moment)
         low = 0 if after is None else bisect_right(self.times, after)
         return low, self.n if window.ends_now else bisect_right(self.times, until, low)
+
+# %% ../../nbs/20_features/27_visible.ipynb #ec9eb9af
+def session_begin(
+    view: View,  # What is visible, at least one row
+    window: Window,  # A session
+) -> int:  # One behind the last row when no session goes on
+    "The first row of the session that goes on."
+    times = np.asarray(view.times)
+    silent = np.flatnonzero(np.diff(times) > (window.length or 0))
+    first = int(silent[-1]) + 1 if len(silent) else 0
+    after = session_after(window, view.moment, int(times[first]), int(times[-1]))
+    return first if after < view.moment else view.n
 
 # %% ../../nbs/20_features/27_visible.ipynb #f50c2391
 class Kept:
@@ -223,6 +237,12 @@ def read_time(kept: Kept, low: int, high: int, nth: int) -> int | None:
     return int(kept.view.times[at if kept.places is None else kept.places[at]])
 
 
+def read_sessions(kept: Kept, low: int, high: int, gap: int) -> int:
+    "How many stretches of rows without a longer silence."
+    times = np.asarray(kept.view.times) if kept.places is None else np.asarray(kept.view.times)[kept.places]
+    return int((np.diff(times[low:high]) > gap).sum()) + 1 if low < high else 0
+
+
 def read_mode(kept: Kept, low: int, high: int, nth: int) -> list[int]:
     "The most frequent values: one, or several that are equally frequent."
     tally: Counter[int] = Counter(kept.values[low:high].tolist())
@@ -242,4 +262,6 @@ READ: dict[str, Callable[[Kept, int, int, int], Any]] = {
     "last_time": read_time,
     "count_distinct": lambda kept, low, high, nth: len(set(kept.values[low:high].tolist())),
     "mode": read_mode,
+    "list": lambda kept, low, high, nth: kept.values[low:high].tolist(),
+    "sessions": read_sessions,
 }

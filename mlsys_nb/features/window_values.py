@@ -10,6 +10,7 @@ import numpy as np
 
 from .aggregates import Aggregate
 from .arithmetic import whole
+from .duration import SESSION
 from .events import NULL
 from mlsys_nb.features.range_index import (
     Ranges,
@@ -21,6 +22,7 @@ from mlsys_nb.features.range_index import (
     ranges,
     spans,
 )
+from .silence import session_spans, sessions_in
 from .sweep import Sweep
 
 # %% ../../nbs/20_features/24_window_values.ipynb #63f4022c
@@ -97,6 +99,8 @@ def reduced(
     "One aggregate of every moment."
     if part.op == "count":
         return view.count(), None
+    if part.op == "sessions":
+        return sessions_in(view, sweep, part.gap), None
     column = sweep.events.columns[part.column] if part.column else sweep.events.time
     values = column[view.rows]
     if part.op == "sum":
@@ -135,12 +139,14 @@ def evaluate_windows(
     answers = []
     for part in parts:
         events = kept[part.where, part.column]
-        key = (part.window, part.where, part.column if events is not None else "", part.op == "mode")
+        rough = part.op == "mode" or (part.op == "count_distinct" and part.window.unit == SESSION)
+        positions = orderly and not rough
+        key = (part.window, part.where, part.column if events is not None else "", positions)
         if key not in views:
             depth = max(p.nth for p in parts if (p.window, p.where) == (part.window, part.where))
-            positions = orderly and part.op != "mode"
+            make = session_spans if part.window.unit == SESSION else spans
             views[key] = (
-                ranges(sweep, part.window, events) if positions else spans(sweep, part.window, events, depth)
+                ranges(sweep, part.window, events) if positions else make(sweep, part.window, events, depth)
             )
         answers.append(reduced(sweep, part, views[key], part.column in wide))
     return answers

@@ -7,6 +7,7 @@ __all__ = ['LOG', 'spoken', 'client_class', 'engine', 'limited', 'Execution', 'r
 
 # %% ../../nbs/70_jobs/71_execution.ipynb #d7ceac68
 import logging
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -52,6 +53,7 @@ def client_class() -> type:  # A class of notebook clients
 @lru_cache(maxsize=1)
 def engine() -> str:  # Its name
     "A papermill engine for a kernel that is there already; it keeps hold of the notebook in any case."
+    sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
     from papermill.engines import NBClientEngine, papermill_engines
 
     class Keeping(NBClientEngine):  # type: ignore[misc]

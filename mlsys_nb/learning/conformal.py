@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import polars as pl
 
+from .alternatives import Among
 from .link import Floats, Interval, Learner, Link, Logistic, Softmax
 
 # %% ../../nbs/35_learning/36_conformal.ipynb #fde7c60a
@@ -93,10 +94,13 @@ def fitted_link(
     later: Callable[
         [np.ndarray, np.ndarray], Floats
     ],  # Raw sums of some rows by a model of other, earlier ones
+    inside: float = 1.0,  # How often what is chosen is a candidate
 ) -> Link:
     "The link of a model, with what later rows have taught about it."
     if learner.link == "logistic":
         return Logistic()
+    if learner.link == "among":
+        return Among(learner.item, inside)
     steps = [(a, b) for a, b in earlier_and_later(moments) if len(b) and len(a) > 1]
     if learner.link == "identity":
         found = [(later(a, b)[:, 0], y[b]) for a, b in steps] or [(y, y)]

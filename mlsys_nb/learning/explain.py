@@ -34,7 +34,9 @@ def permutation_importance(
     orders = [rng.permutation(rows.height) for _ in range(repeats)]
     found = []
     for name in features:
-        shuffled = [judge.losses(y, predict(rows.with_columns(rows[name].gather(order)))) for order in orders]
+        shuffled = [
+            judge.losses(y, predict(rows.with_columns(_shuffled(rows[name], order, rng)))) for order in orders
+        ]
         rise = np.mean(shuffled, axis=0) - whole
         drawn = draws.sums(np.column_stack([rise, np.ones(len(whole))]))
         estimate = draws.estimate(float(rise.mean()), drawn[:, 0] / drawn[:, 1])
@@ -42,3 +44,18 @@ def permutation_importance(
             {"feature": name, "importance": estimate.value, "low": estimate.low, "high": estimate.high}
         )
     return pl.DataFrame(found).sort("importance", descending=True, maintain_order=True)
+
+# %% ../../nbs/35_learning/38_explain.ipynb #84420e65
+def _shuffled(values: pl.Series, order: np.ndarray, rng: np.random.Generator) -> pl.Series:
+    "The same values elsewhere."
+    if not isinstance(values.dtype, pl.List):
+        return values.gather(order)
+    sizes = values.list.len().fill_null(0).to_numpy()
+    long = values.filter(pl.Series(sizes > 0)).explode()
+    mixed = pl.DataFrame(
+        {"row": np.repeat(np.arange(len(sizes)), sizes), "value": long.gather(rng.permutation(len(long)))}
+    )
+    lists = pl.DataFrame({"row": np.arange(len(sizes))}).join(
+        mixed.group_by("row", maintain_order=True).agg("value"), on="row", how="left", maintain_order="left"
+    )
+    return lists["value"].alias(values.name)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from .bag import BUCKETS, Bags, Weights, rounded
+from .choice import conditional_logit
 from .encoding import ColumnEncoding, EncodedRows
 from .link import Floats
 
@@ -119,6 +120,8 @@ def _solved(link: str, design: Any, y: Floats, C: float) -> tuple[Floats, Floats
     from scipy.sparse import issparse
     from sklearn.linear_model import LogisticRegression, Ridge
 
+    if link == "among":
+        return conditional_logit(design, y, C)[None, :], np.zeros(1)
     if link == "identity":
         solver = "sparse_cg" if issparse(design) else "cholesky"
         ridge = Ridge(alpha=1.0 / C, solver=solver, tol=1e-4).fit(design, y)
@@ -129,10 +132,12 @@ def _solved(link: str, design: Any, y: Floats, C: float) -> tuple[Floats, Floats
 
 
 def same_for_all(
-    link: str,  # 'logistic', 'identity' or 'softmax'
+    link: str,  # 'logistic', 'identity', 'softmax' or 'among'
     y: Floats,
 ) -> LinearModel:
     "The model that says the same to everybody: how often each outcome occurs, or the middle one."
+    if link == "among":
+        return LinearModel((), (0.0,))
     if link == "identity":
         return LinearModel((), (float(np.median(y)),))
     if link == "softmax":
@@ -142,7 +147,7 @@ def same_for_all(
 
 # %% ../../nbs/35_learning/36_linear.ipynb #3704dbc6
 def linear_model(
-    link: str,  # 'logistic', 'identity' or 'softmax'
+    link: str,  # 'logistic', 'identity', 'softmax' or 'among'
     columns: Sequence[ColumnEncoding],
     rows: EncodedRows,
     y: Floats,
@@ -168,7 +173,7 @@ def linear_model(
         w.T * t.factors[:, None] for w, t in zip(np.split(weights, ends, axis=1)[1:], texts, strict=False)
     ]
     return LinearModel(
-        tuple(replace(term, weights=tuple(w)) for term, w in zip(terms, weights.T.tolist(), strict=False)),
+        tuple(replace(term, weights=tuple(w.tolist())) for term, w in zip(terms, weights.T, strict=False)),
         tuple(intercepts.tolist()),
         tuple(Weights(t.source, t.buckets, rounded(w)) for t, w in zip(texts, words, strict=True)),
     )

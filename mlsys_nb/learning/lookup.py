@@ -65,7 +65,7 @@ def _told(link: str, y: Floats, cell: np.ndarray, n_cells: int) -> Floats:
 
 # %% ../../nbs/35_learning/36_lookup.ipynb #00593664
 def lookup_table(
-    link: str,  # 'logistic', 'identity' or 'softmax'
+    link: str,  # 'logistic', 'identity', 'softmax' or 'among'
     at: Sequence[int],  # Which columns are looked at
     X: Floats,
     y: Floats,
@@ -83,7 +83,7 @@ def lookup_table(
 
 # %% ../../nbs/35_learning/36_lookup.ipynb #898cdf71
 def rule_model(
-    link: str,  # 'logistic', 'identity' or 'softmax'
+    link: str,  # 'logistic', 'identity', 'softmax' or 'among'
     rule: Rule,
     columns: Sequence[ColumnEncoding],
     rows: EncodedRows,

@@ -17,8 +17,14 @@ _SUITS = {
     "logistic": ("feature", "previous", "majority", "table"),
     "identity": ("feature", "previous", "median", "table"),
     "softmax": ("previous", "majority", "table"),
+    "among": ("feature", "majority"),
 }
-_WORDS = {"logistic": ("likelier", "unlikelier"), "identity": ("more", "less"), "softmax": ()}
+_WORDS = {
+    "logistic": ("likelier", "unlikelier"),
+    "identity": ("more", "less"),
+    "softmax": (),
+    "among": ("likelier", "unlikelier"),
+}
 
 # %% ../../nbs/35_learning/35_rule.ipynb #12e077c6
 @dataclass(frozen=True)
@@ -92,7 +98,7 @@ def rule_from(
 # %% ../../nbs/35_learning/35_rule.ipynb #4dad5f90
 def check_rule(
     rule: Rule,
-    link: str,  # Of the target: 'logistic', 'identity' or 'softmax'
+    link: str,  # Of the target: 'logistic', 'identity', 'softmax' or 'among'
     texts: Sequence[str] = (),  # Features that are texts; nothing follows from more of a text
 ) -> None:
     "Refuse a rule that says nothing about such an outcome."

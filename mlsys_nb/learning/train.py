@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from .choice import cases_of
 from .conformal import fitted_link
 from .encoding import ColumnEncoding, EncodedRows, Encoder, demand
 from .linear import LinearModel, linear_model
@@ -111,12 +112,13 @@ class Fitted:
     def predict(
         self,
         frame: pl.DataFrame,  # Feature columns as in training, in any order
-    ) -> np.ndarray:  # A probability a row; or point, low and high; or one probability for each class
+    ) -> Any:  # A probability a row; or point, low and high; or one for each class; or for each candidate
         "The prediction of each row."
         from threadpoolctl import threadpool_limits
 
         with threadpool_limits(1):
-            return self.link(raw_sums(self.estimator, self.encoder.encode(frame)))
+            sums = lambda rows: raw_sums(self.estimator, self.encoder.encode(rows))
+            return self.link.predict(frame, self.feature_names, sums)
 
     def _repr_html_(self) -> str:
         when = f"{self.train_start:%Y-%m-%d} to {self.train_end:%Y-%m-%d}"
@@ -130,13 +132,15 @@ class Fitted:
         }
         return card("Fitted model", facts)
 
-
+# %% ../../nbs/35_learning/36_train.ipynb #e6619c92
 def _held(learner: Learner, y: Floats) -> dict[str, float]:
     "What outcomes the rows had."
     if learner.link == "identity":
         return {"mean": float(y.mean()), "median": float(np.median(y))}
     if learner.link == "softmax":
         return {name: int((y == i).sum()) for i, name in enumerate(learner.classes)}
+    if learner.link == "among":
+        return {"chosen among several": float(y[:, 1].sum())}
     return {"positive": int(y.sum())}
 
 # %% ../../nbs/35_learning/36_train.ipynb #64d0427f
@@ -158,13 +162,13 @@ def fit(
 
     chosen = _params(family, params)
     demand(rows, [*features, label, moment])
-    y = learner.outcomes(rows[label])
     if family == "rule" and (rule is None or not set(rule.features) <= set(features)):
         raise ValueError(
             f"the family 'rule' needs a rule on some of {list(features)}, got {rule!r}; pass the problem's rule"
         )
-    encoder = Encoder(features).fit(rows)
-    data = encoder.encode(rows)
+    cases = cases_of(learner, rows, features, label, seed)
+    encoder, y = Encoder(features).fit(cases.rows), cases.y
+    data = encoder.encode(cases.rows)
     recipe = _Recipe(family, learner.link, encoder.columns, chosen, rule, seed)
 
     def later(early: np.ndarray, late: np.ndarray) -> Floats:
@@ -173,7 +177,7 @@ def fit(
     # Sums in a linear solver depend on the number of threads, trees do not.
     with threadpool_limits(threads if family == "boosting" else 1):
         estimator = recipe.model(data, y)
-        link = fitted_link(learner, rows[moment], y, later)
+        link = fitted_link(learner, rows[moment], y, later, cases.inside)
     times = rows[moment].unique().sort().to_list()
-    about = (seed, times[0], times[-1], len(y), _held(learner, y), link)
+    about = (seed, times[0], times[-1], rows.height, _held(learner, y), link)
     return Fitted(family, chosen, encoder, estimator, tuple(features), *about)

@@ -240,7 +240,7 @@ def tune(
     *,
     learner: Learner = YES_OR_NO,  # What the target asks for
     rule: Rule | None = None,  # The problem's rule; without it the family 'rule' is left out
-    families: Sequence[str] = FAMILIES,
+    families: Sequence[str] | None = None,  # None: all that the learner allows
     n_trials: int = 12,  # All trials together; the line-up is always run
     warm_start: tuple[str, Mapping[str, float | int]] | None = None,  # Family and parameters of the champion
     entity: Sequence[str] = (),  # Key columns; rows of one entity are not independent
@@ -248,6 +248,7 @@ def tune(
     threads: int = 1,
 ) -> Tuned:
     "The family and parameters that predict the later moments best, simplest first."
+    families = learner.families if families is None else families
     asked = [f for f in FAMILIES if f in families and not (f == "rule" and rule is None)]
     if set(families) - set(FAMILIES) or not asked:
         raise ValueError(

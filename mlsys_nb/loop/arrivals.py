@@ -24,6 +24,7 @@ from ..features.events import Events
 from ..features.materialize import materialize, waiting_rows
 from ..features.online import OnlineStore, open_online, sync
 from .step import Context, StepResult
+from ..release.registry import sets_of
 from ..system.clock import open_clock
 from ..system.markup import card
 
@@ -51,10 +52,12 @@ def ingest_due(at: Context) -> Ingested:
     taken = {r.source: snapshot(settings, r.source, at.now) for r in reports}
     LOG.info("bringing the serving store up to date")
     with open_online(settings.online_url) as store:
-        store.keep(problem.features)
+        asked = sets_of(problem.features, problem.target.among)
+        for features in asked:
+            store.keep(features)
         online = sum(
             sync(store, settings, e, taken[e.name], _waiting(at, store, e))
-            for e in problem.features.events
+            for e in {e.name: e for features in asked for e in features.events}.values()
             if e.name in taken
         )
         _note_newest(at, store, taken)

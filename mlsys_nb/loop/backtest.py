@@ -6,24 +6,26 @@
 __all__ = ['Gain', 'gain', 'Backtest', 'compare_versions', 'backtest']
 
 # %% ../../nbs/75_loop/78_backtest.ipynb #1f761792
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from typing import Any
 
 import numpy as np
 import polars as pl
 
 from ..decisions.outcomes import labelled
+from ..decisions.record import with_requests
 from ..evaluation.bootstrap import Estimate, Resample, clusters, resample
 from ..evaluation.judge import Judge, in_words
-from ..features.history import as_of
+from ..features.events import POLARS
 from ..learning.train import Fitted, fit
 from .step import Context
 from ..monitoring.performance import by_period
-from ..problem.dataset import build_dataset, training_periods
+from ..problem.dataset import as_known, build_dataset, training_periods
 from ..problem.declaration import Problem
 from ..release.package import Model, as_trained
-from ..release.registry import champion_history, load_version
+from ..release.registry import champion_history, load_version, versions
 from ..system.clock import instant
 from ..system.markup import card, table
 
@@ -181,23 +183,38 @@ def _bought(judge: Judge, found: Gain, other: str, margin: float) -> str:
         ranked = f"the ranking {'gained' if (rank.value or 0.0) > 0 else 'lost'} ({change})"
     return f"Retraining gained {loss} {unit} a decision over {other} {where}; {found.share:.0%} of it is calibration, {ranked}."
 
+# %% ../../nbs/75_loop/78_backtest.ipynb #bcbcd3d7
+def _first_model(at: Context, history: pl.DataFrame) -> tuple[int, datetime]:
+    "The first champion that had learnt, or the first of all, and since when it has served."
+    family = {v.version: v.summary["family"] for v in versions(at.control, at.settings, at.problem.name)}
+    moves = list(history.select("version", "at").iter_rows())
+    return next((move for move in moves if family[move[0]] != "rule"), moves[0])
+
 # %% ../../nbs/75_loop/78_backtest.ipynb #e9fd3d03
-def backtest(at: Context) -> Backtest | None:  # None when nothing ever served
+def backtest(
+    at: Context,
+    moments: Sequence[datetime]
+    | None = None,  # Ends of the stretches to tell apart; None: the problem's periods
+) -> Backtest | None:  # None when nothing ever served
     "The comparison for everything that a system has decided and knows the outcome of."
     history = champion_history(at.control, at.problem.name)
     if history.height == 0:
         return None
-    first = load_version(at.control, at.settings, at.problem, int(history["version"][0]))
-    made = labelled(at.settings, at.problem, at.now, at.lake)
-    judged = made.filter(pl.col("source") == "batch").drop_nulls("label").sort("moment", *at.problem.keys)
-    asked = judged.select(*at.problem.keys, "moment")
-    seen = as_of(first.features, asked, at.lake.events)
+    number, since = _first_model(at, history)
+    first = load_version(at.control, at.settings, at.problem, number)
+    made = labelled(at.settings, at.problem, at.now, at.lake).filter(pl.col("moment") >= since)
+    judged = made.filter(pl.col("source") == "batch").drop_nulls("label").sort("moment", *at.problem.entity)
+    types = {name: POLARS[dtype] for name, dtype in first.features.requests.items()}
+    asked = with_requests(judged, types).select(*at.problem.entity, "moment", *types)
+    seen = as_known(as_trained(at.problem, first), asked, at.lake)
+    target, costs = at.problem.target, at.problem.costs
+    logged = lambda p: target.predictions(target.choices(p, costs))  # all in the form that a log keeps
     ways = {
-        "champion": at.problem.target.predictions(judged),
-        "frozen": first.predict(seen),
-        "rule": _first_rule(at, first).predict(seen),
+        "champion": target.predictions(judged),
+        "frozen": logged(first.predict(seen)),
+        "rule": logged(_first_rule(at, first).predict(seen)),
     }
-    period = at.problem.population.period_of(asked["moment"]).alias("moment")
+    period = _stretches(at.problem, asked["moment"], moments)
     return compare_versions(at.problem, asked.with_columns(judged["label"], period), ways)
 
 
@@ -206,5 +223,22 @@ def _first_rule(at: Context, first: Model) -> Fitted:
     learnt, problem = first.manifest["training"], as_trained(at.problem, first)
     grid = training_periods(problem, instant(learnt["last"]) + problem.matures_after)
     moments = [m for m in grid if m >= instant(learnt["first"])]
-    rows = build_dataset(problem, at.lake, moments, at.now).labelled()
-    return fit("rule", rows, problem.features.names, rule=problem.rule, threads=at.settings.threads)
+    rows = build_dataset(problem, at.lake, moments, at.now, learning=True).labelled()
+    return fit(
+        "rule",
+        rows,
+        problem.inputs,
+        learner=problem.target.learner,
+        rule=problem.rule,
+        threads=at.settings.threads,
+    )
+
+# %% ../../nbs/75_loop/78_backtest.ipynb #28ee217d
+def _stretches(problem: Problem, decided: pl.Series, moments: Sequence[datetime] | None) -> pl.Series:
+    "The end of the stretch that each decision, by moment, belongs to."
+    if moments is None:
+        return problem.population.period_of(decided).alias("moment")
+    ends = pl.DataFrame({"end": pl.Series(sorted(moments), dtype=decided.dtype)})
+    rows = decided.alias("moment").to_frame()
+    found = rows.join_asof(ends, left_on="moment", right_on="end", strategy="forward", coalesce=False)
+    return found["end"].fill_null(decided).alias("moment")

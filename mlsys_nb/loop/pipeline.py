@@ -23,19 +23,23 @@ from mlsys_nb.loop.retrain import (
     Release,
     carry_out,
     last_training_moment,
+    learnt,
     note_release,
     noted_release,
     train_candidate,
 )
 from .skew import certified
+from .stand_in import against_champion, stand_by, stand_in
 from .step import Context, Shown, StepResult, anew, older_than_declared, reaching
 from ..monitoring.alerts import Alert, from_drift, from_performance, open_alerts, record
 from ..monitoring.drift import DriftReport, drift_check, profile_from
 from ..monitoring.performance import PerformanceReport, performance_check, promise
-from ..problem.dataset import build_dataset, rows_asked
-from ..release.package import Model
+from ..problem.dataset import Dataset, build_dataset, rows_asked
+from ..release.fallback import Sound, instead, last_sound
+from ..release.package import Model, PackageError, as_trained
 from ..release.registry import Champion, RegistryError
 from ..serving.batch import BatchScore, score_batch
+from ..serving.terms import note_stop, note_terms
 from ..system.control import get_document, put_document
 from ..system.markup import card, table
 
@@ -49,21 +53,29 @@ class Scored(StepResult):
     batch: BatchScore
 
     def _repr_html_(self) -> str:
-        return _aged(self.outputs) + self.batch._repr_html_()
+        damage = self.outputs.get("fallback")
+        head = card("Not by the champion", {"why": damage}, tone="bad") if damage else ""
+        return _aged(self.outputs) + head + self.batch._repr_html_()
 
 
 def score(at: Context) -> Scored:
     "Score everybody eligible now, with the champion."
     at = anew(at)
-    model = _serving(at)
-    LOG.info("scoring with version %d", model.version)
-    batch = score_batch(at.settings, at.problem, model, at.now, reaching(at))
+    sound = _answers(at)
+    model, who = sound.model, instead(sound.model, at.champion.version)
+    LOG.info("scoring with version %d%s", model.version, f": {sound.said}" if sound.said else "")
+    batch = score_batch(at.settings, at.problem, model, at.now, reaching(at), who)
+    note_terms(at.control, at.problem)
+    if batch.rows:
+        note_stop(at.control, at.problem, batch.frame["threshold"][0])
     outputs = {
         "batch": batch.batch_id,
         "rows": batch.rows,
         "version": model.version,
         "actions": batch.actions,
     }
+    if sound.said:
+        outputs["fallback"] = sound.said
     metrics = {"rows": float(batch.rows), "actions": float(batch.actions)}
     if batch.mean_score is not None:
         metrics["mean_prediction"] = batch.mean_score
@@ -77,6 +89,14 @@ def _serving(at: Context) -> Model:
             f"{at.problem.name!r} has no champion at {at.now.isoformat()}; train one: mlsys train {at.problem.name}"
         )
     return at.model
+
+
+def _answers(at: Context) -> Sound:
+    "The champion, or what answers in its place where its package is not as it was sealed."
+    try:
+        return Sound(_serving(at), ())
+    except PackageError:
+        return last_sound(at.control, at.settings, at.problem)
 
 
 def _read(at: Context, model: Model | None = None) -> dict[str, str]:
@@ -124,7 +144,7 @@ def monitor(at: Context) -> Monitored:
     at = anew(at)
     model, rate = _serving(at), at.settings.false_alarm_rate
     LOG.info("comparing today's inputs with those of version %d", model.version)
-    today = build_dataset(at.problem, reaching(at), [at.now], at.now, model.features).frame
+    today = build_dataset(as_trained(at.problem, model), reaching(at), [at.now], at.now).frame
     today = today.with_columns(at.problem.target.choices(model.predict(today), at.problem.costs)["score"])
     drift = drift_check(profile_from(model.profile or {}), today, rate, period="period")
     judged = newly_matured(at, model)
@@ -173,13 +193,15 @@ class Trained(StepResult):
     policy: RetrainDecision | None = None
     candidate: Candidate | None = None  # None when nothing was trained, or when the work had been done before
     release: Release | None = None
+    rule: str = ""  # Why the rule serves, or cannot; empty where a model serves
 
     def _repr_html_(self) -> str:
         tone = {"promoted": "good", "kept": "plain"}.get(self.decision, "warn")
         parts: list[Shown | None] = [self.policy, self.release, self.candidate]
         if c := self.candidate:
             parts += [c.verdict, c.evaluation, c.tuned, c.split, c.dataset]
-        head = card(f"Decision: {self.decision}", {"reason": self.reason}, tone=tone)
+        told = {"reason": self.reason, **({"rule": self.rule} if self.rule else {})}
+        head = card(f"Decision: {self.decision}", told, tone=tone)
         return head + "".join(part._repr_html_() for part in parts if part is not None)
 
 # %% ../../nbs/75_loop/79_pipeline.ipynb #41c676f5
@@ -188,8 +210,11 @@ def train(
     *,
     n_trials: int = 12,  # Trials of the search
     seed: int = 0,
+    rule: bool = False,  # No search: only the problem's rule
 ) -> Trained:
     "Train a candidate, let the gate judge it, and promote it if the gate says so."
+    if rule:
+        return _rule_asked(anew(at), seed)
     return _trained(anew(at), _work(at, "train", n_trials, seed), None, n_trials=n_trials, seed=seed)
 
 
@@ -202,31 +227,72 @@ def _trained(at: Context, work: str, policy: RetrainDecision | None, *, n_trials
     if n_trials < 1:
         raise ValueError(f"a search has at least 1 trial, got n_trials={n_trials}; give more")
     key, candidate = f"{at.label}/{work}", None
-    noted = _still_true(at, noted_release(at.control, key))
+    noted = _still_true(at, key)
     if noted is None:
         reaching(at)
         try:
             candidate = train_candidate(at, certificate=certified(at), n_trials=n_trials, seed=seed)
         except TooLittleData as e:
-            return _finish(at, Trained("not enough data", str(e), policy), at.champion)
+            holder, rule = _ruled(at, key)
+            return _finish(at, Trained("not enough data", str(e), policy, rule=rule), holder)
         noted = note_release(at, candidate, key)
-    holder = carry_out(at, noted)
+    holder, rule = _ruled(at, key, noted, candidate.dataset if candidate else None)
     word = {"promote": "promoted", "refuse": "refused"}.get(noted.decision, noted.decision)
-    return _finish(at, Trained(word, noted.reason, policy, candidate, noted), holder)
+    return _finish(at, Trained(word, noted.reason, policy, candidate, noted, rule), holder)
+
+# %% ../../nbs/75_loop/79_pipeline.ipynb #8932d673
+def _ruled(
+    at: Context, key: str, noted: Release | None = None, learnt_from: Dataset | None = None
+) -> tuple[Champion, str]:
+    "Carry a release out, and let the rule serve where no model may: the champion afterwards, and what to say of the rule."
+    now = carry_out(at, noted) if noted else at.champion
+    why = noted.rule if noted else ""
+    if noted and noted.promotes:
+        stand_by(at, f"{key}/rule", learnt_from)
+        return now, ""
+    if learnt(at.model) and not why:
+        return now, ""
+    why = why or ("no model has passed the gate" if noted else "too little is known for a model")
+    try:
+        now = stand_in(at, f"{key}/rule", why)
+    except TooLittleData as e:
+        return now, f"the rule cannot serve either: {e}"
+    return now, f"the rule serves as version {now.version}: {why}"
+
+# %% ../../nbs/75_loop/79_pipeline.ipynb #c8f74afc
+def _rule_asked(at: Context, seed: int) -> Trained:
+    "The rule, and nothing else: it serves where no model does, or where the gate prefers it."
+    reaching(at)
+    model, key, why = learnt(at.model), f"{at.label}/rule/{at.problem.features.hash[:12]}", "asked for"
+    try:
+        if model is not None:
+            verdict = against_champion(at, model, seed)
+            if not verdict.promotes:
+                stand_by(at, f"{key}/by")
+                word = {"refuse": "refused"}.get(verdict.decision, verdict.decision)
+                return _finish(at, Trained(word, f"the rule stands by: {verdict.reason}"), at.champion)
+            why = verdict.reason
+        holder = stand_in(at, key, why)
+    except TooLittleData as e:
+        return _finish(at, Trained("not enough data", str(e)), at.champion)
+    told = f"the rule serves as version {holder.version}: {why}"
+    return _finish(at, Trained("promoted", why, rule=told), holder)
 
 # %% ../../nbs/75_loop/79_pipeline.ipynb #e5588f62
-def _still_true(at: Context, noted: Release | None) -> Release | None:
-    "A release note, unless the champion has changed since in a way the note does not account for."
-    now = at.champion
+def _still_true(at: Context, key: str) -> Release | None:
+    "The release noted under a name, unless the champion has changed since in a way the note does not account for."
+    now, noted = at.champion, noted_release(at.control, key)
     if noted is None or now.epoch == noted.epoch:
         return noted
-    return noted if noted.promotes and (now.epoch, now.version) == (noted.epoch + 1, noted.version) else None
+    moved = noted if noted.promotes else noted_release(at.control, f"{key}/rule")
+    mine = moved and moved.promotes and (now.epoch, now.version) == (noted.epoch + 1, moved.version)
+    return noted if mine else None
 
 # %% ../../nbs/75_loop/79_pipeline.ipynb #44804f11
 def retrain(at: Context, *, n_trials: int = 12, seed: int = 0) -> Trained:
     "Ask the policy whether to train a challenger, and do so."
     at, work = anew(at), _work(at, "retrain", n_trials, seed)
-    release = _still_true(at, noted_release(at.control, f"{at.label}/{work}"))
+    release = _still_true(at, f"{at.label}/{work}")
     key = f"{at.label}/{(release or at.champion).epoch}"
     noted = get_document(at.control, "policy", key)
     if noted is None:
@@ -242,7 +308,7 @@ def retrain(at: Context, *, n_trials: int = 12, seed: int = 0) -> Trained:
 def state_of(at: Context) -> ChampionState:
     "What the policy needs to know of the champion."
     model, watched = at.model, get_document(at.control, "monitor", at.label) or {}
-    if model is None:
+    if model is None or learnt(model) is None:
         return ChampionState(at.problem.name, None)
     alerts = open_alerts(at.control, at.problem.name)
     if watched.get("version") != model.version:  # what was found speaks of another champion, or nobody looked
@@ -265,6 +331,8 @@ def _finish(at: Context, done: Trained, holder: Champion) -> Trained:
     outputs: dict[str, Any] = {"decision": done.decision, "reason": done.reason, "champion": holder.version}
     if done.release:
         outputs["candidate"] = done.release.version
+    if done.rule:
+        outputs["rule"] = done.rule
     if done.policy:
         outputs["policy"] = done.policy.reason
     metrics: dict[str, float | None] = {}

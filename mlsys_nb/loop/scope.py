@@ -8,7 +8,7 @@ __all__ = ['LOG', 'SHUFFLES', 'Wanted', 'Scoped', 'decisions_needed', 'scope']
 # %% ../../nbs/75_loop/77_scope.ipynb #eaba0c0e
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
@@ -22,6 +22,7 @@ from ..learning.split import Split, TooLittleData, time_split
 from ..learning.train import fit
 from .retrain import within_reach
 from .step import Context, StepResult, reaching
+from ..problem.capacity import Capacity
 from ..problem.dataset import Dataset, build_dataset
 from ..problem.declaration import Problem
 from ..system.markup import card, table
@@ -34,7 +35,9 @@ class Wanted:
     "What would make it worth the trouble."
 
     lift: float = 0.05  # Share of today's cost of decisions that must be saved
-    capacity: float = 0.0  # Decisions a day that can be acted on; 0: all of them
+    capacity: float = (
+        0.0  # Decisions a day that can be acted on; 0: what the problem declares, or all of them
+    )
     upkeep: float = 0.0  # People, machines and care, a year, in the unit of the costs
 
     def __post_init__(self) -> None:
@@ -76,9 +79,7 @@ class _Rows:
     holdout: pl.DataFrame  # Later ones
     seed: int
 
-    def predicted(
-        self, family: str, rule: Rule | None = None, rows: pl.DataFrame | None = None
-    ) -> np.ndarray:
+    def predicted(self, family: str, rule: Rule | None = None, rows: pl.DataFrame | None = None) -> Any:
         learnt = self.known if rows is None else rows
         more: dict[str, Any] = {
             "learner": self.problem.target.learner,
@@ -86,7 +87,7 @@ class _Rows:
             "seed": self.seed,
             "moment": "period",
         }
-        return np.asarray(fit(family, learnt, self.dataset.features, **more).predict(self.holdout))
+        return fit(family, learnt, self.dataset.features, **more).predict(self.holdout)
 
 # %% ../../nbs/75_loop/77_scope.ipynb #bdc2c43d
 def _parts(problem: Problem, dataset: Dataset, split: Split, seed: int) -> _Rows:
@@ -101,6 +102,10 @@ def _blind(problem: Problem) -> Rule:
 
 def _lookup(rows: _Rows) -> Rule | None:
     "A table of the two features that tell most, each alone, of the earlier rows' outcomes."
+    if (
+        rows.problem.target.among is not None
+    ):  # candidates differ from row to row: no table has a cell for them
+        return None
     outcome, sentences = rows.known["label"], rows.known.height // 4
     fit = [n for n in rows.dataset.features if 1 < rows.known[n].n_unique() and (
         rows.known.schema[n] != pl.String or rows.known[n].n_unique() <= sentences)]  # fmt: skip
@@ -254,7 +259,7 @@ def _found(rows: _Rows, wanted: Wanted) -> tuple[_Found, pl.DataFrame, dict[str,
     real, shuffled = _signal(rows, p)
     judge, named = (
         rows.problem.target.judge,
-        suspects(rows.known.select(rows.dataset.features), rows.known["label"]),
+        suspects(rows.known.select(rows.problem.features.names), rows.known["label"]),
     )
     needed = decisions_needed(costs[rival] - costs["a quick model"], wanted.lift * float(costs[rival].mean()))
     acted = _acted(rows, p)
@@ -284,6 +289,13 @@ def _told(rows: _Rows, found: _Found, wanted: Wanted, acted: float | None) -> di
         )
     return facts
 
+# %% ../../nbs/75_loop/77_scope.ipynb #425a1bfd
+def _limited(wanted: Wanted, capacity: Capacity | None) -> Wanted:
+    "With the capacity that the problem declares, where no other is given."
+    if capacity is None or wanted.capacity:
+        return wanted
+    return replace(wanted, capacity=capacity.actions * (timedelta(days=1) / capacity.length))
+
 # %% ../../nbs/75_loop/77_scope.ipynb #9e72e672
 def scope(
     at: Context,
@@ -292,10 +304,10 @@ def scope(
     seed: int = 0,
 ) -> Scoped:
     "Whether learning is warranted."
-    problem, wanted = at.problem, wanted or Wanted()
+    problem, wanted = at.problem, _limited(wanted or Wanted(), at.problem.capacity)
     reaching(at)
     LOG.info("building the rows")
-    dataset = build_dataset(problem, at.lake, within_reach(at), at.now)
+    dataset = build_dataset(problem, at.lake, within_reach(at), at.now, learning=True)
     known = dataset.labelled()
     if known["label"].n_unique() < 2:
         return _ended(

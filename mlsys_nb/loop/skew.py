@@ -33,12 +33,23 @@ def certificate(
     seed: int = 0,
     anew: bool = False,  # Make one also where there is one already
 ) -> Mapping[str, Any]:
-    "The parity certificate of the problem's features."
-    known = None if anew else get_document(at.control, "parity", at.problem.features.hash)
+    "The parity certificate of the problem's features, and of what is known of candidates."
+    among = at.problem.target.among
+    sets = (at.problem.features, *((among.items, among.pairs) if among else ()))
+    found = [_certificate(at, features, (cases, seed), anew) for features in sets]
+    if len(found) == 1:
+        return found[0]
+    differing = {name: n for one in found for name, n in one["differing"].items()}
+    compared = [name for one in found for name in one["compared"]]
+    return {**found[0], "compared": compared, "differing": differing, "passed": not differing}
+
+
+def _certificate(at: Context, features: FeatureSet, how: tuple[int, int], anew: bool) -> Mapping[str, Any]:
+    known = None if anew else get_document(at.control, "parity", features.hash)
     if known is None:
-        LOG.info("proving parity on %d cases of each feature", cases)
-        known = certify(at.problem.features, cases, seed).to_dict()
-        put_document(at.control, "parity", at.problem.features.hash, known)
+        LOG.info("proving parity on %d cases of each feature", how[0])
+        known = certify(features, *how).to_dict()
+        put_document(at.control, "parity", features.hash, known)
     return known
 
 

@@ -17,10 +17,10 @@ import polars as pl
 
 from ..data.freshness import fresh_within, stale
 from ..data.lake import finished
-from ..features.history import as_of
-from ..problem.dataset import Lake, load_events, training_periods
+from ..problem.candidates import candidates_spec
+from ..problem.dataset import Lake, as_known, load_events, training_periods
 from ..problem.declaration import Problem, load_problem
-from ..release.package import Model
+from ..release.package import Model, as_trained
 from ..release.registry import Champion, champion, champion_history, load_version
 from ..system.clock import instant, open_clock, stamp
 from ..system.control import open_control
@@ -104,9 +104,11 @@ def seen_by(
     rows: pl.DataFrame,  # Keys, moment and the problem's features
 ) -> pl.DataFrame:  # The same rows in the same order, with the features that the model reads
     "Rows as a version sees them: its own features of the same entities at the same moments."
-    if model.feature_set_hash == at.problem.features.hash and set(model.feature_names) <= set(rows.columns):
+    same = candidates_spec(model.among) == candidates_spec(at.problem.target.among)
+    same &= model.feature_set_hash == at.problem.features.hash
+    if same and set(model.feature_names) <= set(rows.columns):
         return rows
-    return as_of(model.features, _with_requests(at, model, rows), at.lake.events)
+    return as_known(as_trained(at.problem, model), _with_requests(at, model, rows), at.lake)
 
 # %% ../../nbs/75_loop/75_step.ipynb #475ae824
 def _with_requests(at: Context, model: Model, rows: pl.DataFrame) -> pl.DataFrame:

@@ -21,12 +21,12 @@ from ..features.aggregates import Feature
 from ..features.events import Events
 from ..learning.link import Learner
 from .population import computation
-from .target import Choice, NoOutcome, by_id, rows_of
+from .target import Choice, NoOutcome, Plain, by_id, rows_of
 from ..system.settings import ProblemError
 
 # %% ../../nbs/40_problem/42_amount.ipynb #40db869e
 @dataclass(frozen=True)
-class Amount:
+class Amount(Plain):
     "How much a feature comes to, read when the outcome is final."
 
     dtype: ClassVar[pl.DataType] = pl.Float64()

@@ -16,11 +16,12 @@ from typing import Any
 import polars as pl
 
 from ..data.sources import Source
-from ..evaluation.costs import CostMatrix, Costs, OverUnder
+from ..evaluation.costs import CostMatrix, Costs, OverUnder, PerHit
 from ..evaluation.limits import Limits
 from ..features.duration import window_length
 from ..features.feature_set import FeatureSet
 from ..learning.rule import Rule, check_rule
+from .capacity import Capacity, check_capacity, policy_hash
 from .population import Population
 from .target import Target, looks_up
 from ..system.markup import card
@@ -56,7 +57,8 @@ class Problem:
     target: Target
     horizon: timedelta = timedelta(0)  # Zero: the outcome is looked up by an id
     rule: Rule
-    costs: Costs | OverUnder | CostMatrix
+    costs: Costs | OverUnder | CostMatrix | PerHit
+    capacity: Capacity | None = None  # How many cases can be acted on; None: all of them
     limits: Limits = field(default_factory=Limits)  # What the gate demands
     lookback: timedelta | None = None
     slices: tuple[str, ...] = ()
@@ -65,20 +67,40 @@ class Problem:
     notes: str = ""
     simulated: bool = False
     maturity: str = "0d"
+    together: tuple[
+        str, ...
+    ] = ()  # Columns of the entity: rows alike in them are not independent; none: the keys
     entity: Mapping[str, str] = field(init=False, repr=False)  # What names one decision, and its types
     keys: tuple[str, ...] = field(init=False)  # What names whom it is about: rows of one are not independent
 
     def __post_init__(self) -> None:
         if self.population.strict and not self.features.strict:
             object.__setattr__(self, "features", replace(self.features, strict=True))
+            if among := self.target.among:
+                object.__setattr__(self, "target", replace(self.target, among=among.strictly()))  # type: ignore[type-var]
         object.__setattr__(self, "entity", self.population.entity(self.features))
-        object.__setattr__(self, "keys", tuple(self.features.keys or self.entity))
+        object.__setattr__(self, "keys", tuple(self.together or self.features.keys or self.entity))
         _check(self)
 
     @property
     def matures_after(self) -> timedelta:
         "Time from a moment until its label is final: horizon and maturity."
         return self.horizon + _length(self.maturity)
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        "The columns that a model reads: features, or those of candidates."
+        return self.target.among.names if self.target.among else tuple(self.features.names)
+
+    @property
+    def policy(self) -> str:
+        "Names the costs and the capacity; every decision carries it."
+        return policy_hash(self.costs, self.capacity)
+
+    @property
+    def strangers(self) -> bool:
+        "Whether somebody of whom nothing is known gets an answer; whoever chooses has candidates in any case."
+        return self.population.strangers or self.target.among is not None
 
     @property
     def hash(self) -> str:
@@ -94,7 +116,7 @@ def meaning(
 ) -> dict[str, Any]:  # Plain data, part by part
     "What the problem asks: entity, population, target, horizon."
     return {
-        "entity": list(problem.keys),
+        "entity": list(problem.features.keys or problem.entity),
         "population": problem.population.spec(problem.features),
         "target": problem.target.spec(),
         "horizon": problem.horizon // timedelta(microseconds=1),
@@ -115,9 +137,10 @@ def _facts(problem: Problem) -> dict[str, Any]:
         "question": problem.question,
         "for whom": f"{', '.join(problem.entity)}: {problem.population}",
         "outcome": f"{problem.target.meaning or problem.target.feature.name} (final after {days:g} days)",
-        "features": len(problem.features.names),
+        "features": len(problem.inputs),
         "simplest rule": problem.rule.meaning,
         "costs": problem.target.priced(problem.costs),
+        **({"capacity": str(problem.capacity)} if problem.capacity else {}),
         "owner": problem.owner or "nobody yet",
         "data": "SIMULATED" if problem.simulated else "real",
     }
@@ -125,22 +148,25 @@ def _facts(problem: Problem) -> dict[str, Any]:
 # %% ../../nbs/40_problem/43_declaration.ipynb #832562d5
 def _check(problem: Problem) -> None:
     "Refuse a declaration that contradicts itself."
-    if not problem.name.isidentifier():
+    if not problem.name.isidentifier() or problem.name == "events":
         raise ProblemError(
-            f"a problem's name is an identifier such as churn, got {problem.name!r}; rename it"
+            f"a problem's name is an identifier such as churn, and not 'events' (/v1/events takes events in), got {problem.name!r}; "
+            "rename it"
         )
     where = f"problem {problem.name!r}"
     problem.population.check(problem.features, where)
     _check_names(problem, where)
+    _check_together(problem, where)
     _check_times(problem, where)
     _check_label(problem, where)
     _check_leaks(problem, where)
     _check_sources(problem, where)
+    _check_candidates(problem, where)
 
 # %% ../../nbs/40_problem/43_declaration.ipynb #dec1a01f
 TAKEN = frozenset(
     "decision_id problem moment period version score threshold action eligible feature_set_hash source request_id fallback "
-    "snapshot answer request label matured_at label_source disagrees posted derived early".split()
+    "snapshot answer request costs label matured_at label_source disagrees posted derived early".split()
 )  # columns that stand beside keys and features in the decision log and in labelled rows
 ASKED = frozenset(
     {"request_id", "features", "entities"}
@@ -170,8 +196,13 @@ def _check_names(problem: Problem, where: str) -> None:
 def _check_references(problem: Problem, where: str) -> None:
     "A name that is used means what it says."
     names = set(problem.features.names)
-    asked = {"rule" if not i else f"rule[{i}]": name for i, name in enumerate(problem.rule.features)}
-    asked |= {f"slices[{i}]": name for i, name in enumerate(problem.slices)}
+    for i, feature in enumerate(problem.rule.features):
+        if feature not in problem.inputs:
+            raise ProblemError(
+                f"{where}: rule{f'[{i}]' if i else ''} names feature {feature!r}, known: {sorted(problem.inputs)}; add or "
+                "rename it"
+            )
+    asked = {f"slices[{i}]": name for i, name in enumerate(problem.slices) if name not in problem.entity}
     for field_name, feature in asked.items():
         if feature not in names:
             raise ProblemError(
@@ -184,9 +215,19 @@ def _check_references(problem: Problem, where: str) -> None:
         )
     texts = [f.name for f in problem.features.features if f.dtype == "text"]
     try:
+        check_capacity(problem.capacity, problem.target)
         check_rule(problem.rule, problem.target.learner.link, texts)
     except ProblemError as e:
         raise ProblemError(f"{where}: {e}") from e
+
+# %% ../../nbs/40_problem/43_declaration.ipynb #b60e9510
+def _check_together(problem: Problem, where: str) -> None:
+    "What hangs together is told by columns that every decision has."
+    if unknown := sorted(set(problem.together) - set(problem.entity)):
+        raise ProblemError(
+            f"{where}: rows that belong together are alike in columns that name a decision, {sorted(problem.entity)}, got "
+            f"{unknown}; leave them out, or name the decision by them too: Each(..., id=...)"
+        )
 
 # %% ../../nbs/40_problem/43_declaration.ipynb #c506c8b5
 def _check_times(problem: Problem, where: str) -> None:
@@ -243,11 +284,10 @@ def _check_label(problem: Problem, where: str) -> None:
 
 # %% ../../nbs/40_problem/43_declaration.ipynb #a19e9487
 def _check_leaks(problem: Problem, where: str) -> None:
-    "What is looked up as the outcome is no input."
+    "What is looked up as the outcome is no input; what is counted after the moment is of other events than the request's."
     told = set(problem.target.feature.lineage)
-    given = {
-        name for name in problem.features.requests for events in _asked(problem) if f"{events}.{name}" in told
-    }
+    brought = problem.features.requests if not problem.horizon else ()
+    given = {name for name in brought for events in _asked(problem) if f"{events}.{name}" in told}
     if not problem.horizon and not problem.features.strict:
         read = (f for f in problem.features.features if f.identity == problem.target.feature.identity)
         given |= {f.name for f in read}
@@ -265,7 +305,9 @@ def _asked(problem: Problem) -> tuple[str, ...]:
 def _check_sources(problem: Problem, where: str) -> None:
     "A source delivers whatever events are read."
     outcome = FeatureSet("label", (problem.target.feature,))
-    asked = {*_asked(problem), *(e.name for e in (*problem.features.events, *outcome.events))}
+    among = problem.target.among
+    chosen = (*among.items.events, *among.history.events) if among else ()
+    asked = {*_asked(problem), *(e.name for e in (*problem.features.events, *outcome.events, *chosen))}
     delivered = [source.name for source in problem.sources]
     if asked - set(delivered):
         raise ProblemError(
@@ -274,6 +316,28 @@ def _check_sources(problem: Problem, where: str) -> None:
     if len(set(delivered)) < len(delivered):
         raise ProblemError(
             f"{where}: each events have one source, got {sorted(delivered)}; rename one of them"
+        )
+
+# %% ../../nbs/40_problem/43_declaration.ipynb #ec37838a
+def _check_candidates(problem: Problem, where: str) -> None:
+    "Candidates fit whom the problem is about."
+    among = problem.target.among
+    if among is None:
+        return
+    if set(among.entity) != set(problem.features.keys):
+        raise ProblemError(
+            f"{where}: candidates are chosen by whom features are about, {sorted(problem.features.keys)}, got "
+            f"{sorted(among.entity)}; count features of pairs by these keys and {among.item!r}"
+        )
+    taken = {*problem.entity, *problem.features.names, *TAKEN, *ASKED}
+    if clash := sorted({among.item, *among.names} & taken):
+        raise ProblemError(
+            f"{where}: an item and its features have names of their own, got {clash} twice; rename with .named('...')"
+        )
+    if among.start > problem.population.calendar.start:
+        raise ProblemError(
+            f"{where}: items are taken before anybody is asked about, got start={among.start} after "
+            f"{problem.population.calendar.start}; begin earlier"
         )
 
 # %% ../../nbs/40_problem/43_declaration.ipynb #0eb5de25

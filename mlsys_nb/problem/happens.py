@@ -19,11 +19,11 @@ from ..features.events import Events
 from ..learning.link import YES_OR_NO, Learner
 from .criterion import Criterion
 from .population import computation
-from .target import Choice, NoOutcome, by_id
+from .target import Choice, NoOutcome, Plain, by_id
 
 # %% ../../nbs/40_problem/42_happens.ipynb #88ea854d
 @dataclass(frozen=True)
-class Happens:
+class Happens(Plain):
     "Whether a condition on a feature holds, read when the outcome is final."
 
     dtype: ClassVar[pl.DataType] = pl.Int8()
@@ -81,6 +81,10 @@ class Happens:
     def choices(self, p: np.ndarray, costs: Costs) -> pl.DataFrame:
         "The same for many."
         return _choices(p, costs)
+
+    def worth(self, p: np.ndarray, costs: Costs) -> np.ndarray:
+        "What is saved where it would have happened, less what acting wastes where it would not."
+        return np.asarray(p * costs.false_negative - (1 - p) * costs.false_positive)
 
     def actions(self, costs: Costs) -> tuple[str, ...]:
         return (costs.action, costs.otherwise)

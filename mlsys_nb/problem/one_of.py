@@ -21,12 +21,12 @@ from ..features.aggregates import Feature
 from ..features.events import Events
 from ..learning.link import Learner
 from .population import computation
-from .target import Choice, NoOutcome, by_id, rows_of
+from .target import Choice, NoOutcome, Plain, by_id, rows_of
 from ..system.settings import ProblemError
 
 # %% ../../nbs/40_problem/42_one_of.ipynb #e4e76df3
 @dataclass(frozen=True)
-class OneOf:
+class OneOf(Plain):
     "Which of some classes a feature comes to, read when the outcome is final."
 
     dtype: ClassVar[pl.DataType] = pl.String()

@@ -12,6 +12,7 @@ from typing import Any
 
 from ..features.feature_set import to_spec
 from ..learning.train import Fitted
+from ..problem.candidates import candidates_spec
 from ..problem.dataset import Dataset
 from ..problem.declaration import Problem, meaning
 from .provenance import code_version, environment
@@ -27,7 +28,7 @@ class Evidence:
     profile: Mapping[str, Any] | None = None
 
 # %% ../../nbs/45_release/45_manifest.ipynb #52fdf43b
-PACKAGE_FORMAT = 4
+PACKAGE_FORMAT = 5
 
 
 def _declared(problem: Problem) -> dict[str, Any]:
@@ -35,6 +36,7 @@ def _declared(problem: Problem) -> dict[str, Any]:
     return {
         "features": to_spec(problem.features),
         "population": problem.population.declared(),
+        "among": candidates_spec(problem.target.among),
         "rule": asdict(problem.rule),
         "slices": list(problem.slices),
     }

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Form', 'RawRows', 'TOLERANCE', 'PackageError', 'Model', 'serving_form', 'Package', 'build', 'seal', 'open_package',
-           'load', 'as_trained', 'latency_ms']
+           'load', 'as_trained', 'latency_ms', 'memory_bytes']
 
 # %% ../../nbs/45_release/46_package.ipynb #bde713b7
 import io
@@ -20,10 +20,12 @@ import numpy as np
 import polars as pl
 
 from ..features.feature_set import FeatureSet, from_spec
-from ..learning.link import Interval, Link, Logistic, Softmax
+from ..learning.alternatives import Among, numbers_of
+from ..learning.link import Floats, Interval, Link, Logistic, Softmax
 from ..learning.lookup import Lookup
 from ..learning.rule import rule_from
 from ..learning.train import Fitted
+from ..problem.candidates import Candidates, candidates_from
 from ..problem.dataset import Dataset
 from ..problem.declaration import Problem, another_problem
 from .inference import Inputs, Linear, Trees, linear_of, trees_of
@@ -64,10 +66,13 @@ class Model:
     def predict(
         self,
         rows: RawRows,  # Raw feature values; more columns than the model reads are allowed
-    ) -> np.ndarray:  # One prediction a row: a number, or an array of them
+    ) -> Any:  # One prediction a row: a number, an array of them, or candidates
         "Predict many rows."
+        return self.link.predict(rows, self.inputs.names, self._sums)
+
+    def _sums(self, rows: RawRows) -> Floats:
         matrix = self.inputs.matrix(rows)
-        return self.link(self.form.raw(matrix, self.inputs.bags(rows) if self.inputs.hashed else ()))
+        return self.form.raw(matrix, self.inputs.bags(rows) if self.inputs.hashed else ())
 
     def predict_one(self, features: Mapping[str, Any]) -> Any:  # A float, or the array of one row
         "Predict a single row."
@@ -91,6 +96,12 @@ class Model:
         "Its own features, as they were declared when it was trained."
         return from_spec(self.manifest["declared"]["features"])
 
+    @cached_property
+    def among(self) -> Candidates | None:
+        "Its own candidates, as they were declared when it was trained."
+        spec = self.manifest.get("declared", {}).get("among")
+        return None if spec is None else candidates_from(spec)
+
     @property
     def feature_set_hash(self) -> str:
         return str(self.manifest["feature_set_hash"])
@@ -102,7 +113,7 @@ class Model:
 
 # %% ../../nbs/45_release/46_package.ipynb #aa4aeca4
 _FORMS: dict[str, type[Any]] = {"linear": Linear, "trees": Trees, "lookup": Lookup}
-_LINKS: dict[str, type[Any]] = {kind.kind: kind for kind in (Logistic, Softmax, Interval)}
+_LINKS: dict[str, type[Any]] = {kind.kind: kind for kind in (Logistic, Softmax, Interval, Among)}
 
 
 def serving_form(
@@ -160,18 +171,26 @@ def _open_model(files: Mapping[str, bytes], manifest: Mapping[str, Any], number:
 # %% ../../nbs/45_release/46_package.ipynb #8ae20ea1
 def _golden_rows(frame: pl.DataFrame, inputs: Inputs, n: int = 32) -> list[dict[str, Any]]:
     chosen = np.unique(np.linspace(0, frame.height - 1, n).astype(int)).tolist()
-    rows = frame.select(inputs.names)[chosen].to_dicts()
-    odd = [dict.fromkeys(inputs.names)]
+    lists = [name for name, dtype in frame.schema.items() if isinstance(dtype, pl.List)]
+    rows = frame.select(*dict.fromkeys((*inputs.names, *lists)))[chosen]
+    rows = rows.with_columns(pl.col(lists).list.head(20)).to_dicts()
+    odd = [{**rows[0], **{name: _all(rows[0][name], None) for name in inputs.names}}]
     for i, (name, known) in enumerate(zip(inputs.names, inputs.categories, strict=True)):
-        odd.append({**rows[i % len(rows)], name: None})
+        row = rows[i % len(rows)]
+        odd.append({**row, name: _all(row[name], None)})
         if known is not None:
-            odd.append({**rows[i % len(rows)], name: "\u2205 never seen"})
+            odd.append({**row, name: _all(row[name], "\u2205 never seen")})
     return [rows[i % len(rows)] for i in range(n)] + odd
+
+
+def _all(value: Any, other: Any) -> Any:
+    "Another value in the place of one, or of each of a list."
+    return [other] * len(value) if isinstance(value, list) else other
 
 
 def _hex(p: Any) -> list[str]:
     "The numbers of one prediction, exactly."
-    return [float(x).hex() for x in np.atleast_1d(p)]
+    return [float(x).hex() for x in numbers_of(p)]
 
 
 def _golden(model: Model, rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
@@ -224,7 +243,7 @@ def build(
         raise PackageError(
             "a package is checked on the rows it learnt from, got none; pass the training dataset"
         )
-    served, trained = model.predict(dataset.frame), fitted.predict(dataset.frame)
+    served, trained = (numbers_of(m.predict(dataset.frame)) for m in (model, fitted))
     difference = float((np.abs(served - trained) / np.maximum(np.abs(trained), 1.0)).max())
     if not difference <= TOLERANCE:
         raise PackageError(
@@ -309,10 +328,13 @@ def as_trained(
             f"{problem.name!r} with another {', '.join(changed)}; give the changed problem a name of its own in "
             "[problems], or put the declaration back"
         )
-    declared = model.manifest["declared"]
+    declared, target = model.manifest["declared"], problem.target
+    if model.among is not None:
+        target = replace(target, among=model.among)  # type: ignore[type-var]
     return replace(
         problem,
         features=model.features,
+        target=target,
         slices=tuple(declared["slices"]),
         population=problem.population.as_declared(declared["population"]),
         rule=rule_from(declared["rule"]),
@@ -331,3 +353,17 @@ def latency_ms(
         model.predict_one(row)
         times.append(elapsed() - start)
     return float(np.median(times)) * 1000 if times else math.nan
+
+
+def memory_bytes(
+    package: Package,
+) -> int:  # Bytes that Python and NumPy hold for it
+    "How much memory the model of a package takes when it is open."
+    import tracemalloc
+
+    tracemalloc.start()
+    before = tracemalloc.get_traced_memory()[0]
+    model = open_package(package)
+    taken = tracemalloc.get_traced_memory()[0] - before
+    tracemalloc.stop()
+    return max(taken, 0) if model.manifest else 0

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RegistryError', 'Version', 'register', 'versions', 'get_version', 'Decided', 'Champion', 'champion', 'promote',
-           'champion_history', 'rollback', 'retire', 'load_version', 'load_champion', 'Sound', 'last_sound',
+           'champion_history', 'line_of_champions', 'rollback', 'retire', 'load_version', 'load_champion', 'sets_of',
            'features_in_use']
 
 # %% ../../nbs/45_release/47_registry.ipynb #40ab12f2
@@ -18,6 +18,7 @@ import polars as pl
 import sqlalchemy as sa
 
 from ..features.feature_set import FeatureSet
+from ..problem.candidates import Candidates
 from ..problem.declaration import Problem
 from .package import Model, Package, as_trained, load, seal
 from ..system.audit import AuditLine, add_line
@@ -200,7 +201,9 @@ def champion_history(
     return pl.DataFrame(rows, schema=schema, orient="row")
 
 
-def _line_of_champions(history: pl.DataFrame) -> list[int]:
+def line_of_champions(
+    history: pl.DataFrame,  # From `champion_history`
+) -> list[int]:  # Versions, oldest first
     "The champions up to the present one, without those that were rolled back."
     line: list[int] = []
     for version in history["version"]:
@@ -221,7 +224,7 @@ def rollback(
 ) -> Champion:
     "Promote the champion before the one that was seen."
     until = champion_history(control, seen.problem).filter(pl.col("epoch") <= seen.epoch)
-    line = _line_of_champions(until)
+    line = line_of_champions(until)
     if len(line) < 2:
         raise RegistryError(
             f"a rollback needs an earlier champion of {seen.problem!r}, there is none; promote a version instead"
@@ -284,54 +287,22 @@ def load_champion(
         )
     return load_version(control, settings, problem, now.version)
 
-# %% ../../nbs/45_release/47_registry.ipynb #7a489855
-@dataclass(frozen=True)
-class Sound:
-    "The newest champion that can be loaded."
-
-    model: Model
-    refused: tuple[
-        str, ...
-    ]  # The champions after it, and why each cannot serve; empty when it is the champion
-
-    @property
-    def said(self) -> str:
-        "What an operator must hear; empty when the champion serves."
-        serves = f"version {self.model.version} serves instead; restore the package, roll back, or retrain"
-        return f"{'; '.join(self.refused)}; {serves}" if self.refused else ""
-
-# %% ../../nbs/45_release/47_registry.ipynb #0d29756f
-def last_sound(
-    control: Database,  # The control tables
-    settings: Settings,  # Says where packages stand
-    problem: Problem,  # As installed
-    check: Callable[[Model], object] = lambda model: None,  # Raises when this model cannot serve here
-) -> Sound:
-    "The champion, or the last champion before it that is as it was sealed."
-    refused: list[str] = []
-    for version in reversed(_line_of_champions(champion_history(control, problem.name))):
-        try:
-            model = load_version(control, settings, problem, version)
-            check(model)
-            return Sound(model, tuple(refused))
-        except (MlsysError, OSError, ValueError, KeyError) as e:
-            refused.append(f"version {version} is refused: {e}")
-    if refused:
-        raise RegistryError(
-            f"no champion of {problem.name!r} can serve: {'; '.join(refused)}; train and promote one"
-        )
-    raise RegistryError(
-        f"{problem.name!r} has no champion yet; train and promote one: mlsys train {problem.name}"
-    )
-
 # %% ../../nbs/45_release/47_registry.ipynb #9e783102
+def sets_of(
+    features: FeatureSet,
+    among: Candidates | None,
+) -> tuple[FeatureSet, ...]:
+    "What is read to predict: features, and those of candidates."
+    return (features, *(among.kept if among else ()))
+
+
 def features_in_use(
     control: Database,  # The control tables
     settings: Settings,  # Says where packages stand
     problem: Problem,  # As installed
 ) -> list[FeatureSet]:  # That of the installed problem, and of every version that may still serve
     "The feature sets that must stay answerable."
-    found = [problem.features]
+    found = list(sets_of(problem.features, problem.target.among))
     for row in version_rows(control, problem.name):
         if row.status != "retired":
             try:
@@ -341,5 +312,6 @@ def features_in_use(
                     f"what version {row.version} of {problem.name!r} reads must be kept, and it cannot be read: {e}; or "
                     f"retire it: mlsys retire {problem.name} {row.version} --reason 'its features changed'"
                 ) from e
-            found += [model.features] if model.features.hash not in {f.hash for f in found} else []
+            known = {f.hash for f in found}
+            found += [f for f in sets_of(model.features, model.among) if f.hash not in known]
     return found

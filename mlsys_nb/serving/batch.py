@@ -9,13 +9,14 @@ __all__ = ['BatchError', 'BatchScore', 'batch_id_of', 'snapshot_of', 'score_batc
 from dataclasses import dataclass, field
 from datetime import datetime
 
+import numpy as np
 import polars as pl
 
 from ..decisions.batches import append_batch, batch_written, newest_batched, read_batch
 from ..decisions.log import read_decisions
 from ..decisions.record import mapping_text
-from ..features.history import as_of
-from ..problem.dataset import Lake, load_events
+from ..problem.capacity import Acts, best_within
+from ..problem.dataset import Lake, as_known, load_events
 from ..problem.declaration import Problem
 from ..release.package import Model, as_trained
 from ..system.clock import stamp
@@ -70,11 +71,27 @@ def _due(settings: Settings, problem: Problem, model: Model, lake: Lake, now: da
     made = read_decisions(settings, problem.name, since) if since else pl.DataFrame()
     return problem.population.due(model.features, lake.events, made, (since, now))
 
+# %% ../../nbs/55_serving/56_batch.ipynb #f2c2e382
+def _chosen(problem: Problem, frame: pl.DataFrame, p: np.ndarray, room: int | None) -> pl.DataFrame:
+    "What is decided of each row: as the costs say, and no more actions than there is room for."
+    choices = problem.target.choices(p, problem.costs)
+    if room is None or not isinstance(problem.target, Acts):
+        return choices
+    nothing, who = problem.target.actions(problem.costs)[-1], frame.select(list(problem.entity)).rows()
+    return best_within(choices, problem.target.worth(p, problem.costs), room, nothing, who)
 
-def _rows(problem: Problem, model: Model, lake: Lake, asked: pl.DataFrame) -> pl.DataFrame:
+
+def _rows(
+    problem: Problem,
+    model: Model,
+    lake: Lake,
+    asked: pl.DataFrame,
+    how: tuple[str | None, int | None],  # Who scores in the champion's place, and how many can be acted on
+) -> pl.DataFrame:
     "Everybody who is due now, with features and score."
-    frame = as_of(model.features, asked, lake.events)
-    chosen = problem.target.choices(model.predict(frame), problem.costs)
+    fallback, room = how
+    frame = as_known(problem, asked, lake)
+    chosen = _chosen(problem, frame, model.predict(frame), room)
     came = asked.select(list(model.features.requests)).to_dicts() if model.features.requests else []
     return (
         frame.select(*problem.entity, "moment", *model.features.names)
@@ -83,6 +100,8 @@ def _rows(problem: Problem, model: Model, lake: Lake, asked: pl.DataFrame) -> pl
             request=pl.Series([mapping_text(row) for row in came] or [None] * frame.height, dtype=pl.String),
             version=pl.lit(model.version, dtype=pl.Int64),
             eligible=pl.lit(True),
+            fallback=pl.lit(fallback, dtype=pl.String),
+            costs=pl.lit(problem.policy),
             feature_set_hash=pl.lit(model.features.hash),
             snapshot=pl.lit(snapshot_of(lake) or None, dtype=pl.String),
         )
@@ -95,6 +114,7 @@ def score_batch(
     model: Model,  # The sealed model, from the registry
     now: datetime,  # As of when
     lake: Lake | None = None,  # The events known by now, when the caller has them already
+    fallback: str | None = None,  # Who scores in the champion's place (see `fallback.instead`)
 ) -> BatchScore:
     "Score everybody who is due now and commit the decisions, once."
     if model.problem != problem.name:
@@ -107,23 +127,27 @@ def score_batch(
     already = batch_written(settings, problem.name, batch_id)
     if already:
         frame = read_batch(settings, problem.name, batch_id)
-        note = _changed(frame, snapshot_of(lake))
+        note = _changed(frame, snapshot_of(lake), problem.policy)
     else:
-        frame = append_batch(
-            settings,
-            problem.name,
-            batch_id,
-            _rows(known, model, lake, _due(settings, known, model, lake, now)),
-            list(problem.entity),
-        )
+        due, room = _due(settings, known, model, lake, now), _room(settings, problem, now)
+        rows = _rows(known, model, lake, due, (fallback, room))
+        frame = append_batch(settings, problem.name, batch_id, rows, list(problem.entity))
     mean = float(frame["score"].to_numpy().mean()) if frame.height else None
     actions = frame.filter(pl.col("action") != problem.target.actions(problem.costs)[-1]).height
     made_from = frame["snapshot"][0] or "" if frame.height else ""
     return BatchScore(batch_id, frame.height, mean, actions, already, made_from, note, frame)
 
 
-def _changed(frame: pl.DataFrame, snapshot: str) -> str:
-    "Says so when a sealed batch was made from other data than the lake holds for its moment now."
+def _room(settings: Settings, problem: Problem, now: datetime) -> int | None:
+    "How many can be acted on until now, since the batch before."
+    newest, length = newest_batched(settings, problem.name), problem.population.calendar.length
+    return problem.capacity.room(now - newest if newest else length) if problem.capacity else None
+
+
+def _changed(frame: pl.DataFrame, snapshot: str, policy: str) -> str:
+    "Says so when a sealed batch was made from other data than the lake holds for its moment now, or by other costs."
+    if frame.height and frame["costs"][0] != policy:
+        return "this batch was decided by other costs than those that are declared now; score the next moment to use them"
     made_from = frame["snapshot"].drop_nulls().unique().to_list()
     if not made_from or made_from == [snapshot]:
         return ""

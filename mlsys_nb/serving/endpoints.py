@@ -22,7 +22,7 @@ from ..problem.target import NoOutcome
 from .guard import read_object
 from .predictor import Predictor, entity_named, values_named
 from .refusal import Refusal, clipped, error_body
-from .state import Desk
+from .state import OpenService
 from ..system.settings import MlsysError
 
 # %% ../../nbs/55_serving/58_endpoints.ipynb #5df0e532
@@ -32,14 +32,14 @@ def _shown(decision: Decision, with_features: bool) -> dict[str, Any]:
         "prediction": decision.score, "action": decision.action, "eligible": decision.eligible,
         "version": decision.version, "moment": decision.moment.isoformat(),
     }  # fmt: skip
-    if decision.answer is not None:
-        shown["answer"] = decision.answer
+    told = {"answer": decision.answer, "fallback": decision.fallback}
+    shown |= {name: value for name, value in told.items() if value is not None}
     return {**shown, "features": decision.features} if with_features else shown
 
 
-def _warned(desk: Desk, answer: dict[str, Any]) -> dict[str, Any]:
+def _warned(service: OpenService, answer: dict[str, Any]) -> dict[str, Any]:
     "An answer, with what its reader should know: that the data under it are older than declared."
-    old = desk.stale()
+    old = service.stale()
     return {**answer, "warnings": list(old)} if old else answer
 
 
@@ -76,19 +76,19 @@ def not_on_disk(error: Exception) -> Refusal:
     return Refusal(503, rule, got, "tell the operator, and try again later", retry_after=5)
 
 
-def _submitted(desk: Desk, decision: Decision) -> "Future[Decision]":
+def _submitted(service: OpenService, decision: Decision) -> "Future[Decision]":
     try:
-        return desk.log.submit(decision)
+        return service.log.submit(decision)
     except MlsysError as e:
         raise not_on_disk(e) from e
 
 # %% ../../nbs/55_serving/58_endpoints.ipynb #6d4faf1e
 async def predict(
-    desk: Desk,  # The open service
+    service: OpenService,  # The open service
     body: bytes,  # A JSON object
 ) -> Any:  # What is answered
     "Answer a prediction request, for one entity or several."
-    predictor = desk.predictor
+    predictor = service.predictor
     named = {*predictor.keys, *predictor.values}
     asked = read_object(body, frozenset({*named, "request_id", "features", "entities"}))
     with_features, request_id = _flag(asked, "features"), _text(asked, "request_id")
@@ -96,30 +96,30 @@ async def predict(
         if request_id or named & asked.keys():
             got, remedy = clipped(sorted(asked)), "send entities, or what names one"
             raise Refusal(422, "entities stands alone", got, remedy)
-        return await _predict_many(desk, predictor, asked["entities"], with_features)
+        return await _predict_many(service, predictor, asked["entities"], with_features)
     entity, values = entity_named(predictor.keys, asked), values_named(predictor.values, asked)
-    future = desk.log.recall(request_id) if request_id else None
+    future = service.log.recall(request_id) if request_id else None
     if future is None:
-        future = _submitted(desk, _made(desk, predictor, (entity, values), request_id))
+        future = _submitted(service, _made(service, predictor, (entity, values), request_id))
     decision = await _on_disk(future, shared=request_id is not None)
     if decision.entity != entity or decision.request != values:
         got = f"{clipped(request_id)} for {clipped(entity)}, it was used for another"
         raise Refusal(409, "a request_id names one request", got, "use a new request_id for a new request")
-    return _warned(desk, _shown(decision, with_features))
+    return _warned(service, _shown(decision, with_features))
 
 # %% ../../nbs/55_serving/58_endpoints.ipynb #16753fde
 _Case = tuple[dict[str, Any], dict[str, Any]]  # The entity, and what the request says of it
 
 
-def _made(desk: Desk, predictor: Predictor, case: _Case, request_id: str | None) -> Decision:
+def _made(service: OpenService, predictor: Predictor, case: _Case, request_id: str | None) -> Decision:
     "A new decision, counted; a store that cannot be read is a refusal, not an error."
     try:
-        made = predictor.predict(case[0], desk.moment(), request_id, case[1])
+        made = predictor.predict(case[0], service.moment(), request_id, case[1])
     except Refusal:
         raise
     except (MlsysError, OSError) as e:
         raise unreadable(e) from e
-    _count(desk, made)
+    _count(service, made)
     return made
 
 
@@ -137,23 +137,25 @@ def unreadable(error: Exception) -> Refusal:
 MAX_ENTITIES = 500
 
 
-async def _predict_many(desk: Desk, predictor: Predictor, given: Any, with_features: bool) -> dict[str, Any]:
+async def _predict_many(
+    service: OpenService, predictor: Predictor, given: Any, with_features: bool
+) -> dict[str, Any]:
     cases = _entities(predictor, given)
     entities = [entity for entity, _ in cases]
     try:
-        answers = predictor.predict_many(entities, desk.moment(), [values for _, values in cases])
+        answers = predictor.predict_many(entities, service.moment(), [values for _, values in cases])
     except (MlsysError, OSError) as e:
         raise unreadable(e) from e
-    made = [_submitted(desk, a) for a in answers if isinstance(a, Decision)]
+    made = [_submitted(service, a) for a in answers if isinstance(a, Decision)]
     decisions = iter([await _on_disk(future) for future in made])
     shown = []
     for entity, answer in zip(entities, answers, strict=True):
         if isinstance(answer, Decision):
-            _count(desk, answer)
+            _count(service, answer)
             shown.append(_shown(next(decisions), with_features))
         else:
             shown.append({"entity": entity, **orjson.loads(error_body(answer))})
-    return _warned(desk, {"predictions": shown})
+    return _warned(service, {"predictions": shown})
 
 # %% ../../nbs/55_serving/58_endpoints.ipynb #8bc1b504
 def _entities(predictor: Predictor, given: Any) -> list[_Case]:
@@ -176,18 +178,18 @@ def _entities(predictor: Predictor, given: Any) -> list[_Case]:
     return [(entity_named(predictor.keys, one), values_named(predictor.values, one)) for one in given]
 
 
-def _count(desk: Desk, made: Decision) -> None:
-    desk.metrics.predictions.labels(desk.problem.name, str(made.version), made.action).inc()
+def _count(service: OpenService, made: Decision) -> None:
+    service.metrics.predictions.labels(service.problem.name, str(made.version), made.action).inc()
 
 # %% ../../nbs/55_serving/58_endpoints.ipynb #115e3cde
-async def _find(desk: Desk, decision_id: str) -> Decision:
-    recent = desk.log.recent(decision_id)
+async def _find(service: OpenService, decision_id: str) -> Decision:
+    recent = service.log.recent(decision_id)
     if recent is not None:
         return recent
     try:
-        return await asyncio.to_thread(find_decision, desk.settings, desk.problem.name, decision_id)
+        return await asyncio.to_thread(find_decision, service.settings, service.problem.name, decision_id)
     except UnknownDecision as e:
-        rule = f"a decision id comes from an answer about {desk.problem.name!r}"
+        rule = f"a decision id comes from an answer about {service.problem.name!r}"
         raise Refusal(404, rule, clipped(decision_id), "check the id") from e
     except (GoneDecision, DamagedRecord) as e:
         raise Refusal(
@@ -198,7 +200,7 @@ async def _find(desk: Desk, decision_id: str) -> Decision:
 
 # %% ../../nbs/55_serving/58_endpoints.ipynb #5f16ab93
 async def outcome(
-    desk: Desk,  # The open service
+    service: OpenService,  # The open service
     body: bytes,  # A JSON object
 ) -> Any:  # What the ledger made of it
     "Take in what became of a decision."
@@ -209,18 +211,18 @@ async def outcome(
             422, "an outcome names its decision", "no decision_id", "send the decision_id of the answer"
         )
     try:
-        label = desk.problem.target.said(asked.get("outcome"))
+        label = service.problem.target.said(asked.get("outcome"))
     except NoOutcome as e:
         raise Refusal(422, e.rule, clipped(asked.get("outcome")), e.remedy) from e
     flags = {name: _flag(asked, name) for name in ("correction", "reviewer")}
-    await _find(desk, decision_id)
-    posted = Outcome(decision_id, label, desk.now(), actor or "", **flags)
+    await _find(service, decision_id)
+    posted = Outcome(decision_id, label, service.now(), actor or "", **flags)
     try:
-        posting = await asyncio.to_thread(desk.ledger.post, [posted])
+        posting = await asyncio.to_thread(service.ledger.post, [posted])
     except (MlsysError, OSError) as e:
         raise not_on_disk(e) from e
     if posting.conflicting:
-        raise _contradiction(posted, desk.ledger.counts(decision_id))
+        raise _contradiction(posted, service.ledger.counts(decision_id))
     status = next(kind for kind in ("new", "repeated", "corrected") if getattr(posting, kind))
     return {"decision_id": decision_id, "status": status}
 
@@ -234,14 +236,15 @@ def _contradiction(posted: Outcome, counts: Outcome) -> Refusal:
 
 # %% ../../nbs/55_serving/58_endpoints.ipynb #d318387b
 async def decision(
-    desk: Desk,  # The open service
+    service: OpenService,  # The open service
     decision_id: str,  # From an answer
 ) -> Any:  # The whole decision
     "Show a decision as it was served."
-    found = await _find(desk, decision_id)
+    found = await _find(service, decision_id)
     policy: dict[str, Any] = {"request": found.request} if found.request else {}
     policy |= {
         "threshold": found.threshold,
+        "costs": found.costs,
         "feature_set_hash": found.feature_set_hash,
         "source": found.source,
     }
@@ -249,28 +252,28 @@ async def decision(
 
 
 async def model_card(
-    desk: Desk,  # The open service
+    service: OpenService,  # The open service
 ) -> Any:
     "What the serving model says about itself."
-    model = desk.predictor.model
+    model = service.predictor.model
     said = {name: value for name, value in model.manifest.items() if name not in ("files", "seal")}
     return {"version": model.version, "digest": model.digest, **said}
 
 
 async def contradictions(
-    desk: Desk,  # The open service
+    service: OpenService,  # The open service
 ) -> Any:
     "Outcomes that contradict what counts, and wait for somebody to settle them with a correction."
-    found = await asyncio.to_thread(conflicts, desk.settings, desk.problem.name)
+    found = await asyncio.to_thread(conflicts, service.settings, service.problem.name)
     rows = [{**row, "known_at": row["known_at"].isoformat()} for row in found.to_dicts()]
     return {"contradictions": rows}
 
 # %% ../../nbs/55_serving/58_endpoints.ipynb #98b04aa5
 def same_problem(
-    desk: Desk,  # The open service
+    service: OpenService,  # The open service
     name: str,  # The problem in the path
 ) -> None:
     "Refuse a request about another problem."
-    if name != desk.problem.name:
-        here = desk.problem.name
+    if name != service.problem.name:
+        here = service.problem.name
         raise Refusal(404, f"this service answers for {here!r}", clipped(name), f"ask /v1/{here}/...")

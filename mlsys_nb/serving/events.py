@@ -13,7 +13,7 @@ from ..data.intake import Intake, Post, Receipt
 from .endpoints import not_on_disk
 from .guard import read_json
 from .refusal import Refusal, clipped
-from .state import Desk
+from .state import OpenService
 from ..system.settings import MlsysError
 from ..system.suggestion import did_you_mean
 
@@ -36,12 +36,12 @@ def _events_in(body: bytes) -> list[Any]:
     return events
 
 
-def _intake(desk: Desk, name: str) -> Intake:
-    if name not in desk.intakes:
-        known = sorted(desk.intakes)
+def _intake(service: OpenService, name: str) -> Intake:
+    if name not in service.intakes:
+        known = sorted(service.intakes)
         rule, near = f"this service takes events of {', '.join(known)}", did_you_mean(name, known)
         raise Refusal(404, rule, clipped(name), f"post to /v1/events/{known[0]}{near}")
-    return desk.intakes[name]
+    return service.intakes[name]
 
 # %% ../../nbs/55_serving/58_events.ipynb #9abc6bd9
 _MEND = "mend it and send it again; as it came it stays in the quarantine of its source"
@@ -71,18 +71,18 @@ def clipped_text(text: str, limit: int = 200) -> str:
 
 # %% ../../nbs/55_serving/58_events.ipynb #664b30e2
 async def events(
-    desk: Desk,  # The open service
+    service: OpenService,  # The open service
     name: str,  # Of a source
     body: bytes,  # JSON
 ) -> tuple[int, dict[str, Any]]:  # Status and answer
     "Take events in; what is answered is on disk."
-    intake = _intake(desk, name)
+    intake = _intake(service, name)
     post = Post(_events_in(body))
     try:
         receipt = await asyncio.wrap_future(intake.submit(post))
     except (MlsysError, OSError) as e:
         raise not_on_disk(e) from e
-    desk.materializer.acknowledged(name, receipt)
+    service.materializer.acknowledged(name, receipt)
     for fate in receipt.told:
-        desk.metrics.events.labels(name, fate.status).inc()
+        service.metrics.events.labels(name, fate.status).inc()
     return answer_of(receipt)

@@ -105,6 +105,8 @@ def _values(problem: Problem) -> tuple[dict[str, Any], dict[str, Any]]:
 # %% ../../nbs/55_serving/58_openapi.ipynb #15daa3a5
 _OLD = "Sources whose data are older than declared; left out when there are none"
 _WARNINGS = {"type": "array", "items": {"type": "string"}, "description": _OLD}
+_PLACE = "Who answered in the champion's place; left out when it answered itself"
+_FALLBACK = {"type": "string", "description": _PLACE}
 
 # %% ../../nbs/55_serving/58_openapi.ipynb #e9408742
 def _prediction(problem: Problem) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -131,6 +133,7 @@ def _prediction(problem: Problem) -> tuple[dict[str, Any], dict[str, Any]]:
                 "type": "object",
                 "description": "Beside it: an interval, or each class's probability",
             },
+            "fallback": _FALLBACK,
             "action": {"type": "string", "enum": list(actions)},
             "eligible": {
                 "type": "boolean",

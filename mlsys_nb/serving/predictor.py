@@ -114,12 +114,16 @@ class Predictor:
     model: Model
     reader: FeatureReader
     problem: Problem
+    fallback: str | None = None  # Who answers in the champion's place; None: the champion does
+    least: float = 0.0  # From which score on there is room to act (see `capacity`)
     keys: Mapping[str, str] = field(init=False)  # What names a decision
     values: Mapping[str, str] = field(init=False)  # What comes with a request beside that
+    policy: str = field(init=False)  # Names the costs and the capacity
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "keys", self.problem.population.entity(self.reader.features))
         object.__setattr__(self, "values", self.reader.features.requests)
+        object.__setattr__(self, "policy", self.problem.policy)
 
     def predict(
         self,
@@ -140,7 +144,7 @@ class Predictor:
     ) -> list[Decision | Refusal]:  # In the same order
         "Decide about several entities at once; the same bits as one by one."
         found = self.reader.read_many(entities, now, requests)
-        predicted, legal = list(self.model.predict(found.frame)), self.problem.population.strangers
+        predicted, legal = list(self.model.predict(found.frame)), self.problem.strangers
         rows = found.frame.select(self.reader.features.names).to_dicts()
         told = zip(entities, predicted, rows, found.known, requests or [{}] * len(entities), strict=True)
         return [
@@ -156,9 +160,9 @@ def _features(
 ) -> Mapping[str, Any]:
     "The features of one entity; a stranger has those of somebody without a past, where strangers are legal."
     found = predictor.reader.read(entity, now, request)
-    if found is None and predictor.problem.population.strangers:
+    if found is None and predictor.problem.strangers:
         frame = predictor.reader.read_many([entity], now, [request]).frame
-        found = frame.select(predictor.reader.features.names).row(0, named=True)
+        found = {name: frame[name][0] for name in frame.columns}
     if found is None:
         raise stranger(predictor.problem, entity)
     return found
@@ -173,14 +177,19 @@ def decided(
     asked: tuple[datetime, str | None],  # When, and under which name
 ) -> Decision:  # Without an id: the log gives it
     "The decision that the costs imply."
-    (entity, features, request), problem, costs = about, predictor.problem, predictor.problem.costs
+    (entity, read, request), problem, costs = about, predictor.problem, predictor.problem.costs
+    features = {
+        name: read[name] for name in predictor.reader.features.names
+    }  # candidates are read beside them
     eligible = problem.population.admits(features)
     choice = problem.target.decide(float(p) if np.ndim(p) == 0 else p, costs)
-    action = choice.action if eligible else problem.target.actions(costs)[-1]
+    acts = eligible and choice.score >= predictor.least
+    action = choice.action if acts else problem.target.actions(costs)[-1]
     return Decision(
         decision_id="", problem=problem.name, entity=entity, moment=asked[0], version=predictor.model.version,
-        score=choice.score, threshold=choice.threshold, action=action, eligible=eligible, features=features,
+        score=choice.score, threshold=max(choice.threshold, predictor.least), action=action, eligible=eligible, features=features,
         feature_set_hash=predictor.reader.features.hash, request_id=asked[1], answer=choice.answer, request=request,
+        fallback=predictor.fallback, costs=predictor.policy,
     )  # fmt: skip
 
 # %% ../../nbs/55_serving/55_predictor.ipynb #68d80b79

@@ -9,12 +9,14 @@ __all__ = ['logger', 'ReloadState', 'Watcher', 'Reloader', 'watch']
 import asyncio
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..problem.declaration import Problem
+from ..release.fallback import instead, is_rule, last_sound
 from ..release.package import Model, as_trained
-from ..release.registry import Champion, champion, last_sound, load_version
+from ..release.registry import Champion, champion, load_version
 from .predictor import FeatureReader, Predictor
+from .terms import stop_of
 from ..system.database import Database
 from ..system.settings import MlsysError, Settings
 
@@ -28,11 +30,13 @@ class ReloadState:
     version: int | None = None
     epoch: int = 0
     refused: str = ""
+    rule: bool = False  # What serves is the problem's rule
 
     @property
     def detail(self) -> str:
         "One sentence for the readiness answer."
         serves = "no version" if self.version is None else f"version {self.version}"
+        serves += ", the rule" if self.rule else ""
         if self.refused:
             return f"serving {serves}; the champion was refused: {self.refused}"
         return f"serving {serves}" if self.version is not None else "no champion yet; train and promote one"
@@ -54,6 +58,19 @@ class Watcher:
 _CANNOT = (MlsysError, OSError, ValueError, KeyError)
 
 
+def _in_place(predictor: Predictor | None, champion: int) -> Predictor | None:
+    "The same predictor, which answers in the champion's place from now on."
+    return predictor and replace(predictor, fallback=instead(predictor.model, champion))
+
+
+def _roomy(predictor: Predictor | None, control: Database, problem: Problem) -> Predictor | None:
+    "The same predictor, which acts no sooner than the last batch did."
+    if predictor is None or problem.capacity is None:
+        return predictor
+    least = stop_of(control, problem)
+    return predictor if least == predictor.least else replace(predictor, least=least)
+
+# %% ../../nbs/55_serving/56_reload.ipynb #a87e48d5
 class Reloader:
     "The predictor that answers now, exchanged when the registry's champion changes."
 
@@ -71,29 +88,34 @@ class Reloader:
     def look(self) -> ReloadState:
         "Look at the champion pointer and serve what it names, if that can be trusted."
         now = champion(self.control, self.problem.name)
+        self.predictor = _roomy(self.predictor, self.control, self.problem)
         if now.version is None or (now.epoch == self.state.epoch and not self.state.refused):
             return self.state
-        predictor: Predictor | None
         try:
             predictor, refused = self._ready(now.version)
         except _CANNOT as e:
-            predictor, refused = self.predictor, str(e)
+            predictor, refused = _in_place(self.predictor, now.version), str(e)
         self._take(predictor, now, refused)
         return self.state
 
-    def _ready(self, version: int) -> tuple[Predictor, str]:
+    def _ready(self, version: int) -> tuple[Predictor | None, str]:
         if self.predictor is None:
             sound = last_sound(self.control, self.settings, self.problem, self._reader)
             model, refused = sound.model, "; ".join(sound.refused)
         else:
             model, refused = load_version(self.control, self.settings, self.problem, version), ""
-        return Predictor(model, self._reader(model), as_trained(self.problem, model)), refused
+        known, who = as_trained(self.problem, model), instead(model, version)
+        return Predictor(model, self._reader(model), known, who), refused
 
     def _take(self, predictor: Predictor | None, now: Champion, refused: str) -> None:
-        before, other = self.state, predictor is not self.predictor
-        self.predictor = predictor
-        self.state = ReloadState(predictor.model.version if predictor else None, now.epoch, refused)
-        if other and predictor:
+        before, was, self.predictor = (
+            self.state,
+            self.predictor,
+            _roomy(predictor, self.control, self.problem),
+        )
+        version, rule = (predictor.model.version, is_rule(predictor.model)) if predictor else (None, False)
+        self.state = ReloadState(version, now.epoch, refused, rule)
+        if predictor and not (was and predictor.model is was.model):
             self._watcher.serves(predictor.model)
         if refused != before.refused:
             self._watcher.refused(refused)

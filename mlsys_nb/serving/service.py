@@ -30,7 +30,7 @@ from .guard import App, RequestLimits, guard
 from .openapi import api_page, operations
 from .refusal import Refusal, clipped, error_body
 from .reload import watch
-from .state import Desk, open_desk, readiness
+from .state import OpenService, open_service, readiness
 from .telemetry import Metrics, measured
 from ..system.settings import MlsysError, Settings
 
@@ -54,35 +54,37 @@ def _error(refusal: Refusal, headers: Mapping[str, str] | None = None) -> Any:
     return Response(error_body(refusal), refusal.status, said, media_type="application/json")
 
 
-async def _answer(desk: Desk, problem: str, work: Callable[..., Awaitable[Any]], *given: Any) -> Any:
+async def _answer(
+    service: OpenService, problem: str, work: Callable[..., Awaitable[Any]], *given: Any
+) -> Any:
     "What `work` answers for this problem, or the refusal it raised."
     try:
-        same_problem(desk, problem)
-        return _json(await work(desk, *given))
+        same_problem(service, problem)
+        return _json(await work(service, *given))
     except Refusal as e:
         return _error(e)
 
 # %% ../../nbs/55_serving/59_service.ipynb #570ed205
 class _Life:
-    "The desk while the application runs, and the task that keeps the champion up to date."
+    "The service while the application runs, and the task that keeps the champion up to date."
 
     def __init__(self, settings: Settings, problem: Problem) -> None:
         self.settings, self.problem, self.metrics = settings, problem, Metrics(problem.name)
-        self.desk: Any = None
+        self.service: Any = None
 
     def open(self) -> None:
-        if self.desk is None:
-            self.desk = open_desk(self.settings, self.problem, self.metrics)
+        if self.service is None:
+            self.service = open_service(self.settings, self.problem, self.metrics)
 
     def close(self) -> None:
-        if self.desk is not None:
-            self.desk.close()
-            self.desk = None
+        if self.service is not None:
+            self.service.close()
+            self.service = None
 
     @contextlib.asynccontextmanager
     async def __call__(self, app: Any) -> AsyncIterator[None]:
         await asyncio.to_thread(self.open)
-        watching = asyncio.create_task(watch(self.desk.reloader, self.settings.reload_seconds))
+        watching = asyncio.create_task(watch(self.service.reloader, self.settings.reload_seconds))
         try:
             yield
         finally:
@@ -120,30 +122,30 @@ def _routes(app: Any, life: _Life) -> None:
     @app.post("/v1/events/{name}", **told["events"])  # before those of a problem: its first part is fixed
     async def happened(name: str, request: Request) -> Any:
         try:
-            status, said = await events(life.desk, name, await request.body())
+            status, said = await events(life.service, name, await request.body())
         except Refusal as e:
             return _error(e)
         return _json(said, status)
 
     @app.post("/v1/{problem}/predictions", **told["predictions"])
     async def predictions(problem: str, request: Request) -> Any:
-        return await _answer(life.desk, problem, predict, await request.body())
+        return await _answer(life.service, problem, predict, await request.body())
 
     @app.post("/v1/{problem}/outcomes", **told["outcomes"])
     async def outcomes(problem: str, request: Request) -> Any:
-        return await _answer(life.desk, problem, outcome, await request.body())
+        return await _answer(life.service, problem, outcome, await request.body())
 
     @app.get("/v1/{problem}/decisions/{decision_id}", **told["decision"])
     async def decisions(problem: str, decision_id: str) -> Any:
-        return await _answer(life.desk, problem, decision, decision_id)
+        return await _answer(life.service, problem, decision, decision_id)
 
     @app.get("/v1/{problem}/model", **told["model"])
     async def model(problem: str) -> Any:
-        return await _answer(life.desk, problem, model_card)
+        return await _answer(life.service, problem, model_card)
 
     @app.get("/v1/{problem}/contradictions", **told["contradictions"])
     async def disputed(problem: str) -> Any:
-        return await _answer(life.desk, problem, contradictions)
+        return await _answer(life.service, problem, contradictions)
 
 # %% ../../nbs/55_serving/59_service.ipynb #53515ce5
 def _health(app: Any, life: _Life) -> None:
@@ -165,12 +167,12 @@ def _health(app: Any, life: _Life) -> None:
     @app.get("/readyz", **told["readyz"])
     @app.api_route("/readyz", **both)
     async def readyz() -> Any:
-        status, shown = readiness(life.desk)
+        status, shown = readiness(life.service)
         return _json(shown, status)
 
     @app.get("/metrics", **told["metrics"])
     async def metrics() -> Any:
-        readiness(life.desk)
+        readiness(life.service)
         return Response(life.metrics.text(), media_type="text/plain; version=0.0.4")
 
     @app.get("/docs", include_in_schema=False)
@@ -209,7 +211,7 @@ def _socket(host: str, port: int) -> socket.socket:
 
 @contextlib.contextmanager
 def _server(settings: Settings, problem_name: str) -> Iterator[Any]:
-    "A server whose desk is open already, so that what is wrong with it is told before anything listens."
+    "A server whose service is open already, so that what is wrong with it is told before anything listens."
     import uvicorn
 
     life = _Life(settings, load_problem(settings, problem_name))

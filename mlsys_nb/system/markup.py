@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TONES', 'BOX', 'STYLE', 'POLICY', 'SHOWS', 'Html', 'shown', 'escape', 'table', 'card', 'link', 'figure', 'page',
-           'sanitize']
+           'styled', 'sanitize']
 
 # %% ../../nbs/00_system/03_markup.ipynb #77fe483d
 import base64
@@ -100,6 +100,7 @@ def card(
     facts: Mapping[str, Any] | Iterable[tuple[str, Any]] = (),  # Name and value
     body: str = "",  # Html that goes below, such as a table
     tone: str = "plain",  # plain | good | warn | bad
+    name: str = "",  # For links to it within a page
 ) -> Html:
     "A titled box of facts."
     if tone not in TONES:
@@ -112,7 +113,8 @@ def card(
     )
     mark = "" if tone == "plain" else f' <small class="mls-tone" style="color:{TONES[tone]}">{tone}</small>'
     inner = f'<table class="mls-facts"><tbody>{listed}</tbody></table>' if listed else ""
-    start = f'<section class="mls-card mls-{tone}" style="{BOX.format(TONES[tone])}">'
+    anchor = f' id="{escape(name)}"' if name else ""
+    start = f'<section{anchor} class="mls-card mls-{tone}" style="{BOX.format(TONES[tone])}">'
     return Html(f"{start}<h4>{escape(title)}{mark}</h4>{inner}{body}</section>")
 
 # %% ../../nbs/00_system/03_markup.ipynb #6fbf1f51
@@ -176,6 +178,13 @@ def page(
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head>\n<body>'
         f'<header class="mls-head"><h1>{escape(title)}</h1>{below}</header>\n<main>{body}</main>\n{foot}</body></html>\n'
     )
+
+# %% ../../nbs/00_system/03_markup.ipynb #cf77fa47
+def styled(
+    body: str,  # Html
+) -> Html:
+    "A piece of a page that somebody else makes, with our style."
+    return Html(f"<style>{STYLE}</style>{body}")
 
 # %% ../../nbs/00_system/03_markup.ipynb #59969f05
 SHOWS = """a abbr b blockquote br caption code col colgroup dd del details div dl dt em figcaption figure h1 h2 h3 h4 h5 h6 hr
