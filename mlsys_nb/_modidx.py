@@ -3510,6 +3510,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'mlsys_nb.loop.step._with_requests': ('75_loop/step.html#_with_requests', 'mlsys_nb/loop/step.py'),
                                     'mlsys_nb.loop.step.anew': ('75_loop/step.html#anew', 'mlsys_nb/loop/step.py'),
                                     'mlsys_nb.loop.step.context': ('75_loop/step.html#context', 'mlsys_nb/loop/step.py'),
+                                    'mlsys_nb.loop.step.evidence': ('75_loop/step.html#evidence', 'mlsys_nb/loop/step.py'),
                                     'mlsys_nb.loop.step.forward': ('75_loop/step.html#forward', 'mlsys_nb/loop/step.py'),
                                     'mlsys_nb.loop.step.older_than_declared': ( '75_loop/step.html#older_than_declared',
                                                                                 'mlsys_nb/loop/step.py'),

@@ -19,7 +19,7 @@ from .figures import champion_figure, months_figure, reliability_figure
 from ..evaluation.evaluate import evaluate
 from ..evaluation.judge import Judge, in_words
 from ..loop.backtest import Backtest, backtest
-from ..loop.step import Context
+from ..loop.step import Context, evidence
 from ..monitoring.alerts import Alert, alerts, open_alerts
 from ..monitoring.performance import by_period
 from ..problem.declaration import Problem, load_problem
@@ -159,6 +159,7 @@ def _plain(judge: Judge) -> dict[str, str]:
 def calibration_panel(loop: Loop) -> Html:
     "Whether the serving version's predictions keep their word, and how that went by version."
     known = loop.decisions.drop_nulls("label")
+    known = evidence(loop.control, loop.name, known) if known.height else known
     if known.height == 0:
         return _nothing(loop, "No decision has an outcome yet")
     newest = int(known.sort("moment")["version"][-1])

@@ -20,7 +20,7 @@ from ..evaluation.bootstrap import Estimate, Resample, clusters, resample
 from ..evaluation.judge import Judge, in_words
 from ..features.events import POLARS
 from ..learning.train import Fitted, fit
-from .step import Context
+from .step import Context, evidence
 from ..monitoring.performance import by_period
 from ..problem.dataset import as_known, build_dataset, training_periods
 from ..problem.declaration import Problem
@@ -203,7 +203,8 @@ def backtest(
     number, since = _first_model(at, history)
     first = load_version(at.control, at.settings, at.problem, number)
     made = labelled(at.settings, at.problem, at.now, at.lake).filter(pl.col("moment") >= since)
-    judged = made.filter(pl.col("source") == "batch").drop_nulls("label").sort("moment", *at.problem.entity)
+    made = evidence(at.control, at.problem.name, made.filter(source="batch"))
+    judged = made.drop_nulls("label").sort("moment", *at.problem.entity)
     types = {name: POLARS[dtype] for name, dtype in first.features.requests.items()}
     asked = with_requests(judged, types).select(*at.problem.entity, "moment", *types)
     seen = as_known(as_trained(at.problem, first), asked, at.lake)

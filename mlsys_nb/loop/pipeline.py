@@ -30,7 +30,7 @@ from mlsys_nb.loop.retrain import (
 )
 from .skew import certified
 from .stand_in import against_champion, stand_by, stand_in
-from .step import Context, Shown, StepResult, anew, older_than_declared, reaching
+from .step import Context, Shown, StepResult, anew, evidence, older_than_declared, reaching
 from ..monitoring.alerts import Alert, from_drift, from_performance, open_alerts, record
 from ..monitoring.drift import DriftReport, drift_check, profile_from
 from ..monitoring.performance import PerformanceReport, performance_check, promise
@@ -181,7 +181,8 @@ def newly_matured(
         return rows
     fresh = (pl.col("matured_at") > at.now - window) & (pl.col("version") == model.version)
     one = at.problem.population.one(at.problem.features)
-    return rows.filter(fresh).unique(one, keep="first", maintain_order=True)
+    rows = evidence(at.control, at.problem.name, rows.filter(fresh))
+    return rows.unique(one, keep="first", maintain_order=True)
 
 # %% ../../nbs/75_loop/79_pipeline.ipynb #0360f73f
 @dataclass(frozen=True)
