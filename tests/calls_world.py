@@ -11,8 +11,8 @@ import polars as pl
 from mlsys_nb.data.contract import Column, Contract
 from mlsys_nb.data.sources import ReplaySource
 from mlsys_nb.evaluation.costs import CostMatrix, Costs, OverUnder
-from mlsys_nb.features import Events, FeatureSet, count, last
-from mlsys_nb.features.transforms import request
+from mlsys_nb.features import Events, FeatureSet, count, last, of
+from mlsys_nb.features.transforms import request, size
 from mlsys_nb.learning.rule import Rule
 from mlsys_nb.problem.amount import Amount
 from mlsys_nb.problem.declaration import Problem
@@ -30,8 +30,12 @@ calls_contract = Contract(
         Column("at", "time", zone="UTC"),
         Column("topic", "category", nullable=True),
         Column("minutes", "int"),
+        Column("parts", "list", nullable=True),
     ),
     id="call",
+)
+faults_contract = Contract(
+    "faults", (Column("fault", "int"), Column("device", "int"), Column("at", "time", zone="UTC")), id="fault"
 )
 answers_contract = Contract(
     "answers",
@@ -45,8 +49,12 @@ answers_contract = Contract(
     id="call",
 )
 calls = Events(
-    "calls", keys={"client": "int"}, time="at", columns={"call": "text", "topic": "text", "minutes": "int"}
+    "calls",
+    keys={"client": "int"},
+    time="at",
+    columns={"call": "text", "topic": "text", "minutes": "int", "parts": "list"},
 )
+faults = Events("faults", keys={"device": "int"}, time="at")
 singles = Events("calls", keys={"call": "text"}, time="at", columns={"topic": "text", "minutes": "int"})
 answers = Events(
     "answers", keys={"call": "text"}, time="at", columns={"again": "bool", "hours": "int", "desk": "text"}
@@ -54,6 +62,13 @@ answers = Events(
 sources = (
     ReplaySource("calls", calls_contract, path="calls.parquet", time="at"),
     ReplaySource("answers", answers_contract, path="answers.parquet", time="at"),
+    ReplaySource("faults", faults_contract, path="faults.parquet", time="at"),
+)
+parts = request("parts", "list[int]")
+of_parts = (
+    of({"device": parts}, count(faults, "14d"), "max").named("worst_part"),
+    of({"device": parts}, count(faults, "14d"), "mean").named("usual_part"),
+    size(parts).named("n_parts"),
 )
 asked = (request("topic", "text"), request("minutes", "int"))
 target = Happens.by(answers, "again", True, "the client has to call again")
@@ -66,7 +81,8 @@ history = Problem(
     question="Will the client have to call again about this?",
     sources=sources,
     features=FeatureSet(
-        "calls", (*asked, count(calls, "7d").named("calls_7d"), last(calls, "topic").named("topic_before"))
+        "calls",
+        (*asked, count(calls, "7d").named("calls_7d"), last(calls, "topic").named("topic_before"), *of_parts),
     ),
     population=Each(calls, every="1w", start=START, id="call"),
     target=target,
@@ -133,7 +149,18 @@ def rows(n: int = 6_000, days: int = 90, seed: int = 0) -> tuple[pl.DataFrame, p
     known = pl.DataFrame({"call": ids, "at": later, "again": again, "hours": took, "desk": solved}).filter(
         pl.int_range(n) % 10 > 0
     )
-    return told, known.sort("at")
+    few = np.random.default_rng(seed + 1).integers(0, 30, (n, 4))
+    lists = [None if i % 40 == 0 else few[i, : i % 4].tolist() for i in range(n)]
+    return told.with_columns(parts=pl.Series(lists, dtype=pl.List(pl.Int64))), known.sort("at")
+
+
+def broken(days: int = 90, seed: int = 2) -> pl.DataFrame:
+    "Faults of thirty parts."
+    rng = np.random.default_rng(seed)
+    at = np.datetime64("2024-01-01T00:00:00", "us") + np.sort(
+        rng.integers(0, days * 86_400, 400)
+    ) * np.timedelta64(1, "s")
+    return pl.DataFrame({"fault": range(400), "device": rng.integers(0, 30, 400) ** 2 // 30, "at": at})
 
 
 def make(folder: Path, n: int = 6_000) -> Settings:
@@ -142,6 +169,7 @@ def make(folder: Path, n: int = 6_000) -> Settings:
     told, known = rows(n)
     told.write_parquet(folder / "raw" / "calls.parquet")
     known.write_parquet(folder / "raw" / "answers.parquet")
+    broken().write_parquet(folder / "raw" / "faults.parquet")
     text = (
         "[system]\nraw = raw\ntracking_uri = off\n[problems]\ncalls = calls_world:history\nbare = calls_world:bare\n"
         "hours = calls_world:hours\ndesk = calls_world:desk\n"

@@ -39,6 +39,7 @@ def anything(text, number):
 
 
 wanted = {"product": f.request("its_product", "text")}
+basket = {"product": f.request("products", "list[text]")}
 spent = f.sum(orders, "pence", "7d", by=mine).named("spent")
 n_large = f.count(orders, "7d", where=large, by=mine).named("n_large")
 features = FeatureSet(
@@ -141,6 +142,27 @@ features = FeatureSet(
             {"customer": f.of(wanted, f.last(orders, "customer", by=theirs))},
             f.max(visits, "seconds", "lifetime"),
         ).named("last_buyer"),
+        *(
+            f.of(basket, f.mean(orders, "pence", "30d", by=theirs), over).named(f"basket_{over}")
+            for over in ("count", "mean", "min", "max")
+        ),
+        f.of(basket, f.sum(orders, "pence", "lifetime", by=theirs), "sum").named("basket_sold"),
+        f.of(basket, f.last(orders, "weight", by=theirs), "sum").named("basket_weight"),
+        f.of(basket, f.ratio(f.count(orders, "30d", by=("customer", "product")), n_large), "mean").named(
+            "basket_own_share"
+        ),
+        f.of(
+            basket,
+            f.last(orders, "weight", by=theirs) - f.of(basket, f.last(orders, "weight", by=theirs), "mean"),
+            "max",
+        ).named("basket_heaviest"),
+        f.of({"product": f.last(orders, "tags", by=mine)}, f.count(orders, "30d", by=theirs), "sum").named(
+            "tagged_products"
+        ),
+        f.of(
+            {"customer": f.request("friends", "list[int]")}, f.max(visits, "seconds", f.session("7d")), "max"
+        ).named("friends_longest"),
+        f.size(f.request("friends", "list[int]")).named("n_friends"),
         f.count(orders, "3h", by=()).named("all_3h"),
         f.sum(visits, "seconds", f.period("day", "Europe/London"), by=()).named("seconds_today"),
         f.last(orders, "shop", by=()).named("last_shop_of_all"),

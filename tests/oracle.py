@@ -124,7 +124,7 @@ def normal_value(dtype: str, value: Any) -> Any:
         return None
     if dtype == "float":
         return None if math.isnan(value) else float(value) + 0.0
-    if dtype == "list":  # an item that is missing is none
+    if dtype.startswith("list"):  # an item that is missing is none
         return [item for item in value if item is not None]
     return micros(value) if dtype == "time" else value
 
@@ -290,7 +290,8 @@ def window_value(leaf: Spec, asked: Asked) -> Any:
     word, column, extra = leaf[1], leaf[3], leaf[7]
     kept = seen(leaf, asked)
     values = [v.row[column] for v in kept] if column else []
-    if values and isinstance(values[0], list):  # of lists, the items are looked at
+    whole = ("first", "last", "attribute", "recent")  # the list itself; of all else, the items are looked at
+    if values and isinstance(values[0], list) and word not in whole:
         values = [item for told in values for item in told]
     if word == "items":
         return len(values)
@@ -383,6 +384,25 @@ def own_value(spec: Spec, values: list[Any]) -> Any:
     return defined(value)
 
 
+def over_value(op: str, dtype: str, values: list[Any]) -> Any:
+    """What the known values of a list's items come to; a sum of floats is the true one, rounded once."""
+    if op == "count":
+        return len(values)
+    if op in ("min", "max"):
+        return (min(values) if op == "min" else max(values)) + 0 if values else None
+    if not values:
+        return {"int": 0, "float": 0.0}[dtype] if op == "sum" else None
+    ends = {v for v in values if isinstance(v, float) and math.isinf(v)}
+    if len(ends) == 2:
+        return None
+    exact = Fraction(0) if ends else sum(map(Fraction, values))
+    try:
+        total = ends.pop() if ends else defined(int(exact)) if dtype == "int" else float(exact)
+    except OverflowError:
+        total = math.inf if exact > 0 else -math.inf
+    return total if op == "sum" or total is None else total / len(values)
+
+
 def value_of(spec: Spec, asked: Asked) -> Any:
     """Any feature, from its definition."""
     op = spec[0]
@@ -391,6 +411,13 @@ def value_of(spec: Spec, asked: Asked) -> Any:
     if op == "of":
         source, leaf = spec[-1]
         return window_value(leaf, replace(asked, keys={**asked.keys, spec[1]: value_of(source, asked)}))
+    if op == "over":
+        source, inner = spec[-1]
+        items = value_of(source, asked)
+        if items is None:
+            return None
+        each = [value_of(inner, replace(asked, keys={**asked.keys, spec[1]: item})) for item in items]
+        return over_value(spec[2], spec[3], [v for v in each if v is not None])
     if op == "request":
         return normal_value(spec[2], asked.request.get(spec[1]))
     if op == "moment":
@@ -407,6 +434,8 @@ def value_of(spec: Spec, asked: Asked) -> Any:
         return constant(spec[1]) if x is None else x
     if None in inputs:
         return None
+    if op == "size":
+        return len(x)
     if op in "+-*/":
         return combined(op, *inputs)
     return row_value(spec, x, inputs, asked)
@@ -551,6 +580,9 @@ class Draw:
 
     def requested(self, dtype: str) -> Any:
         """A value of a request, which may be as large as a whole number gets."""
+        if dtype.startswith("list"):
+            items = [self.value(dtype[5:-1], 0.15) for _ in range(self.r.choice((0, 1, 2, 3, 5)))]
+            return None if self.r.random() < 0.15 else items
         large = dtype == "int" and self.r.random() < 0.2
         return self.r.choice((2**63 - 1, -(2**63 - 1), 2**62, 2**53 + 1)) if large else self.value(dtype)
 
@@ -653,7 +685,7 @@ class Draw:
             column, dtype = r.choice(list((kind.columns | named).items())) if accepts else ("", "")
             if accepts and dtype not in accepts:
                 continue
-            gives = gives or ("text" if dtype == "list" else dtype)
+            gives = gives or (dtype if dtype != "list" else "text" if word == "mode" else "list[text]")
             if gives not in dtypes:
                 continue
             by = tuple(kind.keys)
@@ -706,6 +738,8 @@ class Draw:
             if leaf[0] == "window" and leaf[6]:
                 key = r.choice(leaf[6])
                 return ("of", key, (self.tree(kinds, kinds[leaf[2]].keys[key], 0), leaf))
+        if 0.72 < p <= 0.85 and dtype in ("int", "float"):
+            return self.over(kinds, dtype) or self.leaf(kinds, (dtype,))
         if dtype != "time" and p < 0.12:
             name = f"r_{dtype}"
             self.requests[name] = dtype
@@ -713,6 +747,37 @@ class Draw:
         if dtype == "time" and p < 0.25:
             return ("moment",)
         return self.leaf(kinds, (dtype,))
+
+    def listed(self, kinds: dict[str, Kind], dtype: str) -> Spec:
+        """A list: of the request, or of an event."""
+        found = self.leaf(kinds, ("list[text]",)) if dtype == "text" and self.r.random() < 0.5 else ("",)
+        if found[0] == "window":
+            return found
+        name = f"r_list_{dtype}"
+        self.requests[name] = f"list[{dtype}]"
+        return ("request", name, f"list[{dtype}]")
+
+    def over(self, kinds: dict[str, Kind], dtype: str) -> Spec | None:
+        """What is known of all items of a list, made one number."""
+        r = self.r
+        if dtype == "int" and r.random() < 0.1:
+            return ("size", (self.listed(kinds, r.choice(("int", "text"))),))
+        op = r.choice(
+            ("count", "sum", "min", "max") if dtype == "int" else ("mean", "mean", "sum", "min", "max")
+        )
+        of = (
+            r.choice(("int", "float", "text", "bool"))
+            if op == "count"
+            else r.choice((dtype, "int" if op == "mean" else dtype))
+        )
+        inner = self.leaf(kinds, (of,))
+        if inner[0] != "window" or not inner[6]:
+            return None
+        key = r.choice(inner[6])
+        source = self.listed(kinds, kinds[inner[2]].keys[key])
+        if of in ("int", "float") and r.random() < 0.4:  # steps of each item, with what else the row knows
+            inner = (r.choice("+-*"), (inner, self.leaf(kinds, (of,))))
+        return ("over", key, op, of, (source, inner))
 
     def branch(self, kinds: dict[str, Kind], dtype: str, depth: int) -> Spec:
         """A transform that gives a type."""
@@ -796,9 +861,9 @@ class Draw:
 
 WORDS: dict[str, tuple[tuple[str, ...], str]] = {  # the columns they take, and the type they give: "" that of the column
     "count": ((), "int"), "sum": (("int",), "int"), "mean": (("int",), "float"), "min": (("int", "float", "time"), ""),
-    "max": (("int", "float", "time"), ""), "first": (("int", "float", "text", "bool", "time"), ""),
-    "last": (("int", "float", "text", "bool", "time"), ""), "attribute": (("int", "float", "text", "bool", "time"), ""),
-    "recent": (("int", "float", "text", "bool", "time"), ""), "count_distinct": (("int", "text", "bool", "time", "list"), "int"),
+    "max": (("int", "float", "time"), ""), "first": (("int", "float", "text", "bool", "time", "list"), ""),
+    "last": (("int", "float", "text", "bool", "time", "list"), ""), "attribute": (("int", "float", "text", "bool", "time", "list"), ""),
+    "recent": (("int", "float", "text", "bool", "time", "list"), ""), "count_distinct": (("int", "text", "bool", "time", "list"), "int"),
     "mode": (("int", "text", "bool", "list"), ""), "items": (("list",), "int"), "first_time": ((), "time"), "last_time": ((), "time"),
     "time_since_last": ((), "float"), "time_since_first": ((), "float"), "variance": (("int",), "float"),
     "std": (("int",), "float"), "sessions": ((), "int"), "share": (("int", "text", "bool", "time"), "float"),
@@ -910,6 +975,9 @@ def told(spec: Spec, kinds: dict[str, f.Events]) -> Any:
     if op == "of":
         source, leaf = spec[-1]
         return f.of({spec[1]: told(source, kinds)}, leaf_told(leaf, kinds))
+    if op == "over":
+        source, inner = spec[-1]
+        return f.of({spec[1]: told(source, kinds)}, told(inner, kinds), spec[2])
     if op == "request":
         return f.request(spec[1], spec[2])
     if op == "moment":
@@ -923,7 +991,7 @@ def told(spec: Spec, kinds: dict[str, f.Events]) -> Any:
         "ratio": lambda: f.ratio(*inputs, zero=spec[1]), "log1p": lambda: f.log1p(x), "absolute": lambda: f.absolute(x),
         "clip": lambda: f.clip(x, spec[1], spec[2]), "bucket": lambda: f.bucket(x, spec[1], spec[2]),
         "age": lambda: f.age(x, spec[1]), "hour": lambda: f.hour_of_day(x, spec[1]), "weekday": lambda: f.day_of_week(x, spec[1]),
-        "mapped": lambda: f.mapped(x, dict(spec[1]), spec[2]), "cross": lambda: f.cross(*inputs), "known": lambda: f.known(x),
+        "mapped": lambda: f.mapped(x, dict(spec[1]), spec[2]), "cross": lambda: f.cross(*inputs), "known": lambda: f.known(x), "size": lambda: f.size(x),
         "filled": lambda: f.filled(x, spec[1]), "apply": lambda: f.apply(spec[1], *inputs, dtype=spec[2], takes_none=spec[3]),
     }[op]()  # fmt: skip
 
@@ -977,6 +1045,8 @@ TYPES = {
     "bool": pl.Boolean,
     "time": pl.Datetime("us", "UTC"),
     "list": pl.List(pl.String),
+    "list[int]": pl.List(pl.Int64),
+    "list[text]": pl.List(pl.String),
 }
 
 

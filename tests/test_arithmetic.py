@@ -34,7 +34,11 @@ TIMES = [
     for t in ("2010-03-28T01:00", "2010-10-31T01:00", "1999-12-31T23:59")
     for d in (-1, 0, 1)
 ]
-VALUES = {"int": WHOLE, "float": REAL, "text": TEXT, "bool": [True, False], "time": TIMES}
+LISTS = {
+    "list[int]": [(), (0,), (2**63 - 1, -(2**63) + 1), (3, 3, 3)],
+    "list[text]": [(), ("",), ("a|b", "é"), tuple("x" * 300)],
+}
+VALUES = {"int": WHOLE, "float": REAL, "text": TEXT, "bool": [True, False], "time": TIMES, **LISTS}
 
 
 def column(dtype, seed, n=300):
@@ -66,6 +70,7 @@ CASES = [
     *((part, (zone,), ("time",), "int") for part in ("hour", "weekday", "month") for zone in ("Europe/London", "Asia/Kolkata")),
     *(("age", (unit,), ("time", "time"), "float") for unit in (1, 3600 * 10**6, 86400 * 10**6)),
     ("cross", (), ("text", "bool", "int"), "text"),
+    *(("size", (), (t,), "int") for t in LISTS),
 ]  # fmt: skip
 
 

@@ -12,11 +12,14 @@ import polars as pl
 import pytest
 
 from mlsys_nb.decisions.log import read_decisions
+from mlsys_nb.doors.cli import main
 from mlsys_nb.loop.arrivals import ingest_due
 from mlsys_nb.loop.backtest import backtest
+from mlsys_nb.loop.examination import leaks
 from mlsys_nb.loop.pipeline import monitor, score, train
 from mlsys_nb.loop.skew import certificate, served_again
 from mlsys_nb.loop.step import Context, context
+from mlsys_nb.loop.training_set import training_set
 from mlsys_nb.system.clock import instant
 from mlsys_nb.system.settings import load_settings
 
@@ -89,6 +92,44 @@ def test_a_case_trains_scores_and_is_watched(lived):
     assert made.height == scored.batch.rows and set(at.problem.entity) <= set(made.columns)
     watched = monitor(smaller(context(at.problem.name, TRAINED[at.problem.name], at.settings)))
     assert watched.performance.verdict in ("not enough labels", "as promised")
+
+
+def test_no_case_is_stopped_as_a_leak(lived):
+    "Traffic of the week before tells 89 % of tomorrow's, and was named as a leak."
+    _, trained, _ = lived
+    [check] = [c for c in trained.candidate.verdict.checks if c.name == "leakage"]
+    assert check.passed, check.meaning
+
+
+@pytest.mark.parametrize(
+    "name, when", [("churn", "2010-04-01"), ("conversion", "2010-04-08"), ("next_product", "2010-04-05")]
+)
+def test_no_other_case_is_suspected(name, when, settings):
+    at = context(name, when, settings)
+    ingest_due(at)
+    assert not [s for s in leaks(at.problem, training_set(at).frame) if s.sure]
+
+
+def test_a_case_is_examined_and_has_a_card(lived, capsys):
+    at, trained, _ = lived
+    found, manifest = trained.candidate.examined, trained.candidate.package.manifest
+    parts = {row["feature"]: row["mean_part"] for row in manifest["examined"]["lives_on"]}
+    assert max(parts.values()) > 0 and set(parts) <= set(at.problem.inputs)
+    assert {c["name"] for c in manifest["verdict"]["checks"]} >= {"leakage", "influence", "source cap"}
+    assert all(c.passed for c in found.checks), [c.meaning for c in found.checks if not c.passed]
+    assert set(found.missing["feature"]) == set(at.problem.inputs)
+    number = str(trained.release.version)
+    assert main(["card", at.problem.name, "--version", number, "--root", str(at.settings.root)]) == 0
+    shown = capsys.readouterr().out
+    assert (
+        "## To know" in shown
+        and "## What it lives on" in shown
+        and f"sealed {manifest['seal'][:12]}" in shown
+    )
+    assert "Examined" in trained._repr_html_()
+    if at.problem.name == "loans":
+        says = dict(found.groups.table.select("value", "says").unique().rows())
+        assert set(says) == {"white", "black", "hispanic"} and "## Groups" in shown
 
 
 def test_a_case_has_the_same_bits_wherever_it_is_computed(lived):

@@ -11,19 +11,20 @@ import polars as pl
 import pytest
 import tools_world as world
 
-from mlsys_nb.decisions.log import read_decisions
+from mlsys_nb.decisions.log import find_decision, read_decisions
 from mlsys_nb.decisions.outcomes import labelled
 from mlsys_nb.evaluation.bootstrap import clusters
 from mlsys_nb.evaluation.evaluate import compare, evaluate
 from mlsys_nb.evaluation.ranked import looked_for
+from mlsys_nb.features.dtypes import POLARS
 from mlsys_nb.features.online import open_online
 from mlsys_nb.learning.choice import cases_of, conditional_logit
 from mlsys_nb.learning.train import fit
 from mlsys_nb.loop.arrivals import ingest_due
 from mlsys_nb.loop.pipeline import monitor, score, train
-from mlsys_nb.loop.retrain import training_set
 from mlsys_nb.loop.skew import served_again
 from mlsys_nb.loop.step import context
+from mlsys_nb.loop.training_set import training_set
 from mlsys_nb.problem.candidates import beside
 from mlsys_nb.problem.dataset import as_known, build_dataset
 from mlsys_nb.release.registry import load_version
@@ -89,7 +90,7 @@ def test_it_is_promoted_by_decisions_not_by_candidates(lived):
     _, trained = lived
     assert trained.decision == "promoted", trained.reason
     judged = trained.candidate.evaluation
-    assert judged.n == trained.candidate.split.rows(trained.candidate.dataset.frame, "holdout").height
+    assert judged.n == trained.candidate.played.rows.height
     assert judged.entities <= 150 and judged.facts["candidates"] > 20
 
 
@@ -118,6 +119,61 @@ def test_history_store_and_service_give_the_same_bits(lived):
             row["answer"]
         )
     assert alone[-1].answer["candidates"] and "popular" not in alone[-1].features
+
+
+def answered_again(at, decision) -> tuple[float, dict]:
+    "A logged decision, made anew from the lake and what the log says of it."
+    model, among = (
+        load_version(at.control, at.settings, at.problem, decision.version),
+        at.problem.target.among,
+    )
+    brought = {
+        name: pl.Series([decision.request.get(name)], dtype=POLARS[t]) for name, t in among.brought.items()
+    }
+    asked = pl.DataFrame({k: [v] for k, v in decision.entity.items()}).with_columns(**brought)
+    asked = asked.with_columns(moment=pl.lit(decision.moment, pl.Datetime("us", "UTC")))
+    one = at.problem.target.choices(
+        model.predict(as_known(at.problem, asked, at.lake)), at.problem.costs
+    ).row(0, named=True)
+    return one["score"], json.loads(one["answer"])
+
+
+def test_a_request_brings_its_own_candidates_and_the_decision_is_made_again_from_the_log(lived):
+    at, _ = lived
+    usual = set(world.lake((0.8, 1.5)).events["picks"]["tool"])
+    asked = {"visitor": 3, "visit": "own", "candidates": ["nobody knows it", *sorted(usual)[:4]]}
+    body = (
+        {**asked, "request_id": "one"},
+        {"entities": [asked, {"visitor": 77_777, "visit": "w", "candidates": ["new"]}]},
+    )
+    with running(at.settings, "tools") as address:
+        status, made = post(address, "/v1/tools/predictions", body[0])
+        assert status == 200, made
+        names = [one["item"] for one in made["answer"]["candidates"]]
+        assert set(names) <= set(asked["candidates"]) and made["answer"]["others"]["number"] == 2
+        assert post(address, "/v1/tools/predictions", body[0])[1] == made
+        status, other = post(address, "/v1/tools/predictions", {**body[0], "candidates": ["new"]})
+        assert status == 409 and "one request" in other["error"]["rule"]
+        status, several = post(address, "/v1/tools/predictions", body[1])
+        assert status == 200 and several["predictions"][0]["prediction"] == made["prediction"]
+        [alone] = several["predictions"][1]["answer"]["candidates"]
+        assert alone["item"] == "new" and alone["p"] > 0.9
+        for wrong, rule in (
+            ([], "1 to 10000 different items"), (["a", "a"], "different items"), ("a", "a list of at most 10000"),
+            ([7], "candidates[0] is of type text"), (None, "a list of at most 10000"),
+        ):  # fmt: skip
+            status, told = post(address, "/v1/tools/predictions", {**asked, "candidates": wrong})
+            assert status == 422 and rule in told["error"]["rule"], told
+        with urllib.request.urlopen(f"{address}/openapi.json", timeout=20) as answer:
+            body = json.load(answer)["paths"]["/v1/tools/predictions"]["post"]["requestBody"]
+    schema = body["content"]["application/json"]["schema"]["oneOf"][0]
+    assert schema["properties"]["candidates"]["items"] == {"type": "string"}
+    assert "candidates" not in schema["required"]
+    logged = find_decision(at.settings, "tools", made["decision_id"])
+    assert logged.request == {"candidates": asked["candidates"]}
+    assert answered_again(at, logged) == (logged.score, logged.answer)
+    usually = find_decision(at.settings, "tools", several["predictions"][1]["decision_id"])
+    assert answered_again(at, usually) == (usually.score, usually.answer)
 
 
 def post(address: str, path: str, body: object) -> tuple[int, dict]:
@@ -170,7 +226,12 @@ def test_a_decision_is_one_row_for_the_monitor(lived):
     watched = monitor(now)
     assert watched.outputs["labels"] == watched.performance.evaluation.n > 100
     assert watched.outputs["labels"] <= made.height
-    assert {f.name for f in watched.performance.findings} == {"calibration_gap", "hit_at_3", "ndcg_at_3"}
+    assert {f.name for f in watched.performance.findings} == {
+        "calibration_gap",
+        "evidence",
+        "hit_at_3",
+        "ndcg_at_3",
+    }
 
 
 def test_one_candidate_none_and_ties():

@@ -3,7 +3,15 @@
 import numpy as np
 import pytest
 
-from mlsys_nb.monitoring.control_chart import autocorrelation, limit
+from mlsys_nb.monitoring.control_chart import (
+    Behaviour,
+    _centre_spread,
+    autocorrelation,
+    limit,
+    quiet_from,
+    seasonal,
+    tail_score,
+)
 
 
 def paths(seed, n, periods, rho):
@@ -21,27 +29,59 @@ def paths(seed, n, periods, rho):
 def test_one_current_period_alarms_as_often_as_asked(n_periods, rho):
     x = paths(7, 40_000, n_periods + 1, rho)
     past, now = x[:, :-1], x[:, -1]
-    beyond = limit(n_periods, np.array([1.0]), np.array([1.0]), rho, 0.01)
+    beyond = limit(Behaviour(n_periods, rho), 0.01)
     rate = (np.abs(now - past.mean(axis=1)) / past.std(axis=1, ddof=1) > beyond).mean()
     assert 0.006 < rate < 0.014
 
 
-def test_a_weighted_sum_of_later_periods_alarms_as_often_as_asked():
-    weights, gaps, rho, n = np.array([0.3, 0.7]), np.array([2.0, 4.0]), 0.6, 12
-    x = paths(3, 40_000, n + 4, rho)
-    past = x[:, :n]
-    moved = (x[:, [n + 1, n + 3]] - past.mean(axis=1, keepdims=True)) @ weights
-    rate = (np.abs(moved) / past.std(axis=1, ddof=1) > limit(n, gaps, weights, rho, 0.02)).mean()
+def test_the_mean_of_later_periods_alarms_as_often_as_asked():
+    x = paths(3, 40_000, 17, 0.6)
+    past, now = x[:, :12], x[:, 14:]
+    distance = np.abs(now.mean(axis=1) - past.mean(axis=1)) / past.std(axis=1, ddof=1)
+    rate = (distance > limit(Behaviour(12, 0.6), 0.02, window=3, gap=3)).mean()
     assert 0.014 < rate < 0.026
 
 
+def test_heavy_tails_alarm_as_often_as_asked_and_a_normal_limit_would_not():
+    rng = np.random.default_rng(5)
+    x = rng.standard_t(3, (20_000, 61))
+    centre, square = _centre_spread(x[:, :60], 3.0)
+    distance = (x[:, 60] - centre) / np.sqrt(square)
+    assert (
+        0.0005 < (np.abs(tail_score(distance, 3.0)) > limit(Behaviour(60, freedom=3.0), 0.001)).mean() < 0.002
+    )
+    blind = (x[:, 60] - x[:, :60].mean(axis=1)) / x[:, :60].std(axis=1, ddof=1)
+    assert (np.abs(blind) > limit(Behaviour(60), 0.001)).mean() > 0.006
+
+
+def test_parts_that_spread_alike_lend_each_other_their_spread():
+    rng = np.random.default_rng(6)
+    beyond, alone, n = 0, 0, 0
+    for _ in range(200):
+        x = rng.standard_normal((20, 11))
+        quiet = quiet_from(x[:, :10], np.full((20, 10), 1e9), ["location"] * 20, np.zeros(10, int))
+        score = quiet.scores(x[:, 10:], np.full((20, 1), 1e9), np.zeros(1, int))[:, 0]
+        limits = np.array([limit(b, 0.005) for b in quiet.behaviours])
+        beyond, n = beyond + int((np.abs(score) > limits).sum()), n + 20
+        alone += limit(Behaviour(10, quiet.behaviours[0].autocorrelation), 0.005) > limits.mean()
+    assert beyond / n < 0.007 and alone > 180  # as rare as asked, with a nearer limit
+
+
+def test_the_week_is_taken_out_and_what_has_no_week_is_left_alone():
+    rng = np.random.default_rng(1)
+    day, weekly = np.arange(63) % 7, np.array([0, 0, 0, 0, 1.0, 3.0, -4.0])
+    x = np.vstack([rng.standard_normal(63) + weekly[day], rng.standard_normal((30, 63))])
+    effect, real = seasonal(x, day, 7)
+    assert real[0] > 0.8 and np.abs(effect[0] - weekly + weekly.mean()).max() < 1.2
+    assert real[1:].mean() < 0.3 and np.abs(effect[1:]).mean() < 0.15
+
+
 def test_limits_grow_with_fewer_periods_fewer_alarms_and_likeness_of_neighbours():
-    one = np.array([1.0])
-    base = limit(20, one, one, 0.0, 0.01)
-    assert limit(8, one, one, 0.0, 0.01) > base
-    assert limit(20, one, one, 0.0, 0.001) > base
-    assert limit(20, 9 * one, one, 0.8, 0.01) > base
-    assert 2.5 < base < 3.1  # Student's with 19 degrees of freedom, times (1 + 1/20) ** .5
+    base = limit(Behaviour(20), 0.01)
+    assert limit(Behaviour(8), 0.01) > base and limit(Behaviour(20), 0.001) > base
+    assert limit(Behaviour(20, 0.8), 0.01, window=9) > limit(Behaviour(20), 0.01, window=9)
+    assert limit(Behaviour(20, prior=200.0), 0.01) < base
+    assert 2.8 < base < 3.1  # Student's with 19 degrees of freedom, times (1 + 1/20) ** .5
 
 
 @pytest.mark.parametrize("rho", [0.0, 0.4, 0.8])

@@ -1,8 +1,11 @@
 "One decision about each event: trained, scored, served, answered and watched, with history and without any."
 
+import io
 import json
 import urllib.error
 import urllib.request
+from argparse import Namespace
+from contextlib import redirect_stdout
 from dataclasses import replace
 from datetime import timedelta
 
@@ -13,15 +16,19 @@ import pytest
 from mlsys_nb.decisions.log import find_decision, read_decisions
 from mlsys_nb.decisions.outcomes import labelled
 from mlsys_nb.decisions.taught import taught
+from mlsys_nb.doors.asking import Unanswered, answered_there, predict_case
 from mlsys_nb.features.events import POLARS
 from mlsys_nb.loop.arrivals import ingest_due
 from mlsys_nb.loop.backtest import backtest
+from mlsys_nb.loop.follow_up import newly_matured
 from mlsys_nb.loop.pipeline import monitor, score, train
-from mlsys_nb.loop.retrain import training_set
 from mlsys_nb.loop.skew import served_again
 from mlsys_nb.loop.step import context
+from mlsys_nb.loop.training_set import training_set
 from mlsys_nb.problem.dataset import Lake, build_dataset, training_periods
+from mlsys_nb.release.registry import champion, promote, versions
 from mlsys_nb.serving.service import running
+from mlsys_nb.system.clock import instant
 from mlsys_nb.system.durable import write_json
 
 SAID = {"calls": 1, "bare": 1, "hours": 99.5, "desk": "fax"}
@@ -58,20 +65,26 @@ def frames(n: int = 3_000) -> Lake:
     for name, frame in (("calls", told), ("answers", known)):
         frame = frame.with_columns(pl.col("at").dt.replace_time_zone("UTC"))
         parts[name] = frame.with_columns(known_at="at", event_id="call")
+    faults = world.broken().with_columns(pl.col("at").dt.replace_time_zone("UTC"))
+    parts["faults"] = faults.with_columns(known_at="at", event_id="fault")
     return Lake(parts, ())
 
 
 def said_plainly(lake: Lake, now, problem) -> list[tuple]:
     "The rule, in loops: what the client had called about before, and the answer if it came in time."
     answers = {r["call"]: r for r in lake.events["answers"].to_dicts()}
-    calls = lake.events["calls"].sort("at").to_dicts()
+    calls, faults = lake.events["calls"].sort("at").to_dicts(), lake.events["faults"].to_dicts()
     found = []
     for c in calls:
         mine = [o for o in calls if o["client"] == c["client"] and o["at"] < c["at"]]
         week = [o for o in mine if o["at"] >= c["at"] - timedelta(days=7)]
         a, final = answers.get(c["call"]), c["at"] + problem.matures_after
         label = int(a["again"]) if a and a["at"] <= final and final <= now else None
-        found.append((c["call"], len(week), mine[-1]["topic"] if mine else None, label))
+        lately = [e["device"] for e in faults if c["at"] - timedelta(days=14) <= e["at"] < c["at"]]
+        each = [lately.count(part) for part in c["parts"] or ()]
+        whole = (max(each), sum(each) / len(each)) if each else (None, None)
+        size = None if c["parts"] is None else len(each)
+        found.append((c["call"], len(week), mine[-1]["topic"] if mine else None, label, *whole, size))
     return found
 
 
@@ -80,7 +93,9 @@ def test_each_row_sees_what_was_known_strictly_before_it_and_its_own_answer():
     now = world.START + 60 * world.DAY
     periods = problem.population.periods(now)
     found = build_dataset(problem, lake, periods, now)
-    shown = found.frame.select("call", "calls_7d", "topic_before", "label").rows()
+    shown = found.frame.select(
+        "call", "calls_7d", "topic_before", "label", "worst_part", "usual_part", "n_parts"
+    ).rows()
     by_call = {row[0]: row for row in said_plainly(lake, now, problem)}
     assert len(shown) > 800
     plain = [by_call[row[0]] for row in shown]
@@ -113,12 +128,49 @@ def lived(request, tmp_path_factory):
     return at, trained
 
 
+def the_command_says_what_the_service_says(at, address, sent, made):
+    told = {n: v if isinstance(v, str) else json.dumps(v) for n, v in sent.items() if v is not None}
+    words = {
+        "problem": at.problem.name,
+        "entity": [f"{n}={told[n]}" for n in at.problem.entity],
+        "p": [f"{n}={told[n]}" for n in at.problem.features.requests if n in told],
+    }
+    answers = []
+    for service in (None, address):
+        written = io.StringIO()
+        with redirect_stdout(written):
+            predict_case(at.settings, Namespace(**words, service=service, now=None))
+        answers.append(json.loads(written.getvalue()))
+    for answer in answers:
+        for part in ("prediction", "action", "version", "features", "entity"):
+            assert answer[part] == made[part], part
+    assert "decision_id" not in answers[0] and answers[1]["decision_id"] != made["decision_id"]
+    with pytest.raises(Unanswered, match="answered 422: minutes is of type int"):
+        answered_there(
+            address, at.problem, ({n: sent[n] for n in at.problem.entity}, {**sent, "minutes": "x"})
+        )
+
+
+def lists_are_checked_item_by_item(address, name, sent):
+    for parts, rule in (
+        ("7", "parts is a list of at most 1000 items of type int, or null"),
+        ([1] * 1_001, "parts is a list of at most 1000 items"),
+        ([7, "8"], "parts[1] is of type int"),
+        ([7, None], "parts[1] is of type int"),
+        ([2**63], "parts[0] is a whole number from -2**63"),
+    ):
+        status, wrong = post(address, f"/v1/{name}/predictions", {**sent, "parts": parts})
+        assert status == 422 and rule in wrong["error"]["rule"], wrong
+    for parts in ([], None):
+        status, told = post(address, f"/v1/{name}/predictions", {**sent, "parts": parts, "features": True})
+        assert status == 200 and told["features"]["n_parts"] == (None if parts is None else 0)
+
+
 def each_is_trained_and_promoted(lived):
     at, trained = lived
     assert trained.decision == "promoted", trained.reason
-    split = trained.candidate.split
-    opens = trained.candidate.dataset.opens
-    assert split.known[-1] + at.problem.matures_after <= opens[split.holdout[0]]
+    played = trained.candidate.played
+    assert played.judged.train_end + at.problem.matures_after <= played.newest["moment"].min()
 
 
 def each_is_scored_once_and_what_the_service_decided_is_not_scored_again(lived):
@@ -133,17 +185,22 @@ def each_is_scored_once_and_what_the_service_decided_is_not_scored_again(lived):
     coming = world.rows()[0].filter(
         pl.col("at").dt.replace_time_zone("UTC").is_between(NOW, later, closed="right")
     )
-    one = coming.row(3, named=True)
+    one = next(row for row in coming.to_dicts()[3:] if len(row["parts"] or ()) > 1)
     entity = {"client": one["client"], "call": one["call"]} if name != "bare" else {"call": one["call"]}
     values = {"topic": one["topic"], "minutes": one["minutes"]}
+    values |= {"parts": one["parts"]} if name != "bare" else {}
     with running(at.settings, name) as address:
         status, made = post(address, f"/v1/{name}/predictions", {**entity, **values, "features": True})
         assert status == 200, made
         assert made["features"]["minutes"] == one["minutes"]
         check_answer(name, made)
+        the_command_says_what_the_service_says(at, address, {**entity, **values}, made)
         status, wrong = post(address, f"/v1/{name}/predictions", {**entity, **values, "minutes": "ten"})
         assert status == 422 and set(wrong["error"]) == {"rule", "got", "remedy"}
         assert "minutes is of type int" in wrong["error"]["rule"]
+        if name != "bare":
+            assert made["features"]["n_parts"] == len(one["parts"]) > 1
+            lists_are_checked_item_by_item(address, name, {**entity, **values})
         status, wrong = post(address, f"/v1/{name}/predictions", entity)
         assert status == 422 and "null where it is not known" in wrong["error"]["remedy"]
         new = {**entity, "call": "never seen before", **values}
@@ -165,10 +222,12 @@ def each_is_scored_once_and_what_the_service_decided_is_not_scored_again(lived):
         )
         with urllib.request.urlopen(f"{address}/openapi.json", timeout=20) as answer:
             described = json.load(answer)
-    body = described["paths"]["/v1/{problem}/predictions"]["post"]["requestBody"]["content"][
-        "application/json"
-    ]
+    body = described["paths"][f"/v1/{name}/predictions"]["post"]["requestBody"]["content"]["application/json"]
     assert body["schema"]["oneOf"][0]["properties"]["minutes"]["type"] == ["integer", "null"]
+    if name != "bare":
+        told = {"type": "integer"}
+        described = body["schema"]["oneOf"][0]["properties"]["parts"]
+        assert (described["type"], described["items"]) == (["array", "null"], told)
     assert find_decision(at.settings, name, made["decision_id"]).request == values
     second = score(context(name, later.isoformat(), at.settings)).batch
     assert second.rows == coming.height - 1
@@ -236,3 +295,39 @@ def test_each_is_trained_scored_served_answered_watched_and_teaches(lived):
     each_decision_is_the_same_again_from_history_and_gets_its_outcome(lived)
     fault_posted_outcomes_never_reached_training(lived)
     decisions_of_each_are_known_by_their_period(lived)
+
+
+def test_what_a_version_had_learnt_from_is_no_evidence_about_it(tmp_path):
+    "Calls are scored late, by a version that had learnt from some of them already: those prove nothing."
+    here, early, late = world.make(tmp_path), world.START + 42 * world.DAY, world.START + 70 * world.DAY
+
+    def come(now):
+        write_json(here.clock_file, {"now": now.isoformat()})
+        ingest_due(context("bare", now.isoformat(), here))
+        return context("bare", now.isoformat(), here)
+
+    train(come(early), n_trials=2)
+    score(context("bare", early.isoformat(), here))
+    at = come(late)
+    train(at, n_trials=2, seed=1)
+    holder = champion(at.control, "bare")
+    newest = max(v.version for v in versions(at.control, here, "bare") if v.summary["family"] != "rule")
+    if holder.version != newest:
+        promote(
+            at.control, "bare", newest, expected_epoch=holder.epoch, at=late, actor="ada", reason="to see"
+        )
+    score(context("bare", late.isoformat(), here))
+    now = come(late + 8 * world.DAY)
+    assert now.champion.version == newest > 1
+    learnt = instant(now.model.manifest["training"]["last"])
+    made = labelled(here, now.problem, now.now, now.lake).filter(version=newest, source="batch")
+    taught_it = made.filter(pl.col("period") <= learnt)
+    assert taught_it["label"].count() > 100  # they have outcomes, and would flatter it
+    seen = newly_matured(now, now.model)
+    assert seen.height > 100 and seen["period"].min() > learnt
+    assert not set(seen["call"]) & set(taught_it["call"])
+    judged = backtest(now).frame.filter(who="champion")
+    told = labelled(here, now.problem, now.now, now.lake).filter(source="batch").drop_nulls("label")
+    fair = told.filter((pl.col("version") != newest) | (pl.col("period") > learnt))
+    assert judged["n"].sum() < fair.height + taught_it["label"].count()
+    assert judged.filter(pl.col("moment") > early)["n"].sum() == seen["label"].count()

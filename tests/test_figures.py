@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 
 from mlsys_nb.doors.figures import (
+    ALARMED,
     MOVED,
     STAYED,
     WAYS,
@@ -46,7 +47,10 @@ def months(**loss):
 
 def drifted(**size):
     rows = [
-        {"feature": f, "part": "level", "size": s, "statistic": abs(s) * 10, "limit": 4.0, "drifted": abs(s) * 10 > 4}
+        {
+            "feature": f, "slice": "all", "part": "location", "size": s, "statistic": abs(s) * 10, "limit": 4.0,
+            "drifted": abs(s) * 10 > 4, "alert": abs(s) * 10 > 8,
+        }  # fmt: skip
         for f, s in size.items()
     ]  # fmt: skip
     return pl.DataFrame(rows)
@@ -80,7 +84,11 @@ def test_the_year_stands_where_it_is_new():
 def test_what_drifted_is_coloured_as_such_and_named_worst_first():
     found = drift_figure(drifted(a=0.1, b=0.9, c=-0.5))
     assert found.alt == "2 of 3 features beyond their limit: b, c"
-    assert (filled(found, MOVED), filled(found, STAYED)) == (2, 1)
+    assert [filled(found, color) for color in (ALARMED, MOVED, STAYED)] == [
+        1,
+        1,
+        1,
+    ]  # an alert, a mark, neither
     assert {"+0.90 sd", "-0.50 sd", "+0.10 sd"} <= {t.replace("\N{MINUS SIGN}", "-") for t in texts(found)}
     assert drift_figure(drifted(a=0.1)).alt == "0 of 1 features beyond their limit"
 

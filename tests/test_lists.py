@@ -8,11 +8,14 @@ import pytest
 from mlsys_nb import features as f
 from mlsys_nb.data.columns import ContractError
 from mlsys_nb.data.contract import Column, Contract, check
+from mlsys_nb.data.inbox import InboxSource
 from mlsys_nb.data.ingest import ingest
+from mlsys_nb.data.intake import Intake, Post
 from mlsys_nb.data.lake import read, snapshot
 from mlsys_nb.data.sources import FilesSource
+from mlsys_nb.data.stream import open_stream, take_in
 from mlsys_nb.features.online import open_online
-from mlsys_nb.system.clock import instant
+from mlsys_nb.system.clock import instant, micros
 from mlsys_nb.system.settings import load_settings
 
 baskets = f.Events("baskets", {"customer": "int"}, "at", {"products": "list", "pence": "int"})
@@ -78,7 +81,13 @@ def test_lists_reach_features_from_every_form_of_file(tmp_path, form):
 def test_a_list_says_how_it_is_written():
     frame = pl.DataFrame([[*ROWS[0][:3], "tea|cup", 1]], NAMES, orient="row")
     with pytest.raises(ContractError, match="baskets.products must be list, the batch has String"):
-        check(contract(), frame, text=True)
+        check(contract(), frame.with_columns(at=pl.lit(instant("2024-05-01"))))
+    refused = check(contract(), frame, text=True)
+    assert not refused.rows.height
+    assert refused.quarantine["reason"].to_list() == ["products: tea|cup is not a list of texts"]
+    written = frame.with_columns(products=pl.lit('[ "tea", "cup" ]'))
+    for separator in ("", "|"):
+        assert check(contract(separator), written, text=True).rows["products"].to_list() == ['["tea","cup"]']
     assert check(contract("|"), frame, text=True).rows["products"].to_list() == ['["tea","cup"]']
     with pytest.raises(ContractError, match="separator says how a column of type list"):
         Column("pence", "int", separator="|")
@@ -93,3 +102,52 @@ def test_text_that_is_no_list_is_refused_where_it_is_read():
         f.as_of(features, asked, {"baskets": frame})
     with pytest.raises(ValueError, match="two columns of one kind"):
         _ = baskets["products"] == baskets["products"]
+
+
+def posted(here, source, events):
+    "What became of each event, and what the lake then has."
+    now = instant("2024-05-01T11:00:00")
+    intake = Intake(here, source, lambda: now)
+    receipt = intake.submit(Post(events)).result(10)
+    with intake.box.changing() as box:
+        box.append([{"visible": box.at.count, "known": micros(now)}])
+    intake.close()
+    ingest(here, source, now)
+    return receipt.told, read(here, snapshot(here, source.name))
+
+
+@pytest.mark.parametrize("separator", ["", "|"])
+def test_fault_a_contract_with_a_list_took_no_events_in(tmp_path, separator):
+    "Lists that are posted or streamed arrive as the same texts that files bring; what is no list is answered by name."
+    events = [dict(zip(NAMES, row, strict=True)) for row in ROWS]
+    numbers = {**events[0], "basket": "b4", "products": [7, 8, None]}
+    wrong = [
+        {**events[0], "basket": f"w{i}", "products": p}
+        for i, p in enumerate(([1.5], [["tea"]], {"a": 1}, "tea", [True], 7))
+    ]
+    here = load_settings(root=tmp_path / "root")
+    told, kept = posted(here, InboxSource("baskets", contract(separator)), [*events, numbers, *wrong])
+    wrongly_split = separator == "|"  # a text without the separator is a list of one there
+    assert [t.status for t in told] == ["accepted"] * 4 + [
+        "accepted" if wrongly_split and p in ("tea", 7) else "quarantined"
+        for p in (w["products"] for w in wrong)
+    ]
+    assert (
+        "products: a list of texts or whole numbers in whole characters is wanted, got [1.5]"
+        in told[4].reason
+    )
+    found = dict(kept.select("basket", "products").iter_rows())
+    assert found | {"w3": "", "w5": ""} == {
+        "b1": '["tea","cup","tea"]', "b2": '["cup"]', "b3": "[]", "b4": '["7","8"]', "w3": "", "w5": "",
+    }  # fmt: skip
+
+
+def test_a_stream_brings_lists(tmp_path):
+    here, source = load_settings(root=tmp_path / "root"), InboxSource("baskets", contract())
+    (tmp_path / "baskets.jsonl").write_text(
+        "".join(json.dumps(dict(zip(NAMES, row, strict=True))) + "\n" for row in ROWS)
+    )
+    intake = Intake(here, source, lambda: instant("2024-05-01T11:00:00"))
+    [receipt] = take_in(open_stream(str(tmp_path / "baskets.jsonl")), {"baskets": intake})["baskets"]
+    intake.close()
+    assert [t.status for t in receipt.told] == ["accepted"] * 3

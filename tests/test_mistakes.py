@@ -179,7 +179,7 @@ MISTAKES: dict[str, tuple[Mistake, tuple[str, ...]]] = {
     "an id that is not in the contract": (
         lambda: Contract("x", (Column("a", "int"),), id="b"), ("among them its id", "'b'", ""),
     ),
-    "a request value of a time": (lambda: request("at", "time"), ("int, float, text or bool", "'time'", "")),
+    "a request value of a time": (lambda: request("at", "time"), ("int, float, text, bool, list[int] or list[text]", "'time'", "")),
     "a table without the column": (
         lambda: build_dataset(DESK, Lake({"calls": pl.DataFrame({"client": [1]}), "answers": pl.DataFrame()}, ()),
                               [calls.START + 7 * DAY], calls.START + 9 * DAY),

@@ -3,6 +3,7 @@
 A mutant counts as rejected when the certificate shows differing bits, or when an evaluation refuses to go on.
 """
 
+import math
 import unicodedata
 from bisect import bisect_left
 from dataclasses import replace
@@ -22,6 +23,8 @@ from mlsys_nb.features import (
     parity,
     range_index,
     reader,
+    reduction,
+    row_steps,
     sweep,
     visible,
     window_values,
@@ -334,8 +337,47 @@ def own_product_instead_of_the_wanted_one(m):
 
 
 def nobody_is_everybody(m):
-    m.setattr(history, "elsewhere", lambda family, rows, named, real=history.elsewhere: real(family, rows, named).with_columns(
-        pl.lit(None, pl.Int64).alias("customer") if "customer" in family.by else pl.lit(0).alias("none")))  # fmt: skip
+    m.setattr(history, "elsewhere", lambda *told, real=history.elsewhere: real(*told).with_columns(
+        pl.lit(None, pl.Int64).alias("customer") if "customer" in told[0].by else pl.lit(0).alias("none")))  # fmt: skip
+
+
+def every_item_counts_in_store(m):
+    real = row_steps.reduction
+
+    def counted(op, dtype):
+        act = real(op, dtype)
+        return lambda values: act([v or 0 for v in values])
+
+    m.setattr(row_steps, "reduction", counted)
+
+
+def items_count_once_in_store(m):
+    real = row_steps.item_values
+    m.setattr(
+        row_steps,
+        "item_values",
+        lambda act, slots, at, look: real(
+            act, [*slots[:at], slots[at] and tuple(dict.fromkeys(slots[at])), *slots[at + 1 :]], at, look
+        ),
+    )
+
+
+def floats_of_items_added_in_order(m):
+    m.setitem(reduction.REDUCED, "sum", lambda values: reduction.whole(sum(values)) if values and type(values[0]) is int else math.nan if {math.inf, -math.inf} <= {*values} else sum(values))  # fmt: skip
+
+
+def items_of_the_next_row_in_history(m):
+    real = row_steps.exploded
+    m.setattr(
+        row_steps, "exploded", lambda *told: replace(real(*told), place=np.maximum(real(*told).place - 1, 0))
+    )
+
+
+def no_list_is_an_empty_one_in_history(m):
+    real = row_steps.exploded
+    m.setattr(
+        row_steps, "exploded", lambda *told: replace(real(*told), known=np.ones_like(real(*told).known))
+    )
 
 
 def strictness_forgotten_in_store(m):

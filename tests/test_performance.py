@@ -1,17 +1,20 @@
 "The promise of a release: few false alarms when the world wobbles as it did, and real decay found."
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
 import pytest
+from bench import odds_performance as odds
 
 from mlsys_nb.evaluation.classes import Classes
 from mlsys_nb.evaluation.costs import CostMatrix, Costs, OverUnder
 from mlsys_nb.evaluation.evaluate import evaluate
 from mlsys_nb.evaluation.number import Number
 from mlsys_nb.evaluation.probability import Probability
-from mlsys_nb.monitoring.performance import performance_check, period_wobble, promise
+from mlsys_nb.monitoring.performance import performance_check, promise
+from mlsys_nb.monitoring.wobble import period_wobble
 from mlsys_nb.system.clock import instant
 
 SCORES = SimpleNamespace(judge=Probability(), predictions=lambda rows: rows["score"].to_numpy())
@@ -137,7 +140,6 @@ def test_false_alarms_of_amounts_and_classes(judge, wobble):
     [
         (CARS, {"shift": 12.0}, "calibration_gap"),
         (CARS, {"wide": 2.0}, "coverage"),
-        (CARS, {"wide": 0.4}, "coverage"),
         (CARS, {"noise": 0.4}, "rank_correlation"),
         (TOPICS, {"shift": 0.9}, "calibration_gap_of_other"),
         (TOPICS, {"noise": 0.6}, "macro_auc"),
@@ -163,7 +165,53 @@ def test_an_improvement_is_no_alarm(judge):
     given = promised_of(problem, frame, rng, 2000, 0.02)
     better = performance_check(problem, frame(rng, 3000, wide=0.5), given)
     loss = next(f for f in better.findings if f.name == judge.loss)
-    assert loss.observed < loss.promised and loss.z < -loss.limit and not loss.broken
+    assert loss.observed < loss.promised and loss.z < -1 and not loss.broken
+
+
+def test_fault_an_interval_that_holds_more_than_promised_was_a_broken_promise():
+    problem, frame = world_of(CARS)
+    rng = np.random.default_rng(7)
+    report = performance_check(
+        problem, frame(rng, 3000, wide=0.4), promised_of(problem, frame, rng, 2000, 0.02)
+    )
+    covered = next(f for f in report.findings if f.name == "coverage")
+    assert covered.observed > 0.99 > 0.8 == covered.promised and report.verdict == "as promised"
+
+
+def test_fault_a_slope_that_came_nearer_to_one_was_a_broken_promise():
+    rng = np.random.default_rng(8)
+    given = promised(rng, 4000, 0.0)
+    given = replace(given, values={**given.values, "calibration_slope": 0.85}, wobbles=(), wobble=0.002)
+
+    def looked(slope):
+        odds = rng.normal(0.6, 0.9, 20_000)
+        label = (rng.random(20_000) < 1 / (1 + np.exp(-odds))).astype(int)
+        score = 1 / (1 + np.exp(-odds / slope))
+        who = {"customer_id": np.arange(20_000), "moment": [START] * 20_000}
+        return performance_check(PROBLEM, pl.DataFrame({**who, "label": label, "score": score}), given).broken
+
+    assert "calibration_slope" not in looked(1.12)
+    assert "calibration_slope" in looked(0.6) and "calibration_slope" in looked(1.6)
+
+
+def test_fault_one_period_of_two_rows_made_the_monitor_numb():
+    'Predicted .08, observed .38, and "as promised" eight times: the spread of plain means was that of two rows.'
+    rng = np.random.default_rng(10)
+    sizes = [2, *[600] * 13]
+    parts = [
+        pl.DataFrame({"moment": [i] * n, "label": (rng.random(n) < 0.08).astype(int)})
+        for i, n in enumerate(sizes)
+    ]
+    history = pl.concat([pl.DataFrame({"moment": [0] * 2, "label": [1, 1]}), *parts[1:]])
+    assert period_wobble(Probability(), history) < 0.03
+    p = rng.beta(2, 23, 1200)
+    judged = evaluate(Probability(), (rng.random(1200) < p).astype(int), p, repeats=100)
+    given = promise(
+        Probability(), {**judged.to_dict(), "period_wobble": period_wobble(Probability(), history)}
+    )
+    who = {"customer_id": np.arange(1200), "moment": [START] * 1200}
+    now = pl.DataFrame({**who, "label": (rng.random(1200) < 0.38).astype(int), "score": p})
+    assert "calibration_gap" in performance_check(PROBLEM, now, given).broken
 
 
 def test_constant_outcomes_are_not_enough_to_judge_an_amount():
@@ -172,3 +220,25 @@ def test_constant_outcomes_are_not_enough_to_judge_an_amount():
     given = promised_of(problem, frame, rng, 500, 0.0)
     stuck = frame(rng, 500).with_columns(label=pl.lit(100.0))
     assert performance_check(problem, stuck, given).verdict == "not enough labels"
+
+
+@pytest.mark.parametrize(
+    ("kind", "world"),
+    [
+        (odds.YES, odds.World("wanders as in the demo, young", odds.wanders(0.15), history=16)),
+        (odds.CARS, odds.World("wanders", odds.wanders(0.15))),
+        (odds.DESK, odds.World("wanders", odds.wanders(0.15))),
+        (odds.YES, odds.World("tiny periods", odds.wanders(0.15), n=10, history=80, whole=True)),
+    ],
+    ids=["yes", "amount", "one of", "tiny"],
+)
+def test_fault_where_the_rate_wanders_as_in_the_demo_one_check_in_thirteen_was_a_false_alarm(kind, world):
+    "The full figures are those of tests/bench/odds_performance.py; here a few model-years, of which none may alarm twice."
+    told = [odds.model_year(kind, world, seed) for seed in range(3)]
+    assert sum(checks for _, checks in told) >= 8
+    assert sum(alarms for alarms, _ in told) <= 1, told
+
+
+def test_a_base_rate_that_rises_by_half_is_found_within_three_looks_at_five_thousand_rows_a_day():
+    world = odds.World("quiet days", odds.days(0.05), 1, 1, 60, 5_000, 1)
+    assert all(odds.found_within(odds.RARE, world, seed, 0.463) for seed in range(4))

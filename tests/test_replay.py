@@ -11,6 +11,14 @@ from pathlib import Path
 
 import pytest
 
+from mlsys_nb.doors.replay import run_key
+from mlsys_nb.loop.backtest import backtest
+from mlsys_nb.loop.simulation import compare_policies
+from mlsys_nb.loop.step import Context
+from mlsys_nb.problem.declaration import load_problem
+from mlsys_nb.system.runs import find_run
+from mlsys_nb.system.settings import load_settings
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -98,3 +106,42 @@ def test_killed_at_random_moments_it_comes_to_the_same_table(home, undisturbed):
     assert table(finish(demo(home, root))) == table(out)
     decisions = [p for p in (root / "data/decisions/short/batch").iterdir() if not p.name.startswith(".")]
     assert len(decisions) == 4
+
+
+def test_the_simulator_agrees_with_the_year_that_was_lived(home, undisturbed, monkeypatch):
+    "A rehearsal by the same steps: the same decisions as the replay's, and the closing figures of champion and first model."
+    monkeypatch.syspath_prepend(str(ROOT / "tests"))
+    root, _ = undisturbed
+    settings = load_settings(root, home=home)
+    problem = load_problem(settings, "short")
+    end = problem.replay.moments()[-1]
+    at = Context(settings, problem, end)
+    found = compare_policies(at, "never,declared")
+    lived = backtest(at, problem.replay.moments())
+    loss = found.judge.loss
+    for who, policy in (("champion", "declared"), ("frozen", "never")):
+        mine, theirs = found.periods.filter(policy=policy), lived.frame.filter(who=who)
+        assert mine["n"].to_list() == theirs["n"].to_list()
+        # Visitors of the replay told some outcomes themselves: their rows stand elsewhere in the training set.
+        assert mine[loss].to_list() == pytest.approx(theirs[loss].to_list(), abs=1e-4)
+    decided = [find_run(at.control, run_key(problem, "retrain", m.at)) for m in found.lived[1:]]
+    assert [run.outputs["champion"] for run in decided] == [m.version for m in found.lived[1:]]
+
+
+def test_simulating_twice_gives_the_same_bytes_and_a_report(home, undisturbed):
+    root, _ = undisturbed
+    command = [str(Path(sys.executable).with_name("mlsys")), "simulate", "short", "--root", str(root)]
+    command += ["--policies", "never,monthly,oracle", "-p", "n_trials=2"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT / "tests")}
+    said = [
+        subprocess.run(command, cwd=home, env=env, capture_output=True, text=True, timeout=300)
+        for _ in range(2)
+    ]
+    assert [one.returncode for one in said] == [0, 0], said[0].stderr[-2000:]
+    assert said[0].stdout == said[1].stdout
+    assert "Best of the alternatives:" in said[0].stdout and "monthly" in said[0].stdout
+    assert len(list(root.glob("reports/short/simulate/*/report.html"))) == 2
+    wrong = subprocess.run(
+        [*command[:-3], "nevver", "-p", "n_trials=2"], cwd=home, env=env, capture_output=True, text=True
+    )
+    assert wrong.returncode != 0 and "did you mean never?" in wrong.stderr

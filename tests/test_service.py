@@ -212,11 +212,11 @@ def test_documentation_health_and_metrics(world):
     _, client, _, _ = world
     described = client.get("/openapi.json").json()
     assert {"200", "400", "404", "409", "413", "422", "503"} <= set(
-        described["paths"]["/v1/{problem}/predictions"]["post"]["responses"]
+        described["paths"]["/v1/churn/predictions"]["post"]["responses"]
     )
     page = client.get("/docs").text
     assert "<script" not in page and "http://" not in page and "https://" not in page
-    said = client.get("/openapi.json").json()["paths"]["/v1/{problem}/outcomes"]["post"]
+    said = client.get("/openapi.json").json()["paths"]["/v1/churn/outcomes"]["post"]
     assert "409" in said["responses"] and "correction" in page and "same service process" in page
     assert client.get("/readyz").json()["version"] == 1 and client.get("/healthz").json() == {"alive": True}
     figures = client.get("/metrics").text
@@ -304,6 +304,71 @@ def test_sigterm_finishes_and_what_the_process_imports(tmp_path):
         assert process.wait(15) in (0, -signal.SIGTERM)
         assert b"Traceback" not in process.stderr.read()
     assert read_decisions(here, "churn").height == 1
+
+
+def test_each_term_of_durability_is_said_and_a_kill_loses_nothing_in_any(tmp_path):
+    here = make(tmp_path)
+    told = []
+    for durable in ("before answer", "within 5 ms", "by the OS"):
+        with service(tmp_path, MLSYS_DURABLE=durable) as (client, process, _):
+            for i in range(40):
+                answer = post(client, {"customer_id": 13080, "request_id": f"{durable} {i // 2}"}).json()
+                assert answer["durable"] == durable
+                told.append(answer["decision_id"])
+            many = post(client, {"entities": [{"customer_id": 13080}, {"customer_id": 13100}]}).json()
+            told += [one["decision_id"] for one in many["predictions"]]
+            os.kill(process.pid, signal.SIGKILL)
+    assert len(told) == 126 and len(set(told)) == 66
+    assert sorted(set(told)) == sorted(read_decisions(here, "churn")["decision_id"])
+
+
+def test_workers_share_a_port_and_one_that_is_killed_is_replaced(tmp_path):
+    here = make(tmp_path)
+    with service(tmp_path, MLSYS_WORKERS="2") as (client, process, port):
+        told, by_worker = [], set()
+        for _ in range(200):
+            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as mine:
+                told.append(post(mine, {"customer_id": 13080}).json()["decision_id"])
+            by_worker.add(told[-1].partition("-")[0])
+            if len(by_worker) == 2 and len(told) >= 20:
+                break
+        assert len(by_worker) == 2 and len(set(told)) == len(told)
+        counted = [
+            line
+            for line in client.get("/metrics").text.splitlines()
+            if line.startswith("mlsys_predictions_total")
+        ]
+        assert sum(float(line.rpartition(" ")[2]) for line in counted) == len(told)
+        children = [int(c) for c in open(f"/proc/{process.pid}/task/{process.pid}/children").read().split()]
+        workers = [c for c in children if b"spawn_main" in open(f"/proc/{c}/cmdline", "rb").read()]
+        assert len(workers) == 2
+        os.kill(workers[0], signal.SIGKILL)
+        killed, waited = time.monotonic(), []
+        while time.monotonic() - killed < 60:
+            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as mine:
+                try:
+                    begun = time.monotonic()
+                    told.append(post(mine, {"customer_id": 13080}).json()["decision_id"])
+                    waited.append(time.monotonic() - begun)
+                except httpx.TransportError:
+                    pass
+            by_worker.add(told[-1].partition("-")[0])
+            if len(by_worker) == 3:
+                break
+            time.sleep(0.02)
+        assert len(by_worker) == 3 and waited
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(15) in (0, -signal.SIGTERM)
+    kept = read_decisions(here, "churn")["decision_id"].to_list()
+    assert set(told) <= set(kept) and len(set(kept)) == len(kept)
+
+
+def test_workers_end_when_whoever_looks_after_them_is_killed(tmp_path):
+    make(tmp_path, families=("linear",))
+    with service(tmp_path, MLSYS_WORKERS="2") as (client, process, _):
+        children = open(f"/proc/{process.pid}/task/{process.pid}/children").read().split()
+        os.kill(process.pid, signal.SIGKILL)
+        assert wait_for(lambda: not any(os.path.exists(f"/proc/{child}/exe") for child in children), 30)
 
 
 def test_imports_of_the_service():

@@ -17,8 +17,8 @@ from mlsys_nb.evaluation.limits import Limits
 from mlsys_nb.learning.train import fit
 from mlsys_nb.loop.arrivals import ingest_due
 from mlsys_nb.loop.pipeline import monitor, retrain, score, train
-from mlsys_nb.loop.retrain import training_set
 from mlsys_nb.loop.step import Context, anew
+from mlsys_nb.loop.training_set import training_set
 from mlsys_nb.problem.happens import Happens
 from mlsys_nb.release.package import build
 from mlsys_nb.release.registry import champion, champion_history, get_version, promote, register, versions
@@ -213,7 +213,8 @@ def test_the_first_days_of_each_kind(tmp_path, name, outcome):
     ingest_due(place)
     done = train(place, n_trials=1)
     assert done.decision == "not enough data" and done.rule.startswith("the rule serves as version 1")
-    who = {"call": "new", "topic": "line", "minutes": 12} | ({} if name == "bare" else {"client": 3})
+    who = {"call": "new", "topic": "line", "minutes": 12}
+    who |= {} if name == "bare" else {"client": 3, "parts": [4, 7]}
     lives_on(anew(place), who, outcome)
 
 

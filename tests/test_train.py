@@ -198,7 +198,7 @@ def test_tuning_is_deterministic_and_prefers_the_simple():
         FEATURES,
         families=["boosting"],
         n_trials=3,
-        warm_start=("boosting", {"max_iter": 60}),
+        warm_start=("boosting", {"learning_rate": 0.1, "max_iter": 60}),
     )
     assert only.trials["origin"].to_list() == ["default", "warm start", "search"]
 

@@ -18,9 +18,10 @@ from ..evaluation.costs import Costs
 from ..features import Events, FeatureSet, Measure
 from ..learning.rule import Rule
 from ..problem.criterion import Criterion
-from ..problem.declaration import Problem, ReplayPlan
+from ..problem.declaration import Problem
 from ..problem.happens import Happens
 from ..problem.population import Everyone
+from ..problem.replay_plan import ReplayPlan
 
 # %% ../../nbs/cases/churn.ipynb #27d79e73
 contract = Contract(

@@ -14,9 +14,10 @@ from ..evaluation.costs import Costs
 from ..features import FeatureSet
 from ..learning.rule import Rule
 from ..problem.criterion import Criterion
-from ..problem.declaration import Problem, ReplayPlan
+from ..problem.declaration import Problem
 from ..problem.happens import Happens
 from ..problem.population import Everyone
+from ..problem.replay_plan import ReplayPlan
 
 # %% ../../nbs/cases/conversion.ipynb #9424700d
 features = FeatureSet(

@@ -15,8 +15,9 @@ from ..features import Events, FeatureSet
 from ..learning.rule import Rule
 from ..problem.amount import Amount
 from ..problem.criterion import Criterion
-from ..problem.declaration import Problem, ReplayPlan
+from ..problem.declaration import Problem
 from ..problem.population import Everyone
+from ..problem.replay_plan import ReplayPlan
 
 # %% ../../nbs/cases/demand.ipynb #b00e5502
 lines = Events(

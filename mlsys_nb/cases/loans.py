@@ -16,9 +16,10 @@ from ..data.sources import Pace, ReplaySource
 from ..evaluation.costs import Costs
 from ..features import Events, FeatureSet
 from ..learning.rule import Rule
-from ..problem.declaration import Problem, ReplayPlan
+from ..problem.declaration import Problem
 from ..problem.each import Each
 from ..problem.happens import Happens
+from ..problem.replay_plan import ReplayPlan
 
 # %% ../../nbs/cases/loans.ipynb #903e2bce
 contract = Contract(

@@ -17,8 +17,9 @@ from ..learning.rule import Rule
 from ..problem.candidates import Candidates
 from ..problem.chosen import Chosen
 from ..problem.criterion import Criterion
-from ..problem.declaration import Problem, ReplayPlan
+from ..problem.declaration import Problem
 from ..problem.population import Everyone
+from ..problem.replay_plan import ReplayPlan
 
 # %% ../../nbs/cases/next_product.ipynb #92dcfe40
 lines = Events(

@@ -13,9 +13,10 @@ from .churn import source
 from ..evaluation.costs import Costs
 from ..features import Events, FeatureSet
 from ..learning.rule import Rule
-from ..problem.declaration import Problem, ReplayPlan
+from ..problem.declaration import Problem
 from ..problem.each import Each
 from ..problem.happens import Happens
+from ..problem.replay_plan import ReplayPlan
 
 # %% ../../nbs/cases/returns.ipynb #46f31a77
 lines = Events(

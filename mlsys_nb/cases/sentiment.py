@@ -16,9 +16,10 @@ from ..data.sources import Pace, ReplaySource
 from ..evaluation.costs import CostMatrix
 from ..features import Events, FeatureSet
 from ..learning.rule import Rule
-from ..problem.declaration import Problem, ReplayPlan
+from ..problem.declaration import Problem
 from ..problem.each import Each
 from ..problem.one_of import OneOf
+from ..problem.replay_plan import ReplayPlan
 
 # %% ../../nbs/cases/sentiment.ipynb #56dce1a2
 contract = Contract(

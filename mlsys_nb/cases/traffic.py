@@ -18,26 +18,20 @@ from ..evaluation.costs import OverUnder
 from ..evaluation.limits import Limits
 from ..learning.rule import Rule
 from ..problem.amount import Amount
-from ..problem.declaration import Problem, ReplayPlan
+from ..problem.declaration import Problem
 from ..problem.each import Each
+from ..problem.replay_plan import ReplayPlan
 
 # %% ../../nbs/cases/traffic.ipynb #40748c70
 contract = Contract(
     "hours",
     (
         Column(
-            "date_time", "time", zone="America/Chicago", as_="begins", meaning="The hour, by the clock there"
+            "date_time", "time", zone="America/Chicago", as_="begins", meaning="The hour, by clocks there"
         ),
+        Column("traffic_volume", "int", as_="volume", minimum=0, unit="vehicles", meaning="Vehicles in it"),
         Column(
-            "traffic_volume", "int", as_="volume", minimum=0, unit="vehicles", meaning="Vehicles in that hour"
-        ),
-        Column(
-            "temp",
-            "float",
-            nullable=True,
-            missing=("0.0",),
-            unit="K",
-            meaning="Temperature; 0 K is a broken sensor",
+            "temp", "float", nullable=True, missing=("0.0",), unit="K", meaning="Temperature; 0 K: broken"
         ),
         Column(
             "rain_1h", "float", as_="rain", minimum=0, maximum=200, nullable=True, unit="mm", meaning="Rain"
@@ -61,9 +55,7 @@ def is_holiday(
 
 def on_the_calendar(
     hours: pl.DataFrame,  # Checked rows
-) -> (
-    pl.DataFrame
-):  # With the end of each hour, what names it, and what the calendar says of it and of tomorrow
+) -> pl.DataFrame:  # With each hour's end and name, and what the calendar says of it and of tomorrow
     "Where an hour stands in its day and week."
     local = pl.col("begins").dt.convert_time_zone("America/Chicago")
     clock, weekday, date = local.dt.hour().cast(pl.Int64), local.dt.weekday().cast(pl.Int64), local.dt.date()
@@ -137,6 +129,9 @@ problem = Problem(
     costs=OverUnder("USD", over=0.01, under=0.02),
     limits=Limits(entities=40),
     lookback=timedelta(days=730),
+    accepted={
+        "volume": "where the counter stood still it repeats today's number tomorrow; today's is known first"
+    },
     slices=("tomorrow", "weather"),
     replay=ReplayPlan(datetime(2018, 1, 1, tzinfo=UTC), datetime(2018, 10, 1, tzinfo=UTC), "1mo"),
     owner="road office",

@@ -14,7 +14,7 @@ from typing import Any
 
 import polars as pl
 
-from .lists import list_text
+from .lists import list_in, list_text
 from mlsys_nb.data.notation import (
     EPOCHS,
     ContractError,
@@ -62,7 +62,7 @@ class Column:
     decimal: str = "."
     thousands: str = ""
     money: str = ""  # The currency sign that may stand beside an amount
-    separator: str = ""  # Between the items of a list that is delivered as text
+    separator: str = ""  # Between the items of a list that is delivered as text and not as JSON
     merge: Any = ()  # Values that count as another one: {"old": "new"}
 
     @property
@@ -257,9 +257,14 @@ def _as_list(column: Column, raw: pl.Expr, kind: pl.DataType, text: bool) -> Con
     words = "is not a list of texts"
     if isinstance(kind, pl.List) and (kind.inner in (pl.String, pl.Null) or kind.inner.is_integer()):
         return list_text(raw), words
-    if kind == pl.String and column.separator:
+    if kind == pl.String and (text or column.separator):
+        written = raw.map_elements(list_in, return_dtype=pl.String)
+        if not column.separator:
+            return written, words
         items = raw.str.split(column.separator).list.eval(pl.element().str.strip_chars())
-        return list_text(items.list.eval(pl.element().filter(pl.element() != ""))), words
+        return pl.coalesce(
+            written, list_text(items.list.eval(pl.element().filter(pl.element() != "")))
+        ), words
     return None
 
 

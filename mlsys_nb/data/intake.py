@@ -8,7 +8,7 @@ __all__ = ['GROUP_OF_EVENTS', 'text_row', 'clean_text', 'Post', 'arriving_rows',
 # %% ../../nbs/10_data/15_intake.ipynb #753e74b1
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
@@ -18,6 +18,7 @@ import polars as pl
 from .contract import RETRACTED, check_many
 from .entries import Entry
 from .inbox import REFUSED_KEY, Inbox, raw_batch
+from .lists import list_written
 from .plain import PlainRows, plain_rows
 from .sources import Source
 from .staging import UTC_TIME, Staged, Stamp, staged, with_derived
@@ -29,6 +30,7 @@ from ..system.settings import Settings
 # %% ../../nbs/10_data/15_intake.ipynb #7fb5f292
 def text_row(
     event: Any,  # A decoded JSON value
+    lists: Collection[str] = (),  # Columns whose value is a list
 ) -> tuple[dict[str, str | None], str]:  # The row, and what is wrong with its form
     "An event with all its values as text."
     if not isinstance(event, dict):
@@ -36,10 +38,12 @@ def text_row(
     row: dict[str, str | None] = {}
     wrong = []
     for name, value in event.items():
-        told = _text(value)
+        written = list_written(value) if name in lists else None
+        told = _text(value) if written is None else written
         clean = told if told is None else told.encode("utf-8", "backslashreplace").decode()
-        if told is not None and (isinstance(value, dict | list) or clean != told):
-            wrong.append(f"{clean_text(name)}: a plain value in whole characters is wanted, got {clean:.60}")
+        if told is not None and ((written is None and isinstance(value, dict | list)) or clean != told):
+            wanted = "a list of texts or whole numbers" if name in lists else "a plain value"
+            wrong.append(f"{clean_text(name)}: {wanted} in whole characters is wanted, got {clean:.60}")
         row[clean_text(name)] = clean
     return row, "; ".join(wrong)
 
@@ -154,7 +158,8 @@ def judged(
     now: datetime,
 ) -> list[list[Entry]]:  # Of each post: its events in their order
     "Every event with its id and fingerprint, or with the rule that it broke."
-    rows = [[text_row(event) for event in post.events] for post in posts]
+    lists = {name for c in source.contract.columns if c.dtype == "list" for name in (c.name, c.called)}
+    rows = [[text_row(event, lists) for event in post.events] for post in posts]
     good, bad = _tried(source, [row for post in rows for row, wrong in post if not wrong], now)
     found, at = list[list[Entry]](), -1
     for post in rows:

@@ -18,6 +18,7 @@ import polars as pl
 from .columns import LARGEST_INT, POLARS_TYPES, Column
 from .contract import RETRACTED, Contract, rule_test, value_tests
 from .fingerprint import fingerprint_of
+from .lists import list_in
 from .notation import Numeral
 from ..system.clock import micros
 
@@ -53,6 +54,13 @@ def _moment(text: str) -> int:
     return micros(found if zone else found.replace(tzinfo=UTC))
 
 
+def _list(text: str) -> str:
+    found = list_in(text)
+    if found is None:
+        raise ValueError(text)
+    return found
+
+
 def _yes_or_no(text: str) -> bool:
     if text not in _YES_OR_NO:
         raise ValueError(text)
@@ -71,7 +79,7 @@ def _units(scale: int) -> Callable[[str], int]:
 
 
 _READERS: dict[str, Callable[[str], Any]] = {
-    "int": _whole, "float": _float, "bool": _yes_or_no, "time": _moment, "text": str, "category": str,
+    "int": _whole, "float": _float, "bool": _yes_or_no, "time": _moment, "text": str, "category": str, "list": _list,
 }  # fmt: skip
 
 

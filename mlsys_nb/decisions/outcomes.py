@@ -280,15 +280,16 @@ def beside_outcomes(
     period = problem.population.period_of(made["moment"])
     rows = made.with_columns(derived.alias("derived"), period.alias("period"))
     rows = rows.join(said, on="decision_id", how="left", maintain_order="left")
-    matured_at = pl.col("moment") + problem.matures_after
+    final = pl.col("moment") + problem.matures_after
+    told_late = pl.when(pl.col("derived").is_null()).then("posted_at")
     early = (pl.col("posted_at") < pl.col("moment")).fill_null(False)
-    rows = rows.with_columns(posted=pl.when(matured_at <= now, ~early).then("posted"), early=early)
+    rows = rows.with_columns(posted=pl.when(final <= now, ~early).then("posted"), early=early)
     label, told, seen = pl.coalesce("posted", "derived"), pl.col("posted"), pl.col("derived")
     who = pl.when("reviewer").then(pl.lit("reviewer")).otherwise(pl.lit("posted"))
     source = pl.when(told.is_not_null()).then(who).when(seen.is_not_null()).then(pl.lit("events"))
     return rows.with_columns(
         label=label,
-        matured_at=pl.when(label.is_not_null()).then(matured_at),
+        matured_at=pl.when(label.is_not_null()).then(pl.max_horizontal(final, told_late)),
         label_source=source,
         disagrees=(told != seen).fill_null(False),
     )

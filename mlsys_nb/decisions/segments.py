@@ -168,7 +168,7 @@ class Segment:
     ) -> None:
         self.folder = folder
         self.number, self._file = _begin(folder)
-        self._sha, self.records = hashlib.sha256(), 0
+        self._sha, self.records, self._synced = hashlib.sha256(), 0, True
         self.first: int | None = None
         self.last: int | None = None
         try:
@@ -178,26 +178,39 @@ class Segment:
             raise
 
     @property
-    def size(self) -> int:  # Bytes that are on disk
+    def size(self) -> int:  # Bytes that were written
         return self._file.size
 
-    def _add(self, content: bytes) -> None:
-        self._file.append(content)
+    def _add(self, content: bytes, sync: bool = True) -> None:
+        self._file.append(content, sync)
         self._sha.update(content)
+        self._synced &= sync
 
     def append(
         self,
         content: bytes,  # Lines
         moments: list[int],  # Of the decisions in them, in microseconds
+        sync: bool = True,
     ) -> None:
-        "Write lines, all or none; they are on disk when this returns."
-        self._add(content)
+        "Write lines, all or none; they are on disk when this returns, or with the next `sync`."
+        self._add(content, sync)
         self.records += len(moments)
         self.first = min(moments if self.first is None else [self.first, *moments])
         self.last = max(moments if self.last is None else [self.last, *moments])
 
+    def sync(self) -> None:
+        "Bring to disk what was written without."
+        self._synced = True  # what is written from here on has a sync of its own to wait for
+        try:
+            self._file.sync()
+        except OSError:
+            self._synced = False
+            raise
+
     def close(self) -> None:
         "Note what the segment holds, and let go of it."
+        if not self._synced:
+            self.sync()
         about = {"bytes": self.size, "records": self.records, "first": self.first, "last": self.last}
         self._file.close()
         note_catalog(self.folder, {"closed": self.number, **about, "sha256": self._sha.hexdigest()})

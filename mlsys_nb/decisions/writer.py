@@ -11,10 +11,10 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-from .record import Decision, DecisionError, clashes, from_record, to_record
+from .record import Decision, DecisionError, clashes, from_record, to_record, with_id
 from mlsys_nb.decisions.segments import (
     Segment,
     close_abandoned,
@@ -26,9 +26,9 @@ from mlsys_nb.decisions.segments import (
     segments,
     troubles,
 )
-from ..system.clock import micros
-from ..system.group_commit import GroupCommit
-from ..system.settings import Settings
+from ..system.clock import elapsed, micros, pause
+from ..system.group_commit import GroupCommit, Waiting
+from ..system.settings import DURABLE, Settings
 
 logger = logging.getLogger("mlsys_nb.decisions.writer")
 
@@ -39,7 +39,7 @@ class _Memory:
     def __init__(self, size: int) -> None:
         self.size, self.guard = size, threading.Lock()
         self.by_id: OrderedDict[str, Decision] = OrderedDict()
-        self.by_request: dict[str, Future[Decision]] = {}
+        self.by_request: dict[str, Waiting[Decision]] = {}
 
     def keep(self, decision: Decision) -> None:
         with self.guard:
@@ -48,13 +48,18 @@ class _Memory:
                 _, oldest = self.by_id.popitem(last=False)
                 self.by_request.pop(oldest.request_id or "", None)
 
-    def settle(self, request_id: str | None, done: "Future[Decision]") -> None:
-        "A decision is on disk, or never will be."
-        if not done.cancelled() and done.exception() is None:
-            self.keep(done.result())
-        elif request_id is not None:
+    def settle(self, asked: Decision, made: Decision | Exception) -> None:
+        "A decision is written, or never will be."
+        if isinstance(made, Decision):
+            self.keep(made)
+        elif asked.request_id is not None:
             with self.guard:
-                self.by_request.pop(request_id, None)
+                self.by_request.pop(asked.request_id, None)
+
+    def of_request(self, request_id: str | None) -> "Waiting[Decision] | None":
+        "The decision of an earlier request, made or on its way; one that was given up is none."
+        found = self.by_request.get(request_id or "")
+        return None if found is None or found.cancelled() else found
 
     def fill(self, decisions: Sequence[Decision]) -> None:
         for decision in decisions:
@@ -94,14 +99,14 @@ def _named(segment: Segment, waiting: Sequence[Decision]) -> tuple[bytes, list[D
     made: list[Decision | Exception] = []
     place = segment.size
     for decision in waiting:
-        named = replace(decision, decision_id=id_of(segment.number, place))
+        one = with_id(decision, id_of(segment.number, place))
         try:
-            line = line_of(to_record(named))
+            line = line_of(to_record(one))
         except Exception as e:
             made.append(e)
             continue
         lines.append(line)
-        made.append(named)
+        made.append(one)
         place += len(line)
     return b"".join(lines), made
 
@@ -129,6 +134,7 @@ class _Files:
         self.folder, self.problem, self.rotate = folder, problem, rotate
         self._segment: Segment | None = None
         self._day = 0
+        self.turn = threading.RLock()  # One writes, or lets go, at a time
 
     def open(self, day: int) -> Segment:
         if self._segment is not None and (self._segment.records >= self.rotate or day > self._day):
@@ -138,21 +144,88 @@ class _Files:
         return self._segment
 
     def let_go(self) -> None:
-        segment, self._segment = self._segment, None
-        if segment is not None:
+        with self.turn:
+            segment, self._segment = self._segment, None
             try:
-                segment.close()
+                if segment is not None:
+                    segment.close()
             except OSError as e:  # the next writer closes it
-                logger.error("segment %s of %s could not be closed: %s", segment.number, self.problem, e)
+                logger.error("a segment of %s could not be closed: %s", self.problem, e)
 
-    def write(self, waiting: Sequence[Decision]) -> Iterator[list[Decision | Exception]]:
-        "Write a group, day by day; what is yielded is on disk."
+    def write(self, waiting: Sequence[Decision], sync: bool = True) -> Iterator[list[Decision | Exception]]:
+        "Write a group, day by day; what is yielded is on disk, or will be with the next `sync`."
         for part in _by_day(waiting):
-            segment = self.open(micros(part[0].moment) // _DAY)
-            content, made = _named(segment, part)
-            if content:
-                segment.append(content, [micros(d.moment) for d in made if isinstance(d, Decision)])
+            with self.turn:
+                segment = self.open(micros(part[0].moment) // _DAY)
+                content, made = _named(segment, part)
+                if content:
+                    segment.append(content, [micros(d.moment) for d in made if isinstance(d, Decision)], sync)
             yield made
+
+    def sync(self) -> None:
+        "Bring to disk what was written without."
+        if (segment := self._segment) is not None:
+            segment.sync()
+
+# %% ../../nbs/50_decisions/51_writer.ipynb #8b238678
+class _Later:
+    "A thread that brings to disk what was written, soon after; or only says how the disk fares."
+
+    def __init__(self, files: _Files, syncs: bool) -> None:
+        self._files, self._syncs, self._ends = files, syncs, False
+        self._due, self._since = threading.Event(), 0.0
+        self._failed = ""
+        self._thread = threading.Thread(target=self._work, name=f"sync {files.problem}", daemon=True)
+        self._thread.start()
+
+    def due(self) -> None:
+        "Something was written."
+        if self._syncs and not self._due.is_set():
+            self._since = elapsed()
+            self._due.set()
+
+    def _work(self) -> None:
+        while self._due.wait() and not self._ends:
+            pause(0.003)  # whoever writes in the meantime goes with it
+            self._due.clear()
+            begun = self._since = elapsed()
+            try:
+                self._files.sync()
+                self._failed, self._since = "", self._since if self._since != begun else 0.0
+            except (OSError, ValueError) as e:
+                self._failed, self._since = f"answers were given that are not on disk: {e}", 0.0
+                logger.error("decisions of %s: %s", self._files.problem, self._failed)
+                self._due.set()  # until it succeeds
+                pause(0.2)
+
+    def trouble(self, patience: float) -> str:
+        "What is wrong with the disk; empty when nothing is."
+        since = self._since
+        if since and elapsed() - since > patience:
+            return f"the disk has not finished a sync of {self._files.problem} for {elapsed() - since:.0f} s"
+        return self._failed
+
+    def close(self, patience: float) -> None:
+        "Stop; what is left is brought to disk when the files are let go."
+        self._ends = True
+        self._due.set()
+        self._thread.join(patience)
+
+# %% ../../nbs/50_decisions/51_writer.ipynb #45122549
+def _remembered(
+    files: _Files, memory: _Memory, waiting: Sequence[Decision]
+) -> Iterator[list[Decision | Exception]]:
+    "Write a group, and remember what became of each."
+    left = list(waiting)
+    try:
+        for made in files.write(waiting):
+            for asked, found in zip(left, made, strict=False):
+                memory.settle(asked, found)
+            left = left[len(made) :]
+            yield made
+    finally:
+        for asked in left:
+            memory.settle(asked, DecisionError("not written"))
 
 # %% ../../nbs/50_decisions/51_writer.ipynb #ed1ba09b
 class DecisionLog:
@@ -169,28 +242,42 @@ class DecisionLog:
         self._folder, self._memory = log_folder(settings, problem), _Memory(remember)
         self._memory.fill(_resumed(self._folder, remember))
         self._files = _Files(self._folder, problem, rotate)
-        self._disk = GroupCommit(f"decisions of {problem}", self._files.write, most, self._files.let_go)
+        write = partial(_remembered, self._files, self._memory)
+        self._disk = GroupCommit(f"decisions of {problem}", write, most, self._files.let_go)
+        self.durable = settings.durable
+        self._later = None if self.durable == DURABLE[0] else _Later(self._files, self.durable == DURABLE[1])
 
-    def submit(self, decision: Decision) -> "Future[Decision]":
+    def submit(self, decision: Decision, future: "Waiting[Decision] | None" = None) -> "Waiting[Decision]":
         "Queue a decision; the future holds the one that counts, with its id, once it is on disk."
         clashes(decision.entity, decision.features)
-        memory, request_id, future = self._memory, decision.request_id, Future[Decision]()
+        memory, found = self._memory, future or Future[Decision]()
         with memory.guard:
-            if request_id is not None and request_id in memory.by_request:
-                return memory.by_request[request_id]
-            future.add_done_callback(lambda done: memory.settle(request_id, done))
-            self._disk.submit(decision, future)
-            if request_id is not None:
-                memory.by_request[request_id] = future
-            return future
+            if (earlier := memory.of_request(decision.request_id)) is not None:
+                return earlier
+            self._disk.queue(decision, found)
+            if decision.request_id is not None:
+                memory.by_request[decision.request_id] = found
+            return found
+
+    def write(self, decision: Decision) -> Decision | None:  # None: `submit` it
+        "Write a decision at once, and let the disk follow; a killed process loses nothing, a power cut may."
+        if self._later is None:
+            return None
+        clashes(decision.entity, decision.features)
+        (made,) = next(self._files.write([decision], sync=False))
+        if isinstance(made, Exception):
+            raise made
+        self._later.due()
+        self._memory.fill([made])
+        return made
 
     def append(self, decisions: Sequence[Decision]) -> list[Decision]:
         "Write some decisions; returns them, with their ids, once they are on disk."
         return [future.result() for future in [self.submit(decision) for decision in decisions]]
 
-    def recall(self, request_id: str) -> "Future[Decision] | None":
+    def recall(self, request_id: str) -> "Waiting[Decision] | None":
         "The decision already made for a request, while it is remembered."
-        return self._memory.by_request.get(request_id)
+        return self._memory.of_request(request_id)
 
     def recent(self, decision_id: str) -> Decision | None:
         "A remembered decision."
@@ -198,7 +285,7 @@ class DecisionLog:
 
     def trouble(self, patience: float = 2.0) -> str:  # Empty when decisions can be written
         "Why an answer would wait in vain now."
-        return self._disk.trouble(patience)
+        return self._disk.trouble(patience) or (self._later.trouble(patience) if self._later else "")
 
     def damage(self) -> list[str]:
         "What of the log is missing, too short or too long."
@@ -206,4 +293,6 @@ class DecisionLog:
 
     def close(self, patience: float = 30.0) -> None:
         "Write what is queued, then stop."
+        if self._later is not None:
+            self._later.close(patience)
         self._disk.close(patience)

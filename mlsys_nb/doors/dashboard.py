@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LATER_STEPS', 'PANELS', 'Loop', 'loops', 'months_panel', 'champions_panel', 'alerts_panel', 'calibration_panel',
-           'panel']
+           'outcomes_panel', 'panel']
 
 # %% ../../nbs/80_doors/82_dashboard.ipynb #42453e42
 from collections.abc import Callable, Mapping
@@ -25,7 +25,7 @@ from ..monitoring.performance import by_period
 from ..problem.declaration import Problem, load_problem
 from ..release.registry import champion, champion_history
 from ..system.clock import open_clock
-from ..system.control import open_control
+from ..system.control import get_document, open_control
 from ..system.database import Database
 from ..system.markup import Html, card, styled, table
 from ..system.settings import MlsysError, Settings
@@ -180,9 +180,53 @@ def calibration_panel(loop: Loop) -> Html:
     )
     return card("Calibration", facts, body=body)
 
+# %% ../../nbs/80_doors/82_dashboard.ipynb #0utc0m02
+_PARTS = {
+    "OperatingPoint": "What decisions came to",
+    "LabelFree": "Without outcomes",
+    "LabelDelay": "Label delay",
+}
+
+
+def outcomes_panel(loop: Loop) -> Html:
+    "What the last look at outcomes found."
+    told = get_document(loop.control, "follow_up", loop.name)
+    if not told or not told["parts"]:
+        return card("No outcome has been looked at yet", {"look": f"mlsys monitor {loop.name}"})
+    head = card("Outcomes", {"looked at": told["now"][:10], "again": f"mlsys monitor {loop.name}"})
+    return Html(head + "".join(_part(_PARTS.get(name, name), part) for name, part in told["parts"].items()))
+
+
+def _part(title: str, found: Mapping[str, Any]) -> Html:
+    "Plain data as facts and tables."
+    rows = {
+        name: value
+        for name, value in found.items()
+        if isinstance(value, list) and value and isinstance(value[0], Mapping)
+    }
+    facts = {in_words(name): _fact(value) for name, value in found.items() if name not in rows}
+    body = "".join(
+        table(
+            pl.DataFrame(value, infer_schema_length=None).with_columns(pl.col(pl.Float64).round(3)),
+            in_words(name),
+        )
+        for name, value in rows.items()
+    )
+    return card(title, facts, body=body)
+
+
+def _fact(value: Any) -> str:
+    "One entry in a line."
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_fact(x)}" for name, x in value.items())
+    return ", ".join(map(_fact, value)) or "none" if isinstance(value, list) else str(value)
+
 # %% ../../nbs/80_doors/82_dashboard.ipynb #9b64ac6f
 PANELS: Mapping[str, Callable[[Loop], Html]] = {
     "Months": months_panel, "Champions": champions_panel, "Alerts": alerts_panel, "Calibration": calibration_panel,
+    "Outcomes": outcomes_panel,
 }  # fmt: skip
 
 

@@ -22,6 +22,7 @@ from ..decisions.record import mapping_of
 from ..evaluation.judge import Judge, in_words
 from ..jobs.runner import Runner
 from ..loop.backtest import Backtest, backtest
+from ..loop.rehearsal import steps_due
 from ..loop.step import Context
 from ..problem.declaration import Problem, load_problem
 from ..release.registry import champion
@@ -130,6 +131,9 @@ class Production:
         return self.runner.run(job, given, run_key(self.problem, job, moment)).outputs
 
 # %% ../../nbs/80_doors/80_replay.ipynb #85bfd94a
+_NOBODY: Mapping[str, Any] = {"rows": 0, "version": "nobody"}  # Before the first champion nobody decides
+
+
 def live_through(at: Production, moment: datetime, first: bool) -> None:
     "One month of production."
     done = get_document(at.control, "traffic", f"{at.problem.name}/{stamp(moment)}")
@@ -139,24 +143,17 @@ def live_through(at: Production, moment: datetime, first: bool) -> None:
     began = elapsed()
     set_clock(at.settings, moment)
     arrived = at.run("ingest", moment)
-    past, seen = at.problem.population.strict, Traffic(0, 0, 0)
-    scored: Mapping[str, Any] = {"rows": 0, "version": "nobody"}
-    if past and not first:  # before the first champion nobody decided
-        scored, seen = _decide(at, moment)
-    decided = at.run("train", moment) if first else _look(at, moment)
-    if not past:
-        scored, seen = _decide(at, moment)
+    seen, scored, decided = Traffic(0, 0, 0), _NOBODY, dict[str, Any]()
+    for step in steps_due(at.problem, first):
+        if step == "score":
+            scored, seen = _decide(at, moment)
+        else:
+            decided = dict(at.run(step, moment))
     put_document(at.control, "traffic", f"{at.problem.name}/{stamp(moment)}", asdict(seen))
     at.echo(
         f"{moment:%Y-%m-%d}  {arrived['rows']:>7,} rows in, {scored['rows']:,} scored by version {scored['version']}, "
         f"{seen.equal} of {seen.asked} answers of the service equal, {decided['decision']} ({elapsed() - began:.1f} s)"
     )
-
-
-def _look(at: Production, moment: datetime) -> Mapping[str, Any]:
-    "Watch, and ask the policy."
-    at.run("monitor", moment)
-    return at.run("retrain", moment)
 
 
 def _decide(at: Production, moment: datetime) -> tuple[Mapping[str, Any], Traffic]:
@@ -287,7 +284,8 @@ def _outputs(control: Database, problem: Problem, job: str, moment: datetime) ->
 def _why(decided: Mapping[str, Any]) -> str:
     "Why a challenger was trained or not, and what the gate said of it."
     gate, policy = decided.get("reason", ""), decided.get("policy", "")
-    return gate if policy in ("", gate) else f"trained because {policy}. Gate: {gate}"
+    action = decided.get("action", "trained")
+    return gate if policy in ("", gate) else f"{action} because {policy}. Gate: {gate}"
 
 
 def _figures(judged: Backtest | None, moment: datetime, who: str) -> dict[str, Any]:

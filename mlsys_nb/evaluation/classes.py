@@ -15,7 +15,7 @@ import polars as pl
 from .bootstrap import Estimate, Resample
 from .calibration import reliability
 from .costs import CostMatrix
-from .judge import Watched
+from .judge import Wager, Watched
 from .probability import CLIP, auc
 
 # %% ../../nbs/30_evaluation/32_classes.ipynb #1724c8fe
@@ -223,3 +223,6 @@ class Classes:
         answers = costs.answers(p)
         prices = costs.table(len(self.names))[y.astype(int), np.maximum(answers, 0)]
         return np.where(answers < 0, costs.abstain or 0.0, prices)
+
+    def wagers(self, y: np.ndarray, p: np.ndarray) -> tuple[Wager, ...]:
+        return tuple(Wager(gap_of(name), (y == c) * 1.0, p[:, c]) for c, name in enumerate(self.names))

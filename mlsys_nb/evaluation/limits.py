@@ -20,16 +20,16 @@ class Limits:
     outcomes: int = 30  # Of the rarer kind, or apart from the commonest
     moments: int = 1  # Periods in the holdout
     level: float = 0.95  # Coverage of every interval
-    same: float = (
-        0.0015  # Gains within plus and minus this share of the spread make no difference worth a release
-    )
+    same: float = 0.02  # A refresh may be worse by this share of the spread, as far as anybody can tell
+    worth: float = 0.0015  # A change must gain this share of the spread: less is not worth a release
     ranking: float = 0.02  # So much of the figure of discrimination may be lost at most
     calibration: float = 0.3  # Mean prediction may differ from the mean outcome by this share of the scale
     slice_loss: float = 0.03  # So much loss may be lost in a slice at most, as a share of the spread
     slice_entities: int = 50  # A slice with fewer entities is not judged: no interval can be trusted there
-    refit: float = (
-        0.45  # Mean distance allowed between the judged fit and the shipped one, as a share of the scale
-    )
+    refit: float = 0.2  # The shipped fit may differ from the judged one by this share of the scale, or as fits usually do
+    drift: float = 0.03  # Moves below so many reference standard deviations are nobody's business
+    influence: float = 0.5  # So much of the gain may hang on one entity with a tenth of the rows or less
+    source: float = 1.0  # Share of the training rows that one entity may have; 1: any
     latency_ms: float = 5.0  # One prediction
     package_bytes: int = 20_000_000
     memory_bytes: int = 100_000_000  # Of the model when it is open

@@ -16,7 +16,7 @@ import polars as pl
 from .bootstrap import Estimate, Resample
 from .calibration import quantile_bins
 from .costs import OverUnder
-from .judge import Watched
+from .judge import Wager, Watched
 
 LARGEST_AMOUNT = 1e100
 
@@ -177,7 +177,7 @@ def _watched(level: float, unit: str) -> dict[str, Watched]:
     return {
         "calibration_gap": Watched("mean predicted minus mean outcome", "near", 1.0, promised=0.0),
         "coverage": Watched(
-            "share of outcomes inside their interval", "near", 0.5, promised=level, share=True
+            "share of outcomes inside their interval", "higher", 0.5, promised=level, share=True
         ),
         "rank_correlation": Watched("how well it ranks", "higher", 0.5, share=True),
         "pinball": Watched(f"how far off point and interval are, in {unit}", "lower", 0.5),
@@ -260,3 +260,7 @@ class Number:
     def money(self, y: np.ndarray, p: np.ndarray, costs: OverUnder) -> np.ndarray:
         over = at_quantile(p, costs.quantile, self.level) - y
         return np.where(over >= 0, costs.over * over, -costs.under * over)
+
+    def wagers(self, y: np.ndarray, p: np.ndarray) -> tuple[Wager, ...]:
+        half, (_, low, high) = np.full(len(y), (1 - self.level) / 2), p.T
+        return tuple(Wager("coverage", beyond * 1.0, half, (1,)) for beyond in (y > high, y < low))

@@ -15,7 +15,7 @@ import polars as pl
 from .bootstrap import Estimate, Resample
 from .calibration import calibration_line, monotone, recalibration, reliability
 from .costs import Costs
-from .judge import Watched
+from .judge import Wager, Watched
 
 CLIP = 1e-12
 
@@ -70,7 +70,7 @@ def auc(
 # %% ../../nbs/30_evaluation/32_probability.ipynb #1e1db620
 _WATCHED = {
     "calibration_gap": Watched("mean prediction minus mean outcome", "near", 1.0, promised=0.0),
-    "calibration_slope": Watched("1 is right; below, the model is too sure of itself", "near", 3.0),
+    "calibration_slope": Watched("1 is right; below, the model is too sure of itself", "near", 3.0, best=1.0),
     "auc": Watched("how well it ranks", "higher", 0.5),
     "log_loss": Watched("how costly its probabilities are, in nats", "lower"),
 }
@@ -135,6 +135,9 @@ class Probability:
     def money(self, y: np.ndarray, p: np.ndarray, costs: Costs) -> np.ndarray:
         act = p >= costs.threshold
         return costs.false_positive * (act & (y == 0)) + costs.false_negative * (~act & (y == 1))
+
+    def wagers(self, y: np.ndarray, p: np.ndarray) -> tuple[Wager, ...]:
+        return (Wager("calibration_gap", y, p),)
 
 # %% ../../nbs/30_evaluation/32_probability.ipynb #8e151fce
 def _figures(y: np.ndarray, p: np.ndarray, draws: Resample, level: float) -> dict[str, Estimate]:

@@ -6,7 +6,7 @@
 __all__ = ['LEAST', 'Ranked', 'Found', 'looked_for', 'expected_hits', 'Ranking']
 
 # %% ../../nbs/30_evaluation/32_ranked.ipynb #84d86cc8
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -17,7 +17,7 @@ import polars as pl
 from .bootstrap import Estimate, Resample
 from .calibration import reliability
 from .costs import PerHit
-from .judge import Watched
+from .judge import Wager, Watched
 
 # %% ../../nbs/30_evaluation/32_ranked.ipynb #3da5bb9f
 @dataclass(frozen=True, eq=False)
@@ -29,6 +29,16 @@ class Ranked:
     starts: np.ndarray  # Where each decision's entries begin, and where the last one's end
     like: np.ndarray  # How many candidates each entry stands for
     ndim = 1
+
+    @classmethod
+    def joined(cls, parts: Sequence["Ranked"]) -> "Ranked":
+        "All of their decisions, one part after the other."
+        sizes = np.concatenate([np.diff(part.starts) for part in parts])
+        columns = (np.concatenate([getattr(part, name) for part in parts]) for name in ("p", "like"))
+        p, like = columns
+        return cls(
+            pl.concat([part.items for part in parts]), p, np.concatenate([[0], np.cumsum(sizes)]), like
+        )
 
     def __len__(self) -> int:
         return len(self.starts) - 1
@@ -229,6 +239,10 @@ class Ranking:
 
     def money(self, y: np.ndarray, p: Any, costs: PerHit) -> np.ndarray:
         return costs.value * (looked_for(p, y).place > self.shown)
+
+    def wagers(self, y: np.ndarray, p: Any) -> tuple[Wager, ...]:
+        hits = (looked_for(p, y).place <= self.shown) * 1.0
+        return (Wager("calibration_gap", hits, expected_hits(p, self.shown), (-1,)),)
 
 # %% ../../nbs/30_evaluation/32_ranked.ipynb #d0ceac49
 def _checked(y: Any, p: Any) -> tuple[np.ndarray, Ranked]:

@@ -7,7 +7,7 @@ __all__ = ['Events', 'Measure', 'Feature', 'FeatureSet', 'as_of', 'count', 'sum'
            'attribute', 'recent', 'count_distinct', 'mode', 'first_time', 'last_time', 'age', 'time_since_last',
            'time_since_first', 'variance', 'std', 'share', 'request', 'moment', 'ratio', 'log1p', 'absolute', 'clip',
            'bucket', 'filled', 'known', 'hour_of_day', 'day_of_week', 'month_of_year', 'mapped', 'cross', 'apply', 'of',
-           'lagged', 'period', 'session', 'sessions', 'items']
+           'lagged', 'period', 'session', 'sessions', 'items', 'size']
 
 # %% ../../nbs/20_features/00_index.ipynb #dce9f42f
 from typing import TYPE_CHECKING
@@ -24,7 +24,7 @@ if not TYPE_CHECKING:
         windows="count sum mean min max first last attribute recent count_distinct mode first_time last_time age "
         "time_since_last time_since_first variance std share sessions items",
         lookup="of",
-        transforms="request moment ratio log1p absolute clip bucket filled known hour_of_day day_of_week "
+        transforms="request moment ratio log1p absolute clip bucket filled known size hour_of_day day_of_week "
         "month_of_year mapped cross apply",
         feature_set="FeatureSet",
         history="as_of",
@@ -83,6 +83,7 @@ if TYPE_CHECKING:
         month_of_year,
         ratio,
         request,
+        size,
     )
 
 # %% ../../nbs/20_features/00_index.ipynb #27adccdd
@@ -92,4 +93,5 @@ _all_ = [
     "first_time", "last_time", "age", "time_since_last", "time_since_first", "variance", "std", "share",
     "request", "moment", "ratio", "log1p", "absolute", "clip", "bucket", "filled", "known", "hour_of_day",
     "day_of_week", "month_of_year", "mapped", "cross", "apply", "of", "lagged", "period", "session", "sessions", "items",
+    "size",
 ]  # fmt: skip

@@ -27,8 +27,8 @@ OPERATIONS: dict[str, tuple[str, ...]] = {
     "squares": ("int",),
     "min": ("int", "float", "time"),
     "max": ("int", "float", "time"),
-    "first": ("int", "float", "text", "bool", "time"),
-    "last": ("int", "float", "text", "bool", "time"),
+    "first": ("int", "float", "text", "bool", "time", "list"),  # of a list: the whole of it
+    "last": ("int", "float", "text", "bool", "time", "list"),
     "sessions": ("",),
     "first_time": ("",),
     "last_time": ("",),
@@ -65,12 +65,13 @@ class Aggregate:
         if self.op in COUNTED:
             return "int"
         found = self.events.dtype(self.column)
-        return "text" if found == "list" else found
+        return found if found != "list" else "text" if self.of_items else "list[text]"
 
     @property
     def of_items(self) -> bool:
         "Whether it looks into lists."
-        return self.op != "count" and bool(self.column) and self.events.dtype(self.column) == "list"
+        whole = self.op in ("count", "first", "last")
+        return not whole and bool(self.column) and self.events.dtype(self.column) == "list"
 
     def spec(self) -> dict[str, Any]:
         "Everything that gives the aggregate its meaning, as plain values."

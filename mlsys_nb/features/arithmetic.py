@@ -336,6 +336,7 @@ KERNELS: dict[str, Kernel] = {
     "bucket": Kernel(bucket_value, bucket_column),
     "filled": Kernel(filled_value, filled_column),
     "known": Kernel(lambda: lambda x: x is not None, known_column),
+    "size": Kernel(lambda: lambda x: None if x is None else len(x)),
     "age": Kernel(age_value, age_columns),
     **{
         part: Kernel(partial(time_part, part), lambda zone, x, part=part: clock_column(part, zone, x))  # type: ignore[misc]

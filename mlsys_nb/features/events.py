@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from ..data.lists import list_text
 from .conditions import Condition, Field, condition_columns
+from .dtypes import POLARS, accepts, typed_column
 from ..system.markup import card, table
 
 # %% ../../nbs/20_features/20_events.ipynb #75ff8769
@@ -121,55 +121,6 @@ def events_of(
     columns = {c: Measure(*told) for c, *told in spec["columns"]}
     return Events(spec["name"], dict(spec["keys"]), spec["time"], columns, spec["meaning"])
 
-# %% ../../nbs/20_features/20_events.ipynb #ac888856
-POLARS: dict[str, Any] = {
-    "int": pl.Int64,
-    "float": pl.Float64,
-    "text": pl.String,
-    "bool": pl.Boolean,
-    "time": pl.Datetime("us", "UTC"),
-    "list": pl.String,  # its JSON
-}
-
-# %% ../../nbs/20_features/20_events.ipynb #84120b7b
-def accepts(
-    dtype: str,  # A declared type
-    found: pl.DataType,  # The type of the column that came
-) -> bool:  # Whether it can be read as declared, without loss
-    "Whether a frame's column fits its declaration."
-    if dtype == "int":
-        return found.is_integer()
-    if dtype == "float":
-        return found.is_numeric() and not found.is_decimal()
-    if dtype == "text":
-        return found in (pl.String, pl.Categorical, pl.Enum)
-    if dtype == "list":
-        return found == pl.String or (isinstance(found, pl.List) and found.inner in (pl.String, pl.Null))
-    if dtype == "time":
-        return isinstance(found, pl.Datetime) and found.time_zone is not None
-    return found == pl.Boolean
-
-# %% ../../nbs/20_features/20_events.ipynb #f580780d
-def typed_column(
-    name: str,  # The column
-    dtype: str,  # Its declared type
-    found: pl.DataType,  # The type it came with
-    owner: str,  # Whose column it is, for the error
-) -> pl.Expr:  # The column in its one normal form
-    "One column of a frame, as declared."
-    if found == pl.Null:
-        return pl.col(name).cast(POLARS[dtype])
-    if not accepts(dtype, found):
-        raise ValueError(
-            f"column {name!r} of {owner} is declared {dtype}, got {found}; convert it or declare it so"
-        )
-    if isinstance(found, pl.List):
-        return list_text(pl.col(name)).alias(name)
-    column = pl.col(name).cast(POLARS[dtype])
-    if dtype == "float":  # adding 0.0 would do, but polars optimises that away
-        column = pl.when(column == 0).then(0.0).otherwise(column.fill_nan(None)).alias(name)
-    return column
-
 # %% ../../nbs/20_features/20_events.ipynb #b3b30bdb
 def id_column(
     frame: pl.DataFrame,  # Event rows
@@ -235,13 +186,23 @@ def resolve_versions(
     rows: pl.DataFrame,  # Normal rows, perhaps with repeated event ids
 ) -> pl.DataFrame:  # One row a version, each with the moment it ended in `retracted_at`
     "Count each version once and let a correction end what it corrects."
-    if rows["event_id"].n_unique() == rows.height:
+    again = rows["event_id"].is_duplicated()
+    if not again.any():
         return rows
-    content = [c for c in rows.columns if c != "retracted_at"]
-    rows = rows.group_by(content, maintain_order=True).agg(pl.col("retracted_at").min())
-    check_versions(events, rows.filter(pl.struct("event_id", "known_at").is_duplicated()))
+    content, placed = (
+        [c for c in rows.columns if c != "retracted_at"],
+        rows.with_row_index("row of the frame"),
+    )
+    groups = placed.filter(again).group_by(content, maintain_order=True)
+    told = groups.agg(pl.col("row of the frame").first(), pl.col("retracted_at").min())
+    check_versions(events, told.filter(pl.struct("event_id", "known_at").is_duplicated()))
     successor = pl.col("known_at").shift(-1).over("event_id", order_by="known_at")
-    return rows.with_columns(retracted_at=pl.min_horizontal("retracted_at", successor))
+    told = told.with_columns(retracted_at=pl.min_horizontal("retracted_at", successor))
+    return (
+        pl.concat([placed.filter(~again), told.select(placed.columns)])
+        .sort("row of the frame")
+        .drop("row of the frame")
+    )
 
 # %% ../../nbs/20_features/20_events.ipynb #e6b8e412
 def check_versions(

@@ -14,6 +14,7 @@ from typing import Any
 
 from .aggregates import Aggregate, Feature, digest, nodes_of
 from .conditions import condition_of
+from .dtypes import LISTS
 from .duration import window_from
 from .events import Events, events_of, events_spec
 from .functions import constant_of, constant_spec
@@ -105,9 +106,14 @@ def check_set(
             f"features of set {features.name!r} need different names, got {twice or 'none'}; use .named('...')"
         )
     for feature in features.features:
-        if feature.dtype == "time":
+        if feature.dtype == "time" or feature.dtype in LISTS:
+            better = (
+                "age(...) or hour_of_day(...)"
+                if feature.dtype == "time"
+                else "size(...), or of(...) over its items"
+            )
             raise ValueError(
-                f"a model cannot read the time feature {feature.name!r}; take its age(...) or hour_of_day(...)"
+                f"a model cannot read the {feature.dtype} feature {feature.name!r}; take its {better}"
             )
     declared: dict[str, Events] = {}
     types: dict[str, str] = {}

@@ -18,10 +18,11 @@ import numpy as np
 import polars as pl
 
 from .conditions import Condition
+from .dtypes import LISTS
 from .duration import SESSION, Window, stay
 from .events import POLARS, Events
 from .feature_set import FeatureSet
-from .plan import Family, OtherEntity
+from .plan import EachItem, Family, OtherEntity
 from ..system.clock import instant, micros
 
 # %% ../../nbs/20_features/29_generated.ipynb #00f58544
@@ -239,15 +240,17 @@ def world(
     stamps = edges(features, rows)
     asked = []
     for _ in range(cases):
-        entity, other = (pool[draw.randrange(3)] if draw.random() < BUSY else draw.choice(pool) for _ in "ab")
-        near = stamps.get(tuple(draw.choice((entity, other)).get(k) for k in sorted(all_keys))) or [
+        entity, *others = (
+            pool[draw.randrange(3)] if draw.random() < BUSY else draw.choice(pool) for _ in "abcd"
+        )
+        near = stamps.get(tuple(draw.choice((entity, others[0])).get(k) for k in sorted(all_keys))) or [
             instant("2010-03-01")
         ]
         at = draw.choice(near) + timedelta(
             microseconds=draw.choice((-1, 0, 0, 1, draw.randint(-(10**11), 10**11)))
         )
         asked.append(
-            {**{k: entity[k] for k in features.keys}, "moment": at, **requests(features, other, draw)}
+            {**{k: entity[k] for k in features.keys}, "moment": at, **requests(features, others, draw)}
         )
     types = {**features.keys, "moment": "time", **features.requests}
     return World(rows, pl.DataFrame(asked, schema={c: POLARS[t] for c, t in types.items()}))
@@ -255,18 +258,42 @@ def world(
 # %% ../../nbs/20_features/29_generated.ipynb #bc9fc406
 def requests(
     features: FeatureSet,  # The set
-    other: Mapping[str, Any],  # An entity that they may name
+    others: Sequence[Mapping[str, Any]],  # Entities that they may name
     draw: random.Random,  # Source of chance
 ) -> dict[str, Any]:  # Values that come with one question
-    "Values of a request: those that name another entity mostly name one, the rest is hostile."
+    "Values of a request: those that name another entity mostly name one, or several; the rest is hostile."
     plan = features.plan
-    names = {
-        plan.requests[slot - 1][0]: key
-        for step in plan.steps if isinstance(step, OtherEntity)
-        for key, slot in zip(plan.families[step.family].bound, step.inputs, strict=True) if 0 < slot <= len(plan.requests)
-    }  # fmt: skip
-    told = {name: hostile(dtype, (), draw) for name, dtype in features.requests.items()}
-    return told | {name: other.get(key) for name, key in names.items() if draw.random() < 0.8}
+    told = {
+        name: hostile_list(LISTS[dtype], draw) if dtype in LISTS else hostile(dtype, (), draw)
+        for name, dtype in features.requests.items()
+    }
+    for slot, key in naming(plan.steps, plan.families):
+        if 0 < slot <= len(plan.requests) and draw.random() < 0.8:
+            name, dtype = plan.requests[slot - 1]
+            named = [other.get(key) for other in others for _ in range(draw.choice((0, 1, 1, 2)))]
+            told[name] = named if dtype in LISTS else others[0].get(key)
+    return told
+
+
+def hostile_list(dtype: str, draw: random.Random) -> list[Any] | None:
+    "A hostile list; it may lack items, or be missing."
+    return (
+        None if draw.random() < 0.1 else [hostile(dtype, (), draw) for _ in range(draw.choice((0, 1, 2, 5)))]
+    )
+
+# %% ../../nbs/20_features/29_generated.ipynb #50f5c06f
+def naming(
+    steps: Sequence[Any],  # Of a plan
+    families: Sequence[Family],
+    item: tuple[int, int] = (-1, -1),  # The slot of an item, and that of its list
+) -> Iterator[tuple[int, str]]:  # A slot, and the key that it names
+    "Which slots name other entities; of an item, its list does."
+    for step in steps:
+        if isinstance(step, OtherEntity):
+            for key, slot in zip(families[step.family].bound, step.inputs, strict=True):
+                yield (item[1] if slot == item[0] else slot), key
+        elif isinstance(step, EachItem):
+            yield from naming(step.steps, families, (step.first, step.items))
 
 # %% ../../nbs/20_features/29_generated.ipynb #cd029790
 def edges(

@@ -18,20 +18,13 @@ import polars as pl
 from ..data.frame import as_polars
 from ..data.lists import items_of
 from .aggregates import COUNTED, Aggregate
-from .arithmetic import apply_columns
-from mlsys_nb.features.events import (
-    NEVER,
-    NULL,
-    POLARS,
-    Encoded,
-    encode,
-    float_values,
-    typed_column,
-)
+from .dtypes import LISTS, POLARS, requested_columns
+from .events import NEVER, NULL, Encoded, encode, float_values
 from .feature_set import FeatureSet
-from .masked_column import MaskedColumn, column_of
+from .masked_column import MaskedColumn, column_of, objects
 from .partition import partitioned, projected
-from .plan import Family, OtherEntity, Plan
+from .plan import Family, Plan
+from .row_steps import over_columns
 from .sweep import Asked, Sweep, entity_limit, match_keys, order_of, sorted_events
 from .window_values import evaluate_windows
 
@@ -49,7 +42,7 @@ def asked_rows(
             f"moments of set {features.name!r} need the columns {sorted(want)} and none named as a feature, "
             f"missing {missing}, in the way {taken}; got {moments.columns}"
         )
-    rows = moments.select(typed_column(c, t, moments.schema[c], "the moments frame") for c, t in want.items())
+    rows = requested_columns(moments, want, "the moments frame")
     if rows["moment"].null_count():
         raise ValueError(f"every row has a moment, got {rows['moment'].null_count()} nulls; drop those rows")
     return rows
@@ -142,8 +135,10 @@ def typed_answer(
     "Turn whole numbers back into what they stand for."
     values, known = answer
     known = np.ones(len(values), dtype=bool) if known is None else known
-    if part.dtype == "text":
-        values = texts.get(part.column, np.array([""], dtype=object))[np.where(known, values, -1)]
+    if part.dtype in ("text", "list[text]"):
+        told = texts.get(part.column, np.array([""], dtype=object))
+        told = told if part.dtype == "text" else objects([*map(items_of, told[:-1].tolist()), ()])
+        values = told[np.where(known, values, -1)]
     elif part.dtype in ("float", "bool"):
         values = float_values(values) if part.dtype == "float" else values == 1
     return MaskedColumn(values, known, part.dtype)
@@ -230,7 +225,7 @@ def series(
     column: MaskedColumn,  # Its values
 ) -> pl.Series:  # Null where unknown
     "A feature as a polars column."
-    if column.dtype == "text" or column.values.dtype == object:
+    if column.values.dtype == object:
         return pl.Series(name, column.items(), dtype=POLARS[column.dtype])
     values = pl.Series(name, column.values, dtype=POLARS[column.dtype])
     return values if column.known.all() else values.set(pl.Series(~column.known), None)
@@ -242,6 +237,8 @@ def given(
 ) -> MaskedColumn:  # The same as a slot
     "Values that came with the rows."
     known = column.is_not_null().to_numpy()
+    if dtype in LISTS:
+        return MaskedColumn(objects([tuple(v or ()) for v in column.to_list()]), known, dtype)
     if dtype == "text":
         return MaskedColumn(column.fill_null("").to_numpy(), known, dtype)
     empty = {"int": 0, "float": 0.0, "bool": False}[dtype]
@@ -270,11 +267,12 @@ def elsewhere(
     family: Family,  # Of another entity
     rows: pl.DataFrame,  # The moments, normal
     named: Sequence[MaskedColumn],  # Its bound keys
+    place: np.ndarray | None,  # Which rows name them; None: each
 ) -> pl.DataFrame:  # The moments of that entity
     "Ask the same moments of whom the rows name."
-    own = [k for k in family.by if k not in family.bound]
-    keys = [series(k, column) for k, column in zip(family.bound, named, strict=True)]
-    return rows.select(*own, "moment").with_columns(keys)
+    asked = rows.select(*(k for k in family.by if k not in family.bound), "moment")
+    asked = asked if place is None else asked[place]
+    return asked.with_columns(series(k, column) for k, column in zip(family.bound, named, strict=True))
 
 # %% ../../nbs/20_features/25_history.ipynb #5ee9ea6f
 def as_of(
@@ -305,14 +303,12 @@ def as_of(
         if not family.bound:
             slots += family_columns(family, seen, frames(family), partitions)
     slots += [column_of([c] * n, "float" if isinstance(c, float) else "int") for c in plan.constants]
-    for step in plan.steps:
-        if isinstance(step, OtherEntity):
-            family = plan.families[step.family]
-            others = elsewhere(family, seen, [slots[i] for i in step.inputs])
-            slots += family_columns(family, others, frames(family), partitions)
-        else:
-            found = apply_columns(step.op, step.params, [slots[i] for i in step.inputs], step.dtype)
-            slots.append(replace(found, dtype=step.dtype))
+
+    def look(at: int, named: Sequence[MaskedColumn], place: np.ndarray | None) -> list[MaskedColumn]:
+        family = plan.families[at]
+        return family_columns(family, elsewhere(family, seen, named, place), frames(family), partitions)
+
+    over_columns(plan.steps, slots, look)
     outputs = zip(features.features, plan.outputs, strict=True)
     told = asked.with_columns(series(f.name, slots[i]) for f, i in outputs)
     return told if asked is moments else told.to_pandas()  # type: ignore[return-value]

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from .aggregates import Feature, derived_name, nodes_of
+from .dtypes import LISTS
+from .reduction import REDUCED
 from .transforms import request
 
 # %% ../../nbs/20_features/22_lookup.ipynb #40b6aeaf
@@ -34,8 +36,9 @@ def bound_leaf(
 def of(
     named: str | Mapping[str, Feature],  # What names each key; a key alone: the request value of its name
     feature: Feature,  # Made of aggregates by these keys
+    over: str = "",  # For a list: count, sum, mean, min or max of what is known of its items
 ) -> Feature:  # The same, of the entity that is named
-    "A feature of another entity of the row."
+    "A feature of another entity of the row, or of several."
     leaves = [n for n in nodes_of([feature]) if n.aggregate is not None and not n.inputs]
     if isinstance(named, str):
         types = {
@@ -48,7 +51,39 @@ def of(
             f"of names keys that the feature is counted by, got {sorted(named)} for {feature.name!r}, counted by "
             f"{sorted({k for n in leaves if n.aggregate is not None for k in n.aggregate.by})}; write by=... in its window words"
         )
-    return rebuilt(feature, named)
+    lists = [key for key, f in named.items() if f.dtype in LISTS]
+    check_over(feature, named, lists, over)
+    if not lists:
+        return rebuilt(feature, named)
+    told = named[lists[0]]
+    item = Feature("item", LISTS[told.dtype], "item", (told,))
+    inner = rebuilt(feature, {**named, lists[0]: item})
+    dtype = "int" if over == "count" else "float" if over == "mean" else feature.dtype
+    name = derived_name(over, feature.name, "of", *(x.name for x in named.values()))
+    return Feature(name, dtype, "over", (told, inner), (over,), unit="" if over == "count" else feature.unit)
+
+# %% ../../nbs/20_features/22_lookup.ipynb #9c75f1b4
+def check_over(
+    feature: Feature,  # Of each
+    named: Mapping[str, Feature],  # By key
+    lists: list[str],  # Keys that are named by lists
+    over: str,  # How several become one
+) -> None:  # Raises on the first broken rule
+    "Refuse several values where one is wanted."
+    shown = {key: named[key].dtype for key in named}
+    if len(lists) > 1:
+        raise ValueError(
+            f"one key is named by a list, got {shown}; nest of(...) in of(...) for the other one"
+        )
+    if bool(lists) != bool(over) or over not in ("", *REDUCED):
+        raise ValueError(
+            f"of a list, one of {', '.join(REDUCED)} is asked, and of one entity none of them, got {over!r} for {shown}; "
+            "write of({key: list}, feature, 'mean')"
+        )
+    if over not in ("", "count") and feature.dtype not in ("int", "float"):
+        raise ValueError(
+            f"{over} of a list is that of numbers, got {feature.name!r} typed {feature.dtype}; count it, or map it to a number"
+        )
 
 # %% ../../nbs/20_features/22_lookup.ipynb #32d0bbe6
 def rebuilt(

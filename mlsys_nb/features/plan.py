@@ -65,6 +65,23 @@ class OtherEntity:
     family: int  # its place in the plan
     inputs: tuple[int, ...]  # slots that name its bound keys
 
+
+@dataclass(frozen=True)
+class EachItem:
+    "Steps for each item of a list; what they are reduced to are the next slots."
+
+    items: int  # slot of the list
+    first: int  # slot of the item; what is made of it follows
+    dtype: str  # of an item
+    steps: tuple["Step | OtherEntity | EachItem", ...]
+    results: tuple[tuple[int, str, str], ...]  # slot, reduction, type
+
+    @property
+    def inputs(self) -> tuple[int, ...]:
+        "All slots that are read: the row's own, and inner ones."
+        inner = [i for step in self.steps for i in step.inputs]
+        return (self.items, *inner, *(slot for slot, _, _ in self.results))
+
 # %% ../../nbs/20_features/23_plan.ipynb #89ec90b2
 @dataclass(frozen=True)
 class Plan:
@@ -73,7 +90,7 @@ class Plan:
     requests: tuple[tuple[str, str], ...]  # name, dtype
     families: tuple[Family, ...]
     constants: tuple[Any, ...]
-    steps: tuple[Step | OtherEntity, ...]
+    steps: tuple[Step | OtherEntity | EachItem, ...]
     outputs: tuple[int, ...]
 
 # %% ../../nbs/20_features/23_plan.ipynb #52f3d6f8
@@ -112,37 +129,82 @@ def whose(
     return a.events.name, a.by, feature.params, tuple(i.identity for i in feature.inputs)
 
 # %% ../../nbs/20_features/23_plan.ipynb #ef0616c1
-def steps_of(
-    nodes: Sequence[Feature],  # Everything, inputs before what is made of them
-    leaves: Sequence[Any],  # The first slots: what stands in each
-    own: Sequence[Family],  # Of the row's own keys
-) -> tuple[tuple[Step | OtherEntity, ...], dict[str, int]]:  # And the slot of every identity
-    "Row-wise steps and look-ups in order; aggregates of one other entity are looked up together, when the first is needed."
-    place, n = {k: i for i, k in enumerate(leaves)}, len(leaves)
-    slots, steps = dict[str, int](), list[Step | OtherEntity]()
-    lookups, begun = lookups_of(nodes), dict[Whose, int]()
+@dataclass(frozen=True)
+class Tree:
+    "Everything that the features of a set are made of."
+
+    hangs: dict[str, frozenset[str]]  # by identity: on items of which lists
+    depth: dict[str, int]  # by identity: how many reductions lie one below the other
+    lookups: dict[Whose, Family]
+    own: int  # families of the row's own keys
+
+
+def tree_of(
+    nodes: Sequence[Feature],  # Inputs before what is made of them
+    own: int,
+) -> Tree:
+    "What a walk has to know."
+    hangs, depth = dict[str, frozenset[str]](), dict[str, int]()
     for node in nodes:
+        below = frozenset[str]().union(*(hangs[i.identity] for i in node.inputs))
+        deep = max((depth[i.identity] for i in node.inputs), default=0)
+        told = {node.inputs[0].identity} if node.op in ("item", "over") else set()
+        hangs[node.identity] = below | told if node.op == "item" else below - told
+        depth[node.identity] = deep + (node.op == "over")
+    return Tree(hangs, depth, lookups_of(nodes), own)
+
+# %% ../../nbs/20_features/23_plan.ipynb #4eacf666
+Slots = dict[str, int]  # by identity
+
+
+def steps_of(
+    tree: Tree,
+    nodes: Sequence[Feature],  # Inputs before what is made of them
+    slots: Slots,  # What there is; grows
+    n: int,  # How many slots there are
+    within: frozenset[str] = frozenset(),  # The lists whose item is there
+) -> tuple[Step | OtherEntity | EachItem, ...]:
+    "Row-wise steps, look-ups and lists in order; what belongs together is done when the first of it is needed."
+    steps, begun = list[Step | OtherEntity | EachItem](), dict[Whose, int]()
+    mine = [x for x in nodes if tree.hangs[x.identity] <= within]
+    for node in sorted(mine, key=lambda x: (tree.depth[x.identity], x.op != "over")):
         if node.identity in slots:
             continue
+        if node.op == "over":
+            group = {x.identity: x for x in mine if x.op == "over" and alike(tree, x, node)}
+            steps.append(each_item(tree, list(group.values()), slots, n, within))
+            for name in group:
+                slots[name], n = n, n + 1
+            continue
         inputs = tuple(slots[i.identity] for i in node.inputs)
-        if node.aggregate is not None and node.inputs:
-            group = whose(node)
-            parts = lookups[group].parts
-            if group not in begun:
-                steps.append(OtherEntity(len(own) + list(lookups).index(group), inputs))
-                begun[group], n = n, n + len(parts)
-            slots[node.identity] = begun[group] + parts.index(node.aggregate)
-        elif node.op in ("moment", "request", "constant", "aggregate"):
-            told = (
-                (node.params[0], node.dtype)
-                if node.op == "request"
-                else (node.dtype, node.params and node.params[0])
-            )
-            slots[node.identity] = place["moment" if node.op == "moment" else node.aggregate or told]
+        if node.aggregate is not None:
+            of, parts = whose(node), tree.lookups[whose(node)].parts
+            if of not in begun:
+                steps.append(OtherEntity(tree.own + list(tree.lookups).index(of), inputs))
+                begun[of], n = n, n + len(parts)
+            slots[node.identity] = begun[of] + parts.index(node.aggregate)
         else:
             slots[node.identity], n = n, n + 1
             steps.append(Step(node.op, node.params, inputs, node.dtype))
-    return tuple(steps), slots
+    return tuple(steps)
+
+# %% ../../nbs/20_features/23_plan.ipynb #62a9b82e
+def alike(tree: Tree, a: Feature, b: Feature) -> bool:
+    "Whether two reductions are of the same list, and neither is made of the other."
+    depth = tree.depth[a.identity] == tree.depth[b.identity]
+    return depth and a.inputs[0].identity == b.inputs[0].identity
+
+
+def each_item(
+    tree: Tree, group: Sequence[Feature], slots: Slots, n: int, within: frozenset[str]
+) -> EachItem:  # Of reductions of one list
+    "The steps that are done for each item."
+    items, nodes = group[0].inputs[0], nodes_of(x.inputs[1] for x in group)
+    item = next(x for x in nodes if x.op == "item" and x.inputs[0].identity == items.identity)
+    inner = {**slots, item.identity: n}
+    steps = steps_of(tree, nodes, inner, n + 1, within | {items.identity})
+    results = tuple((inner[x.inputs[1].identity], x.params[0], x.dtype) for x in group)
+    return EachItem(slots[items.identity], n, item.dtype, steps, results)
 
 # %% ../../nbs/20_features/23_plan.ipynb #033596b0
 def plan_of(
@@ -155,8 +217,10 @@ def plan_of(
     own = families_of(f.aggregate for f in nodes if f.aggregate is not None and not f.inputs)
     constants = tuple(dict.fromkeys((f.dtype, f.params[0]) for f in nodes if f.op == "constant"))
     leaves: list[Any] = ["moment", *requests, *(p for f in own for p in f.parts), *constants]
-    steps, slots = steps_of(nodes, leaves, own)
-    families = (*own, *lookups_of(nodes).values())
+    place, tree = {k: i for i, k in enumerate(leaves)}, tree_of(nodes, len(own))
+    slots = {f.identity: place[leaf_of(f)] for f in nodes if leaf_of(f) is not None}
+    steps = steps_of(tree, nodes, slots, len(leaves))
+    families = (*own, *tree.lookups.values())
     if strict:
         families = tuple(replace(f, parts=tuple(map(told_early, f.parts))) for f in families)
     outputs = tuple(slots[f.identity] for f in features)
@@ -168,3 +232,14 @@ def told_early(
 ) -> Aggregate:  # As its engines are asked: a microsecond before the moment
     "A calendar's period is that of the moment, not of the microsecond before."
     return replace(part, window=replace(part.window, early=bool(part.window.unit)))
+
+# %% ../../nbs/20_features/23_plan.ipynb #5591422d
+def leaf_of(
+    node: Feature,
+) -> Any:  # None: it is made of others
+    "What stands in the first slots."
+    if node.op == "moment":
+        return "moment"
+    if node.op in ("request", "constant"):
+        return (node.params[0], node.dtype) if node.op == "request" else (node.dtype, node.params[0])
+    return node.aggregate if not node.inputs else None

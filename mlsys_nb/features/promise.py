@@ -102,13 +102,15 @@ class Fence:
 
     def before(self, now: datetime) -> datetime:
         "The latest moment up to now as of which everything is there."
+        handles = [h for path in self._paths if (h := self._handles.get(path) or self._opened(path))]
+        if not any(map(_said, handles)):
+            return now
         latest = micros(now)
-        for path in self._paths:
-            handle = self._handles.get(path) or self._opened(path)
-            if handle and 0 != _said(handle) <= latest and _held(handle):
+        for handle in handles:
+            if 0 != _said(handle) <= latest and _held(handle):
                 known = _said(handle)  # of whoever holds it
                 latest = known - 1 if 0 != known <= latest else latest
-        return now if latest == micros(now) else instant(latest)
+        return instant(latest)
 
     def _opened(self, path: Path) -> int | None:  # None: nobody has promised anything yet
         try:
@@ -126,7 +128,7 @@ class Fence:
         while self._handles:
             os.close(self._handles.popitem()[1])
 
-
+# %% ../../nbs/20_features/27_promise.ipynb #7649a8ed
 def _said(handle: int) -> int:
     return int.from_bytes(os.pread(handle, 8, 0), "little", signed=True)
 

@@ -17,9 +17,9 @@ import polars as pl
 
 from ..data.lists import items_of
 from .aggregates import COUNTED, Aggregate
-from .arithmetic import KERNELS
 from .conditions import Condition
 from .delta import record_key
+from .dtypes import LISTS
 from .duration import Window
 from .engine import Engine, Get
 from .events import FLIP, NULL, POLARS
@@ -28,7 +28,8 @@ from .layout import Kind, StoreMismatch, entity_code, key_code
 from .mask import Mask, mask_of, text_at
 from .masked_column import WIDE
 from .packing import NULLS, Record
-from .plan import Family, OtherEntity
+from .plan import Family
+from .row_steps import Compiled, compiled, over_row
 from .visible import READ, Kept, Moved, View, check_horizon, pieces_of
 from ..system.clock import micros
 
@@ -68,6 +69,8 @@ def finisher(
         )
     if part.op == "mode" and part.dtype == "text":
         return lambda codes, get: min((text_at(get, c) for c in codes), default=None)
+    if part.dtype == "list[text]":
+        return lambda code, get: None if code is None else items_of(text_at(get, code))
     turn: Any = {"float": float_value, "bool": bool}.get(part.dtype)
     if part.op == "mode":
         return lambda codes, get: (turn or int)(min(codes)) if codes else None
@@ -184,7 +187,7 @@ class Reader:
     engine: Engine
     features: FeatureSet
     readings: tuple[Reading, ...]  # of the row's own entities
-    steps: tuple[tuple[Callable[..., Any] | Reading, tuple[int, ...]], ...]  # a reading: of another entity
+    steps: Compiled  # what looks another entity up is a reading
     outputs: tuple[tuple[str, int], ...]  # feature and slot
 
     def read(
@@ -233,10 +236,7 @@ def reader_of(
         engine,
         features,
         tuple(r for r in readings if not r.bound),
-        tuple(
-            (readings[s.family] if isinstance(s, OtherEntity) else KERNELS[s.op].scalar(*s.params), s.inputs)
-            for s in plan.steps
-        ),
+        compiled(plan.steps, readings),
         tuple(zip(features.names, plan.outputs, strict=True)),
     )
 
@@ -291,31 +291,49 @@ def answered(
     for reading, value, place in zip(reader.readings, found, places, strict=True):
         slots += reading.values(value, place, seen, get)
     slots += reader.features.plan.constants
-    for function, inputs in reader.steps:
-        if isinstance(function, Reading):  # of another entity: its bound keys take the place of the row's own
-            other = {**keys, **dict(zip(function.bound, [slots[i] for i in inputs], strict=True))}
-            place = function.key(other)
-            slots += function.values(get(place[0]), place, seen, get)
-        else:
-            slots.append(function(*[slots[i] for i in inputs]))
+
+    def look(reading: Reading, named: Sequence[Any]) -> list[Any]:
+        "Of another entity: its bound keys take the place of the row's own."
+        place = reading.key({**keys, **dict(zip(reading.bound, named, strict=True))})
+        return reading.values(get(place[0]), place, seen, get)
+
+    over_row(reader.steps, slots, look)
     return {name: slots[i] for name, i in reader.outputs}
 
 # %% ../../nbs/20_features/27_reader.ipynb #b8a8d8a1
+KINDS: dict[str, Any] = {"int": int, "float": (int, float), "text": str, "bool": bool}
+
+
 def requested(
     features: FeatureSet,  # The set
     given: Mapping[str, Any],  # What came with the request
 ) -> list[Any]:  # The values that the set wants, typed
     "The request's values as history would read them."
-    found = []
+    found: list[Any] = []
     for name, dtype in features.plan.requests:
         value = given.get(name)
-        kinds: Any = {"int": int, "float": (int, float), "text": str, "bool": bool}[dtype]
-        if value is not None and (
-            not isinstance(value, kinds) or (isinstance(value, bool) and dtype != "bool")
-        ):
+        if dtype not in LISTS or value is None:
+            found.append(one_value(name, dtype, value))
+        elif isinstance(value, (list, tuple)):
+            items = (one_value(f"{name}[{i}]", LISTS[dtype], item) for i, item in enumerate(value))
+            found.append(tuple(item for item in items if item is not None))
+        else:
             raise ValueError(f"the request value {name!r} is {dtype}, got {value!r:.80}")
-        unknown = value is None or value != value
-        if not unknown and dtype in ("int", "float") and isinstance(value, int) and abs(value) > WIDE:
-            raise ValueError(f"the request value {name!r} is a number below 2**63, got {value!r:.80}")
-        found.append(None if unknown else float(value) + 0.0 if dtype == "float" else value)  # type: ignore[arg-type]
     return found
+
+# %% ../../nbs/20_features/27_reader.ipynb #e3580fd0
+def one_value(
+    name: str,  # Of the request
+    dtype: str,  # int, float, text, bool
+    value: Any,  # As it came
+) -> Any:  # None where it is not known
+    "One value of a request, typed."
+    if value is not None and (
+        not isinstance(value, KINDS.get(dtype, ())) or (isinstance(value, bool) and dtype != "bool")
+    ):
+        raise ValueError(f"the request value {name!r} is {dtype}, got {value!r:.80}")
+    if value is None or value != value:
+        return None
+    if dtype in ("int", "float") and isinstance(value, int) and abs(value) > WIDE:
+        raise ValueError(f"the request value {name!r} is a number below 2**63, got {value!r:.80}")
+    return float(value) + 0.0 if dtype == "float" else value

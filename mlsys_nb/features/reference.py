@@ -10,7 +10,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from fractions import Fraction
 from functools import lru_cache
@@ -228,6 +228,8 @@ def aggregate_value(
     if part.op == "mode":
         most = max(Counter(values).values())
         return min(v for v, n in Counter(values).items() if n == most)
+    if part.dtype == "list[text]":
+        values = [tuple(i for i in json.loads(told) if i is not None) for told in values]
     if part.op in ("first", "first_time"):
         return values[0]
     return values[-part.nth] if len(values) >= part.nth else None
@@ -318,6 +320,7 @@ STEPS: dict[str, Callable[..., Any]] = {
     "weekday": lambda p, t: local(t, p[0]).weekday() + 1,
     "month": lambda p, t: local(t, p[0]).month,
     "mapped": lambda p, x: next((v for k, v in p[0] if k == x), p[1]),
+    "size": lambda p, x: sum(i is not None for i in x),
     "cross": lambda p, *xs: "|".join(str(x).replace("\\", "\\\\").replace("|", "\\|") for x in xs),
 }
 
@@ -330,6 +333,30 @@ class Situation:
     row: Row  # keys and request values
     versions: Mapping[tuple[str, tuple[str, ...]], Mapping[tuple[Any, ...], Sequence[EventVersion]]]
     strict: bool = False
+
+# %% ../../nbs/20_features/29_reference.ipynb #cf2ea596
+def over_value(
+    feature: Feature,  # A reduction
+    now: "Situation",  # Of whom, and when
+) -> Any:  # None where unknown
+    "A feature of each item of a list, made one number."
+    (items, inner), (op,) = feature.inputs, feature.params
+    told, name = feature_value(items, now), "item of " + items.identity
+    if told is None:
+        return None
+    each = [feature_value(inner, replace(now, row={**now.row, name: x})) for x in told if x is not None]
+    each = [x for x in each if x is not None]
+    if op == "count" or not each:
+        nothing = {"count": 0, "sum": 0 if feature.dtype == "int" else 0.0}.get(op)
+        return len(each) or nothing
+    if op in ("min", "max"):
+        found = min(each) if op == "min" else max(each)
+        return found or abs(found)
+    if math.inf in each or -math.inf in each:
+        return None if {math.inf, -math.inf} <= {*each} else math.inf if math.inf in each else -math.inf
+    exact = sum(map(Fraction, each))
+    total = quotient(exact, 1) if isinstance(each[0], float) else combined("add", int(exact), 0)
+    return total if op == "sum" or total is None else quotient(total, len(each))
 
 # %% ../../nbs/20_features/29_reference.ipynb #341b2f01
 def feature_value(
@@ -345,8 +372,11 @@ def feature_value(
         return aggregate_value(a, whose, now)
     if feature.op == "moment":
         return clean(now.moment)
-    if feature.op == "request":
-        value = clean(now.row.get(feature.params[0]))
+    if feature.op == "over":
+        return over_value(feature, now)
+    if feature.op in ("request", "item"):
+        name = feature.params[0] if feature.op == "request" else "item of " + feature.inputs[0].identity
+        value = clean(now.row.get(name))
         return value if value is None or feature.dtype != "float" else float(value)
     if feature.op == "constant":
         return feature.params[0]

@@ -14,51 +14,80 @@ from .duration import Window
 from .range_index import Ranges, Spans, running_sums, spans
 from .sweep import Sweep, breaks, session_edges
 
-# %% ../../nbs/20_features/24_silence.ipynb #57d1cb87
-WORD = 1024  # places that one whole number stands for
-
-
-class Neighbours:
-    "A set of whole numbers that knows neighbours."
-
-    def __init__(
-        self,
-        limit: int,  # All places are below
-    ) -> None:
-        self.words = [0] * (limit // WORD + 1)
-        self.above = Neighbours(len(self.words)) if len(self.words) > 1 else None
-        self.size = 0
-
-    def __contains__(self, place: int) -> bool:
-        return bool(self.words[place // WORD] >> place % WORD & 1)
-
-    def flip(self, place: int) -> None:
-        "Put a place in, or take it out."
-        word, before = place // WORD, self.words[place // WORD]
-        self.words[word] = now = before ^ 1 << place % WORD
-        self.size += 1 if now > before else -1
-        if self.above is not None and not (before and now):
-            self.above.flip(word)
-
-    def before(self, place: int) -> int:
-        "The next smaller one; -1 when there is none."
-        word = place // WORD
-        found = self.words[word] & (1 << place % WORD) - 1
-        if not found and self.above is not None:
-            word = self.above.before(word)
-            found = self.words[word] if word >= 0 else 0
-        return word * WORD + found.bit_length() - 1 if found else -1
-
-    def after(self, place: int) -> int:
-        "The next larger one; -1 when there is none."
-        word, bits = place // WORD, place % WORD + 1
-        found = self.words[word] >> bits << bits
-        if not found and self.above is not None:
-            word = self.above.after(word)
-            found = self.words[word] if word >= 0 else 0
-        return word * WORD + (found & -found).bit_length() - 1 if found else -1
-
 # %% ../../nbs/20_features/24_silence.ipynb #569fa192
+@dataclass(frozen=True)
+class Cut:
+    "Parts of the spans of events: whose, from which moment to which, and the place that is looked at next."
+
+    event: np.ndarray
+    lo: np.ndarray
+    hi: np.ndarray
+    at: np.ndarray
+
+    def take(self, rows: np.ndarray) -> "Cut":
+        "Some of them."
+        return Cut(self.event[rows], self.lo[rows], self.hi[rows], self.at[rows])
+
+    def without(self, lo: np.ndarray, hi: np.ndarray) -> "Cut":
+        "What is left when a span is cut out of each; the place moves back."
+        left, right = np.clip(lo, self.lo, self.hi), np.clip(hi, self.lo, self.hi)
+        first, second = np.flatnonzero(self.lo < left), np.flatnonzero(right < self.hi)
+        rows = np.concatenate([first, second])
+        begin = np.concatenate([self.lo[first], right[second]])
+        end = np.concatenate([left[first], self.hi[second]])
+        return Cut(self.event[rows], begin, end, self.at[rows] - 1)
+
+# %% ../../nbs/20_features/24_silence.ipynb #a1dcc271
+def all_cuts(parts: list[Cut]) -> Cut:
+    "All of them."
+    told = ([getattr(p, name) for p in parts] for name in ("event", "lo", "hi", "at"))
+    return Cut(*(np.concatenate(arrays) for arrays in told))
+
+
+ONE_BY_ONE, BLOCKS = 4, 14  # steps before blocks are looked at; the largest has 2^BLOCKS events
+
+
+def beginnings(
+    view: Spans,  # What counts; events by entity and time
+    floor: np.ndarray,  # For each event: the first place within the gap before it
+) -> Cut:  # When each event begins a session
+    "Cut from every event's span the spans of those that stand within the gap before it."
+    n = len(view.rows)
+    left, done, blocks = Cut(np.arange(n), view.lo, view.hi, np.arange(n) - 1), list[Cut](), None
+    for step in range(n + 1):
+        over = left.at < floor[left.event]
+        done.append(left.take(np.flatnonzero(over)))
+        left = left.take(np.flatnonzero(~over))
+        if not len(left.event):
+            break
+        if step >= ONE_BY_ONE:
+            blocks = blocks or (doubled(view.lo, BLOCKS), doubled(-view.hi, BLOCKS))
+            left = back(left, floor[left.event], blocks)
+            over = left.at < floor[left.event]
+            done.append(left.take(np.flatnonzero(over)))
+            left = left.take(np.flatnonzero(~over))
+        left = left.without(view.lo[left.at], view.hi[left.at])
+    return all_cuts(done)
+
+# %% ../../nbs/20_features/24_silence.ipynb #c984730f
+def back(
+    left: Cut,
+    floor: np.ndarray,  # How far back to go
+    blocks: tuple[
+        list[np.ndarray], list[np.ndarray]
+    ],  # By k, the least of 2^k places from each on: of lo, of minus hi
+) -> Cut:  # At the next place that may touch it
+    "Skip blocks of events whose spans all begin behind a part, or all end before it."
+    at = left.at
+    for k in range(len(blocks[0]) - 1, -1, -1):
+        begin = at + 1 - (1 << k)
+        fits = begin >= floor
+        begin = np.where(fits, begin, 0)
+        clear = (blocks[0][k][begin] >= left.hi) | (-blocks[1][k][begin] <= left.lo)
+        at = np.where(fits & clear, at - (1 << k), at)
+    return Cut(left.event, left.lo, left.hi, at)
+
+# %% ../../nbs/20_features/24_silence.ipynb #3b6be759
 @dataclass(frozen=True)
 class Sessions:
     "The sessions of what counts at each moment."
@@ -68,42 +97,20 @@ class Sessions:
     end: np.ndarray  # its last event
 
 
-def coming(alive: Neighbours, starts: Neighbours, time: list[int], gap: int, place: int) -> None:
-    "An event begins to count."
-    before, after = alive.before(place), alive.after(place)
-    alive.flip(place)
-    if before < 0 or time[place] - time[before] > gap:
-        starts.flip(place)
-    if after >= 0 and after in starts and time[after] - time[place] <= gap:
-        starts.flip(after)
-
-
-def going(alive: Neighbours, starts: Neighbours, time: list[int], gap: int, place: int) -> None:
-    "An event does not count any more."
-    alive.flip(place)
-    before, after = alive.before(place), alive.after(place)
-    if place in starts:
-        starts.flip(place)
-    if after >= 0 and after not in starts and (before < 0 or time[after] - time[before] > gap):
-        starts.flip(after)
-
-# %% ../../nbs/20_features/24_silence.ipynb #3b6be759
 def sessions_in_spans(
     view: Spans,  # What counts; events by entity and time
-    time: np.ndarray,  # When they happened
+    sweep: Sweep,  # All events
     gap: int,  # Microseconds
 ) -> Sessions:  # By moment
-    "Walk through the moments, an event coming or going at a time."
-    n, told = len(view.rows), time.tolist()
-    order = np.argsort(np.concatenate([view.hi, view.lo]), kind="stable").tolist()  # whoever goes, goes first
-    alive, starts = Neighbours(n), Neighbours(n)
-    found = np.zeros((3, 2 * n + 1), dtype=np.int64)
-    for i, change in enumerate(order, 1):
-        (going if change < n else coming)(alive, starts, told, gap, change % n)
-        last, begin = alive.before(n), starts.before(n)
-        found[:, i] = (starts.size, told[begin], told[last]) if last >= 0 else 0
-    seen = np.searchsorted(np.sort(np.concatenate([view.hi, view.lo])), np.arange(view.n), side="right")
-    return Sessions(*found[:, seen])
+    "How many events begin a session, and the last one that does."
+    time, entity = sweep.events.time[view.rows], sweep.entity[view.rows]
+    floor = np.searchsorted(sweep.key(entity, time), sweep.key(entity, time - gap), side="left")
+    found, place = beginnings(view, floor), np.arange(len(view.rows))
+    starts = Spans(found.event, found.lo, found.hi, view.n)
+    last, end = starts.best(found.event), Spans(place, view.lo, view.hi, view.n).best(place)
+    some = last >= 0
+    begin, end = (np.where(some, time[np.where(some, x, 0)], 0) if len(time) else 0 * x for x in (last, end))
+    return Sessions(starts.count(), begin, end)
 
 
 def sessions_in(
@@ -113,7 +120,7 @@ def sessions_in(
 ) -> np.ndarray:  # By moment
     "How many sessions."
     if isinstance(view, Spans):
-        return sessions_in_spans(view, sweep.events.time[view.rows], gap).number
+        return sessions_in_spans(view, sweep, gap).number
     begun = running_sums(breaks(sweep, gap, view.rows).astype(np.int64))
     return np.where(view.hi > view.lo, 1 + begun[view.hi] - begun[np.minimum(view.lo + 1, view.hi)], 0)
 
@@ -134,10 +141,11 @@ def jump(
 
 def doubled(
     values: np.ndarray,  # By moment
+    most: int = 62,  # The largest k
 ) -> list[np.ndarray]:  # By k: the least of 2^k moments from each on
     "A table of minima."
     table = [values]
-    while 2 << (len(table) - 1) <= len(values):
+    while 2 << (len(table) - 1) <= len(values) and len(table) <= most:
         half = 1 << (len(table) - 1)
         table.append(np.minimum(table[-1][:-half], table[-1][half:]))
     return table
@@ -150,7 +158,7 @@ def edges_in_spans(
 ) -> np.ndarray:  # By moment
     "After what the session that goes on counts."
     t, gap = sweep.asked.time, window.length or 0
-    found = sessions_in_spans(whole, sweep.events.time[whole.rows], gap)
+    found = sessions_in_spans(whole, sweep, gap)
     goes_on = (found.number > 0) & (t + window.early - found.end <= gap)
     return np.where(goes_on, found.begin - 1, t)
 

@@ -95,10 +95,14 @@ class EncodedRows:
 
     X: np.ndarray  # One column a feature
     bags: tuple[Bags, ...] = ()  # One for each column that is hashed, in their order
+    weight: np.ndarray | None = None  # How much each row counts, one on average; None: all alike
+    frame: pl.DataFrame | None = None  # The feature columns as they are, where somebody reads them so
 
     def take(self, rows: np.ndarray) -> "EncodedRows":
         "Some of the rows."
-        return EncodedRows(self.X[rows], tuple(bag.take(rows) for bag in self.bags))
+        weight = None if self.weight is None else self.weight[rows]
+        frame = None if self.frame is None else self.frame[rows]
+        return EncodedRows(self.X[rows], tuple(bag.take(rows) for bag in self.bags), weight, frame)
 
 # %% ../../nbs/35_learning/35_encoding.ipynb #96df4631
 class Encoder:

@@ -4,16 +4,18 @@
 
 # %% auto #0
 __all__ = ['Floats', 'LINKS', 'YES_OR_NO', 'exponentials', 'sigmoid', 'softmax', 'Link', 'RowWise', 'Logistic', 'Softmax',
-           'Interval', 'Learner']
+           'Interval', 'between', 'Learner', 'asked_of']
 
 # %% ../../nbs/35_learning/35_link.ipynb #074192d9
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import polars as pl
+
+from .brief import Learning
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -121,14 +123,14 @@ class Interval(RowWise):
     def __call__(self, raw: Floats) -> Floats:  # Point, low and high, one row each
         "The prediction and its bounds."
         point = raw[:, 0]
-        low, high = (point + _between(point, self.knots, v) for v in (self.low, self.high))
+        low, high = (point + between(point, self.knots, v) for v in (self.low, self.high))
         if self.whole:
             low, high = np.ceil(low - 0.5), np.floor(high + 0.5)
         p = np.stack([point, np.minimum(low, point), np.maximum(high, point)], axis=1)
         return p if self.least is None else np.maximum(p, self.least)
 
 
-def _between(x: Floats, knots: tuple[float, ...], values: tuple[float, ...]) -> Floats:
+def between(x: Floats, knots: tuple[float, ...], values: tuple[float, ...]) -> Floats:
     "The broken line through (knots, values), level outside."
     if len(knots) == 1:
         return np.full(len(x), values[0])
@@ -150,6 +152,7 @@ class Learner:
     coverage: float = 0.8  # How often the interval shall hold; only for 'identity'
     families: tuple[str, ...] = ("rule", "linear", "boosting")  # Simplest first
     item: str = ""  # The column with the candidates of each row; only for 'among'
+    how: Learning = Learning()  # What the problem asks for beside it
 
     def __post_init__(self) -> None:
         if self.link not in LINKS:
@@ -180,6 +183,14 @@ class Learner:
 
 
 YES_OR_NO = Learner("logistic")
+
+# %% ../../nbs/35_learning/35_link.ipynb #b4c6aa3e
+def asked_of(
+    learner: Learner,  # What the target asks
+    how: Learning,  # How the problem wants it learnt
+) -> Learner:
+    "Both in one."
+    return replace(learner, how=how, families=how.families or learner.families)
 
 # %% ../../nbs/35_learning/35_link.ipynb #05ce4421
 def _yes_or_no(learner: Learner, labels: pl.Series) -> Floats:

@@ -14,19 +14,21 @@ from ..system.lazy import attach
 if TYPE_CHECKING:
     from mlsys_nb.loop.arrivals import ingest_due
     from mlsys_nb.loop.backtest import backtest
-    from mlsys_nb.loop.pipeline import monitor, retrain, score, state_of, train
+    from mlsys_nb.loop.pipeline import monitor, retrain, score, train
     from mlsys_nb.loop.policy import decide
     from mlsys_nb.loop.skew import served_again
     from mlsys_nb.loop.step import TimeError, context
+    from mlsys_nb.loop.upkeep import state_of
 else:
     attach(
         "mlsys_nb.loop",
         arrivals="ingest_due",
         backtest="backtest",
-        pipeline="monitor retrain score state_of train",
+        pipeline="monitor retrain score train",
         policy="decide",
         skew="served_again",
         step="TimeError context",
+        upkeep="state_of",
     )
 
 _all_ = [

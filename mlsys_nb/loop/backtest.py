@@ -229,7 +229,7 @@ def _first_rule(at: Context, first: Model) -> Fitted:
         "rule",
         rows,
         problem.inputs,
-        learner=problem.target.learner,
+        learner=problem.learner,
         rule=problem.rule,
         threads=at.settings.threads,
     )

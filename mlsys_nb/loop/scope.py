@@ -16,12 +16,13 @@ import numpy as np
 import polars as pl
 
 from ..evaluation.bootstrap import clusters, resample
-from ..evaluation.leakage import Suspect, suspects, told_by
+from ..evaluation.leakage import Suspect, told_by
 from ..learning.rule import Rule
 from ..learning.split import Split, TooLittleData, time_split
 from ..learning.train import fit
-from .retrain import within_reach
+from .examination import leaks
 from .step import Context, StepResult, reaching
+from .training_set import within_reach
 from ..problem.capacity import Capacity
 from ..problem.dataset import Dataset, build_dataset
 from ..problem.declaration import Problem
@@ -61,7 +62,8 @@ class Scoped(StepResult):
     def _repr_html_(self) -> str:
         tone = {"go": "good", "re-scope": "warn"}.get(self.verdict, "bad")
         named = table(
-            [{"column": s.column, "suspicion": s.suspicion} for s in self.suspects], caption="suspected"
+            [{"column": s.column, "suspicion": s.suspicion, "accepted": s.accepted} for s in self.suspects],
+            caption="suspected",
         )
         body = table(self.contestants) + (named if self.suspects else "")
         told = {"because": "; ".join(self.reasons), **self.facts}
@@ -82,7 +84,7 @@ class _Rows:
     def predicted(self, family: str, rule: Rule | None = None, rows: pl.DataFrame | None = None) -> Any:
         learnt = self.known if rows is None else rows
         more: dict[str, Any] = {
-            "learner": self.problem.target.learner,
+            "learner": self.problem.learner,
             "rule": rule,
             "seed": self.seed,
             "moment": "period",
@@ -257,10 +259,7 @@ def _found(rows: _Rows, wanted: Wanted) -> tuple[_Found, pl.DataFrame, dict[str,
     costs = _costs(rows, predictions)
     rival, p = _rival(costs), predictions["a quick model"]
     real, shuffled = _signal(rows, p)
-    judge, named = (
-        rows.problem.target.judge,
-        suspects(rows.known.select(rows.problem.features.names), rows.known["label"]),
-    )
+    judge, named = rows.problem.target.judge, leaks(rows.problem, rows.known, seed=rows.seed)
     needed = decisions_needed(costs[rival] - costs["a quick model"], wanted.lift * float(costs[rival].mean()))
     acted = _acted(rows, p)
     back = _return(rows, costs, wanted, acted)

@@ -14,7 +14,8 @@ import polars as pl
 
 from ..evaluation.bootstrap import clusters
 from ..evaluation.evaluate import evaluate
-from ..evaluation.gate import Predictions, Verdict, takeover
+from ..evaluation.gate import Inquiry, Predictions, takeover
+from ..evaluation.verdict import Verdict
 from ..learning.split import TooLittleData, time_split
 from ..learning.train import Fitted, fit
 from mlsys_nb.loop.retrain import (
@@ -24,9 +25,9 @@ from mlsys_nb.loop.retrain import (
     last_training_moment,
     noted_release,
     profile_of,
-    training_set,
 )
 from .step import Context, seen_by
+from .training_set import training_set
 from ..problem.dataset import Dataset
 from ..release.package import Evidence, Model, Package
 from ..release.package import build as build_package
@@ -54,13 +55,15 @@ def rule_package(
     y, groups = judge.outcomes(late["label"]), clusters(late, problem.keys)
     found = evaluate(judge, y, _fitted(at, early).predict(late), costs=problem.costs, groups=groups)
     shipped = _fitted(at, rows)
-    evidence = Evidence(metrics=held_to(judge, rows, found), profile=profile_of(problem, shipped, rows))
+    evidence = Evidence(
+        metrics=held_to(problem, shipped, rows, found), profile=profile_of(problem, shipped, rows)
+    )
     return build_package(shipped, dataset.at(rows["period"].unique().sort().to_list()), evidence)
 
 # %% ../../nbs/75_loop/78_stand_in.ipynb #e3efef92
 def _fitted(at: Context, rows: pl.DataFrame) -> Fitted:
     problem = at.problem
-    recipe: dict[str, Any] = {"rule": problem.rule, "learner": problem.target.learner, "moment": "period"}
+    recipe: dict[str, Any] = {"rule": problem.rule, "learner": problem.learner, "moment": "period"}
     return fit("rule", rows, problem.inputs, **recipe)
 
 
@@ -123,5 +126,5 @@ def against_champion(
     known, holdout = (split.rows(dataset.frame, part) for part in ("known", "holdout"))
     rule = _fitted(at, known).predict(holdout)
     p = Predictions(rule, rule, model.predict(seen_by(at, model, holdout)))
-    asked = dict[str, Any](entity=problem.keys, limits=problem.limits, seed=seed, moment="period")
+    asked = dict[str, Any](entity=problem.keys, asked=Inquiry(limits=problem.limits), moment="period")
     return takeover(problem.target.judge, holdout, p, problem.costs, **asked)

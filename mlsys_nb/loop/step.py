@@ -8,7 +8,7 @@ __all__ = ['Context', 'context', 'anew', 'TimeError', 'forward', 'seen_by', 'Sta
 
 # %% ../../nbs/75_loop/75_step.ipynb #9dab8f28
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import cached_property
 from typing import Any, Protocol
@@ -17,6 +17,8 @@ import polars as pl
 
 from ..data.freshness import fresh_within, stale
 from ..data.lake import finished
+from ..decisions.record import with_requests
+from ..features.dtypes import POLARS
 from ..problem.calendar import INSTANT
 from ..problem.candidates import candidates_spec
 from ..problem.dataset import Lake, as_known, load_events, training_periods
@@ -58,6 +60,11 @@ class Context:
         "The events known now."
         return load_events(self.problem, self.settings, self.now)
 
+    @property
+    def written(self) -> dict[str, str]:
+        "Digest of what the last ingest of each source had written by now."
+        return {s.name: finished(self.settings, s.name, self.now).digest for s in self.problem.sources}
+
     @cached_property
     def matured(self) -> list[datetime]:
         "The periods whose labels are final by now, oldest first."
@@ -82,7 +89,7 @@ def context(
 
 def anew(at: Context) -> Context:
     "The same place and time, looked at again: every step begins with it."
-    return Context(at.settings, at.problem, at.now)
+    return replace(at)
 
 # %% ../../nbs/75_loop/75_step.ipynb #1eb22345
 class TimeError(MlsysError):
@@ -108,7 +115,8 @@ def seen_by(
     "Rows as a version sees them: its own features of the same entities at the same moments."
     same = candidates_spec(model.among) == candidates_spec(at.problem.target.among)
     same &= model.feature_set_hash == at.problem.features.hash
-    if same and set(model.feature_names) <= set(rows.columns):
+    lists = () if model.among is None else (model.among.item, *model.among.names)
+    if same and {*model.feature_names, *lists} <= {*rows.columns}:
         return rows
     return as_known(as_trained(at.problem, model), _with_requests(at, model, rows), at.lake)
 
@@ -116,7 +124,10 @@ def seen_by(
 def _with_requests(at: Context, model: Model, rows: pl.DataFrame) -> pl.DataFrame:
     "Entity and moment of rows, with every value of a request that a version reads; one that is nowhere is unknown."
     names, wanted = [*at.problem.entity, "moment"], model.features.requests
-    asked = rows.select(*names, *(c for c in wanted if c in rows.columns))
+    brought = {**wanted, **(model.among.brought if model.among else {})}
+    if "request" in rows.columns:  # a log's decisions
+        rows = with_requests(rows, {name: POLARS[dtype] for name, dtype in brought.items()})
+    asked = rows.select(*names, *(c for c in brought if c in rows.columns))
     lost = [c for c in wanted if c not in rows.columns]
     if lost:
         periods = rows["period"].unique().sort().to_list()
@@ -132,8 +143,8 @@ class StaleData(MlsysError):
 
 def reaching(at: Context) -> Lake:
     "The events known now, refused when they are still being ingested or ended long ago."
-    ends = {s.name: finished(at.settings, s.name, at.now).digest for s in at.problem.sources}
-    if at.lake.digests != ends:
+    written = at.written
+    if at.lake.digests != written:
         raise StaleData(
             f"{at.problem.name}: an ingest wrote while the events of {at.now.isoformat()} were read; wait until it has ended"
         )

@@ -226,6 +226,7 @@ def _as_served(problem: Problem, told: pl.DataFrame, lake: Lake) -> pl.DataFrame
     "Decisions with the problem's features: as served, or as of their moment where they were served others."
     names, served = problem.features.names, pl.col("feature_set_hash") == problem.features.hash
     asked = [*problem.entity, "moment", "period", *(c for c in problem.features.requests if c not in names)]
+    asked += [c for c in (problem.target.among.brought if problem.target.among else ()) if c in told.columns]
     same, other = told.filter(served), told.filter(~served)
     known = same.select(*asked, *names, "label") if same.height else None
     again = None

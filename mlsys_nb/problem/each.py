@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Self
 import polars as pl
 
 from ..features.conditions import Condition, Field, as_condition, condition_columns
+from ..features.dtypes import LISTS, requested_columns
 from ..features.events import Events, normal
 from ..features.feature_set import FeatureSet
 from .calendar import INSTANT, Calendar
@@ -94,7 +95,7 @@ class Each(Unconditional):
         "The events of these periods: entity, moment, period, and what a request about them would hold."
         entity = list(self.entity(features))
         found = first_versions(self, [*entity, *features.requests], events[self.events.name], now)
-        found = named_once(self, features, found)
+        found = as_requested(features, named_once(self, features, found))
         return within(found, self.calendar, periods).filter(pl.col("moment") > self.start)
 
     def reach(self, newest: datetime | None, now: datetime) -> datetime | None:
@@ -158,11 +159,21 @@ def undecided(
     entity = list(each.entity(features))
     rows = named_once(each, features, first_versions(each, [*entity, *features.requests], frame, now))
     rows = rows.filter(pl.col("moment").is_between(max(since or each.start, each.start), now, closed="right"))
+    rows = as_requested(features, rows)
     named = each.one(features)
     if made.is_empty() or not set(named) <= set(made.columns):
         return rows
     known = made.select(pl.col(name).cast(rows.schema[name]) for name in named)
     return rows.join(known, on=named, how="anti", maintain_order="left")
+
+# %% ../../nbs/40_problem/41_each.ipynb #03663881
+def as_requested(
+    features: FeatureSet,
+    rows: pl.DataFrame,  # Of events
+) -> pl.DataFrame:  # Their lists as a request brings them
+    "Events as requests."
+    lists = {name: dtype for name, dtype in features.requests.items() if dtype in LISTS}
+    return rows.with_columns(requested_columns(rows, lists, "the events")) if lists else rows
 
 # %% ../../nbs/40_problem/41_each.ipynb #b64bc443
 def within(
@@ -213,7 +224,7 @@ def check_delivered(
     types, name = types_of(each.events), each.events.name
     for what, wanted in (("key", features.keys), ("request value", features.requests)):
         for column, dtype in wanted.items():
-            if types.get(column) != dtype:
+            if types.get(column) != ("list" if dtype in LISTS else dtype):
                 has = f"{column!r} is {types[column]} there" if column in types else f"it has {sorted(types)}"
                 raise ProblemError(
                     f"{where}: events {name!r} deliver every {what}, got {column!r} ({dtype}), but {has}; declare a "

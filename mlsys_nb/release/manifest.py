@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..features.feature_set import to_spec
+from ..learning.recipe import Recipe
 from ..learning.train import Fitted
 from ..problem.candidates import candidates_spec
 from ..problem.dataset import Dataset
@@ -26,9 +27,13 @@ class Evidence:
     verdict: Mapping[str, Any] | None = None
     certificate: Mapping[str, Any] | None = None
     profile: Mapping[str, Any] | None = None
+    recipe: Mapping[str, Any] | None = None  # How it was made; None: as fitted, with the problem's lookback
+    search: Mapping[str, Any] | None = (
+        None  # Which trials ran, and why this one was chosen; None: there was no search
+    )
 
 # %% ../../nbs/45_release/45_manifest.ipynb #52fdf43b
-PACKAGE_FORMAT = 5
+PACKAGE_FORMAT = 6
 
 
 def _declared(problem: Problem) -> dict[str, Any]:
@@ -58,6 +63,7 @@ def manifest_of(
 ) -> dict[str, Any]:
     "The provenance of a model as plain data, without the hashes of its files."
     problem = dataset.problem
+    recipe = Recipe(problem.features.hash, fitted.family, fitted.params, problem.lookback)
     return {
         "format": PACKAGE_FORMAT,
         "problem": problem.name,
@@ -76,13 +82,16 @@ def manifest_of(
         },
         "family": fitted.family,
         "params": dict(fitted.params),
+        "recipe": dict(evidence.recipe or recipe.to_dict()),
         "seed": fitted.seed,
         "metrics": dict(evidence.metrics),
         "verdict": evidence.verdict,
+        "search": evidence.search,
         "certificate": evidence.certificate,
         "check": {"rows": dataset.frame.height, "largest_difference": difference},
         "environment": environment(),
         "code": code_version(),
         "simulated": problem.simulated,
+        **({"accepted": dict(problem.accepted)} if problem.accepted else {}),
         **_stated(problem),
     }

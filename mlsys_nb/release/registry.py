@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['RegistryError', 'Version', 'register', 'versions', 'get_version', 'Decided', 'Champion', 'champion', 'promote',
-           'champion_history', 'line_of_champions', 'rollback', 'retire', 'load_version', 'load_champion', 'sets_of',
-           'features_in_use']
+           'champion_history', 'line_of_champions', 'rollback', 'barred', 'retire', 'load_version', 'load_champion',
+           'sets_of', 'features_in_use']
 
 # %% ../../nbs/45_release/47_registry.ipynb #40ab12f2
 from collections.abc import Callable
@@ -20,6 +20,7 @@ import sqlalchemy as sa
 from ..features.feature_set import FeatureSet
 from ..problem.candidates import Candidates
 from ..problem.declaration import Problem
+from .hold import Hold, held_in, hold_of, latch
 from .package import Model, Package, as_trained, load, seal
 from ..system.audit import AuditLine, add_line
 from ..system.database import Database
@@ -144,16 +145,17 @@ def champion(
     return Champion(problem, int(pointer.value), pointer.epoch) if pointer else Champion(problem, None, 0)
 
 # %% ../../nbs/45_release/47_registry.ipynb #7e5de02f
-def _may_serve(
-    connection: sa.Connection,
-    problem: str,
-    version: int,
-) -> None:
+def _may_serve(connection: sa.Connection, problem: str, version: int, by_gate: bool = False) -> None:
     row = version_in(connection, problem, version)
     if row is None or row.status == "retired":
         what = "a retired one" if row else "none"
         raise RegistryError(
             f"only a registered version of {problem!r} can be promoted, got {version}, {what}; register it first"
+        )
+    if by_gate and held_in(connection, problem):
+        raise RegistryError(
+            f"a gate promotes nothing while a person holds {problem!r}, got version {version}; let it go: "
+            f"mlsys resume {problem} --reason 'looked at it'"
         )
 
 # %% ../../nbs/45_release/47_registry.ipynb #d586cef5
@@ -180,7 +182,9 @@ def promote(
     move = Move(_pointer(problem), expected_epoch + 1, str(version), at, actor, reason)
     said = {"version": version, "by_gate": verdict is not None}
     with journalled(control):
-        pointer = move_pointer(control, move, "promote", said, lambda c: _may_serve(c, problem, version))
+        pointer = move_pointer(
+            control, move, "promote", said, lambda c: _may_serve(c, problem, version, verdict is not None)
+        )
     return Champion(problem, version, pointer.epoch)
 
 # %% ../../nbs/45_release/47_registry.ipynb #2fef9835
@@ -222,7 +226,7 @@ def rollback(
     reason: str,  # Why
     check: Callable[[int], object],  # Proves that a version can serve, before anything moves
 ) -> Champion:
-    "Promote the champion before the one that was seen."
+    "Promote the champion before the one that was seen, and hold it there until a person resumes."
     until = champion_history(control, seen.problem).filter(pl.col("epoch") <= seen.epoch)
     line = line_of_champions(until)
     if len(line) < 2:
@@ -230,8 +234,45 @@ def rollback(
             f"a rollback needs an earlier champion of {seen.problem!r}, there is none; promote a version instead"
         )
     check(line[-2])
-    why = f"rollback from {seen.version}: {reason}" if reason.strip() else ""
-    return promote(control, seen.problem, line[-2], expected_epoch=seen.epoch, at=at, actor=actor, reason=why)
+    if not (actor.strip() and reason.strip()):
+        raise RegistryError(
+            f"a rollback names who decided and why, got actor {actor!r}, reason {reason!r}; say both"
+        )
+    why, problem = f"rollback from {seen.version}: {reason}", seen.problem
+    move = Move(_pointer(problem), seen.epoch + 1, str(line[-2]), at, actor, why)
+
+    def latched(connection: sa.Connection) -> None:
+        _may_serve(connection, problem, line[-2])
+        latch(connection, Hold(problem, at, actor, why))
+
+    with journalled(control):
+        pointer = move_pointer(control, move, "promote", {"version": line[-2], "by_gate": False}, latched)
+    return Champion(problem, line[-2], pointer.epoch)
+
+# %% ../../nbs/45_release/47_registry.ipynb #1a7c4001
+def barred(
+    control: Database,  # The control tables
+    problem: str,  # Its name
+    version: int,  # Which a gate would promote
+) -> str:  # Empty: it may
+    "Why a gate may not promote a version."
+    if latched := hold_of(control, problem):
+        return str(latched)
+    history, rows = champion_history(control, problem), version_rows(control, problem)
+    made = {row.version: {part: row.summary.get(part) for part in _MADE} for row in rows}
+    gone = set(history["version"]) - set(line_of_champions(history))
+    for left in sorted(gone & made.keys()):
+        if version in made and made[left] == made[version] and version not in line_of_champions(history):
+            what = f"version {left} was rolled back" + (
+                "" if left == version else f", and {version} is made of the same"
+            )
+            return (
+                f"{what}; a person brings it back: mlsys promote {problem} {version} --reason 'looked at it'"
+            )
+    return ""
+
+
+_MADE = ("family", "params", "training", "dataset")  # Two versions alike in these answer alike
 
 # %% ../../nbs/45_release/47_registry.ipynb #00496959
 def retire(

@@ -15,6 +15,7 @@ import polars as pl
 from ..decisions.batches import append_batch, batch_written, newest_batched, read_batch
 from ..decisions.log import read_decisions
 from ..decisions.record import mapping_text
+from ..decisions.selection import case_names
 from ..problem.capacity import Acts, best_within
 from ..problem.dataset import Lake, as_known, load_events
 from ..problem.declaration import Problem
@@ -75,10 +76,13 @@ def _due(settings: Settings, problem: Problem, model: Model, lake: Lake, now: da
 def _chosen(problem: Problem, frame: pl.DataFrame, p: np.ndarray, room: int | None) -> pl.DataFrame:
     "What is decided of each row: as the costs say, and no more actions than there is room for."
     choices = problem.target.choices(p, problem.costs)
-    if room is None or not isinstance(problem.target, Acts):
+    if not isinstance(problem.target, Acts):
         return choices
     nothing, who = problem.target.actions(problem.costs)[-1], frame.select(list(problem.entity)).rows()
-    return best_within(choices, problem.target.worth(p, problem.costs), room, nothing, who)
+    if room is not None:
+        choices = best_within(choices, problem.target.worth(p, problem.costs), room, nothing, who)
+    spared = pl.Series(problem.lots.spared(case_names(problem, frame)), dtype=pl.Boolean)
+    return choices.with_columns(action=pl.when(spared).then(pl.lit(nothing)).otherwise("action"))
 
 
 def _rows(

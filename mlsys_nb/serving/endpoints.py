@@ -19,21 +19,27 @@ from ..decisions.outcomes import Outcome, conflicts
 from ..decisions.record import Decision
 from ..decisions.segments import DamagedRecord
 from ..problem.target import NoOutcome
+from ..release.explanation import explain
 from .guard import read_object
 from .predictor import Predictor, entity_named, values_named
 from .refusal import Refusal, clipped, error_body
 from .state import OpenService
+from ..system.group_commit import Waiting
 from ..system.settings import MlsysError
 
 # %% ../../nbs/55_serving/58_endpoints.ipynb #5df0e532
-def _shown(decision: Decision, with_features: bool) -> dict[str, Any]:
+def _shown(decision: Decision, with_features: bool, durable: str = "") -> dict[str, Any]:
     shown = {
         "decision_id": decision.decision_id, "problem": decision.problem, "entity": decision.entity,
         "prediction": decision.score, "action": decision.action, "eligible": decision.eligible,
         "version": decision.version, "moment": decision.moment.isoformat(),
     }  # fmt: skip
-    told = {"answer": decision.answer, "fallback": decision.fallback}
-    shown |= {name: value for name, value in told.items() if value is not None}
+    if decision.answer is not None:
+        shown["answer"] = decision.answer
+    if decision.fallback is not None:
+        shown["fallback"] = decision.fallback
+    if durable:
+        shown["durable"] = durable
     return {**shown, "features": decision.features} if with_features else shown
 
 
@@ -61,9 +67,11 @@ def _flag(asked: Mapping[str, Any], name: str) -> bool:
     return value
 
 # %% ../../nbs/55_serving/58_endpoints.ipynb #3d440642
-async def _on_disk(future: "Future[Decision]", shared: bool = False) -> Decision:
+async def _on_disk(future: Waiting[Decision], shared: bool = False) -> Decision:
     "The decision that counts, once it is on disk; one that others may wait for is not given up with this request."
-    waiting = asyncio.wrap_future(future)
+    if future.done():
+        return future.result()
+    waiting = asyncio.wrap_future(future) if isinstance(future, Future) else future
     try:
         return await (asyncio.shield(waiting) if shared else waiting)
     except (OSError, MlsysError) as e:
@@ -76,11 +84,34 @@ def not_on_disk(error: Exception) -> Refusal:
     return Refusal(503, rule, got, "tell the operator, and try again later", retry_after=5)
 
 
-def _submitted(service: OpenService, decision: Decision) -> "Future[Decision]":
+def _submitted(service: OpenService, decision: Decision) -> Waiting[Decision]:
+    "A decision on its way to the log: written already, where the terms say so."
     try:
-        return service.log.submit(decision)
-    except MlsysError as e:
+        if (made := service.log.write(decision)) is None:
+            shared = decision.request_id is not None  # then others may wait for it, perhaps elsewhere
+            return service.log.submit(
+                decision, None if shared else asyncio.get_running_loop().create_future()
+            )
+    except (OSError, MlsysError) as e:
         raise not_on_disk(e) from e
+    done: Future[Decision] = Future()
+    done.set_result(made)
+    return done
+
+# %% ../../nbs/55_serving/58_endpoints.ipynb #1dcbad2f
+def _because(service: OpenService, decision: Decision) -> dict[str, Any]:
+    "The parts of an answer's margin; an answer that is made is given, explained or not."
+    model, told = service.predictor.model, f"mlsys explain {decision.problem} {decision.decision_id}"
+    if decision.version != model.version:
+        return {
+            "cannot_say": f"version {decision.version} gave this answer, version {model.version} serves now; {told}"
+        }
+    try:
+        found = explain(model, decision.features)
+    except MlsysError as e:
+        return {"cannot_say": clipped(str(e), 300)}
+    about = {"of": found.about} if found.about else {}
+    return {"margin": found.margin, "usual": found.usual, **about, "parts": dict(found.parts)}
 
 # %% ../../nbs/55_serving/58_endpoints.ipynb #6d4faf1e
 async def predict(
@@ -89,15 +120,15 @@ async def predict(
 ) -> Any:  # What is answered
     "Answer a prediction request, for one entity or several."
     predictor = service.predictor
-    named = {*predictor.keys, *predictor.values}
-    asked = read_object(body, frozenset({*named, "request_id", "features", "entities"}))
+    asked = read_object(body, predictor.fields)
     with_features, request_id = _flag(asked, "features"), _text(asked, "request_id")
+    why = _flag(asked, "explain")
     if "entities" in asked:
-        if request_id or named & asked.keys():
+        if request_id or why or {*predictor.keys, *predictor.values, *predictor.optional} & asked.keys():
             got, remedy = clipped(sorted(asked)), "send entities, or what names one"
             raise Refusal(422, "entities stands alone", got, remedy)
         return await _predict_many(service, predictor, asked["entities"], with_features)
-    entity, values = entity_named(predictor.keys, asked), values_named(predictor.values, asked)
+    entity, values = entity_named(predictor.keys, asked), _said(predictor, asked)
     future = service.log.recall(request_id) if request_id else None
     if future is None:
         future = _submitted(service, _made(service, predictor, (entity, values), request_id))
@@ -105,7 +136,8 @@ async def predict(
     if decision.entity != entity or decision.request != values:
         got = f"{clipped(request_id)} for {clipped(entity)}, it was used for another"
         raise Refusal(409, "a request_id names one request", got, "use a new request_id for a new request")
-    return _warned(service, _shown(decision, with_features))
+    told = {"because": await asyncio.to_thread(_because, service, decision)} if why else {}
+    return _warned(service, _shown(decision, with_features, service.log.durable) | told)
 
 # %% ../../nbs/55_serving/58_endpoints.ipynb #16753fde
 _Case = tuple[dict[str, Any], dict[str, Any]]  # The entity, and what the request says of it
@@ -152,7 +184,7 @@ async def _predict_many(
     for entity, answer in zip(entities, answers, strict=True):
         if isinstance(answer, Decision):
             _count(service, answer)
-            shown.append(_shown(next(decisions), with_features))
+            shown.append(_shown(next(decisions), with_features, service.log.durable))
         else:
             shown.append({"entity": entity, **orjson.loads(error_body(answer))})
     return _warned(service, {"predictions": shown})
@@ -160,7 +192,7 @@ async def _predict_many(
 # %% ../../nbs/55_serving/58_endpoints.ipynb #8bc1b504
 def _entities(predictor: Predictor, given: Any) -> list[_Case]:
     "The entities of a request about several, each with what is said of it, checked."
-    keys = [*predictor.keys, *predictor.values]
+    keys = [*predictor.keys, *predictor.values, *predictor.optional]
     if not (
         isinstance(given, list) and 0 < len(given) <= MAX_ENTITIES and all(isinstance(e, dict) for e in given)
     ):
@@ -175,11 +207,15 @@ def _entities(predictor: Predictor, given: Any) -> list[_Case]:
     unknown = sorted({key for one in given for key in one} - set(keys))
     if unknown:
         raise Refusal(422, f"an entity has the keys {keys}", clipped(unknown), "leave them out")
-    return [(entity_named(predictor.keys, one), values_named(predictor.values, one)) for one in given]
+    return [(entity_named(predictor.keys, one), _said(predictor, one)) for one in given]
+
+
+def _said(predictor: Predictor, asked: dict[str, Any]) -> dict[str, Any]:
+    return values_named(predictor.values, asked, predictor.optional)
 
 
 def _count(service: OpenService, made: Decision) -> None:
-    service.metrics.predictions.labels(service.problem.name, str(made.version), made.action).inc()
+    service.metrics.predicted(made.version, made.action)
 
 # %% ../../nbs/55_serving/58_endpoints.ipynb #115e3cde
 async def _find(service: OpenService, decision_id: str) -> Decision:

@@ -117,7 +117,8 @@ class RequestLimits:
     "What every request is held to."
 
     max_body: int = 65_536
-    deadline_seconds: float = 10.0
+    deadline_seconds: float = 10.0  # For an answer, from the whole body on
+    body_seconds: float = 5.0  # For the body to arrive
     concurrency: int = 256
     always: tuple[str, ...] = ("/healthz", "/readyz", "/metrics")
 
@@ -180,8 +181,11 @@ def _replayed(body: bytes, receive: Receive) -> Receive:
     return replay
 
 
-async def _run(app: App, limits: RequestLimits, scope: Scope, receive: Receive, send: Send) -> None:
-    started = body_read = False
+async def _run(
+    app: App, limits: RequestLimits, scope: Scope, send: Send, body: bytes, receive: Receive
+) -> None:
+    "Let the application answer in time, or say what hindered it."
+    started = False
 
     async def watched(message: Message) -> None:
         nonlocal started
@@ -189,31 +193,34 @@ async def _run(app: App, limits: RequestLimits, scope: Scope, receive: Receive, 
         await send(message)
 
     try:
-        _check_length(scope, limits)
         async with asyncio.timeout(limits.deadline_seconds):
-            body = await _read_body(receive, limits)
-            body_read = True
-            if body is not None:
-                await app(scope, _replayed(body, receive), watched)
+            await app(scope, _replayed(body, receive), watched)
     except Exception as e:
-        refusal = _refusal_for(e, body_read, limits, scope)
-        if started:
-            return
-        await send_refusal(send, refusal, close=not body_read)
+        if not started:
+            await send_refusal(send, _refusal_for(e, limits, scope))
 
 # %% ../../nbs/55_serving/57_guard.ipynb #f90545f0
-def _refusal_for(error: Exception, body_read: bool, limits: RequestLimits, scope: Scope) -> Refusal:
+def _refusal_for(error: Exception, limits: RequestLimits, scope: Scope) -> Refusal:
     if isinstance(error, Refusal):
         return error
     if isinstance(error, TimeoutError):
         rule = f"a request takes at most {limits.deadline_seconds:g} s"
-        if not body_read:
-            return Refusal(408, rule, "a body that had not arrived by then", "send the body at once")
         return Refusal(503, rule, "an answer that was not ready by then", "try again", retry_after=1)
     logger.error("unexpected error in %s %s", scope.get("method"), clipped(scope.get("path")), exc_info=error)
     return Refusal(
         500, "the service answers every request", "an error of the service", "report it; see the log"
     )
+
+
+async def _arrived(limits: RequestLimits, scope: Scope, receive: Receive) -> bytes | None:
+    "The whole body in time, or None when the client left."
+    _check_length(scope, limits)
+    try:
+        async with asyncio.timeout(limits.body_seconds):
+            return await _read_body(receive, limits)
+    except TimeoutError as e:
+        rule = f"a body arrives within {limits.body_seconds:g} s"
+        raise Refusal(408, rule, "one that had not arrived by then", "send the body at once") from e
 
 # %% ../../nbs/55_serving/57_guard.ipynb #1a2f81a2
 def guard(
@@ -229,15 +236,21 @@ def guard(
             if scope["type"] == "lifespan":
                 await app(scope, receive, send)
             return
+        try:
+            body = await _arrived(limits, scope, receive)
+        except Refusal as e:
+            await send_refusal(send, e, close=True)
+            return
         if inside >= limits.concurrency and scope["path"] not in limits.always:
             rule = f"the service works on at most {limits.concurrency} requests at once"
-            busy = Refusal(503, rule, "one more", "try again after a second", retry_after=1)
-            await send_refusal(send, busy, close=True)
-            return
-        inside += 1
-        try:
-            await _run(app, limits, scope, receive, send)
-        finally:
-            inside -= 1
+            await send_refusal(
+                send, Refusal(503, rule, "one more", "try again after a second", retry_after=1)
+            )
+        elif body is not None:
+            inside += 1
+            try:
+                await _run(app, limits, scope, send, body, receive)
+            finally:
+                inside -= 1
 
     return guarded

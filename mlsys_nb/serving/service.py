@@ -9,14 +9,18 @@ __all__ = ['logger', 'ServiceError', 'serve', 'running']
 import asyncio
 import contextlib
 import logging
+import os
+import signal
 import socket
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from functools import partial
+from typing import Any, NamedTuple
 
 import orjson
 
 from ..problem.declaration import Problem, load_problem
+from .connections import Connections, limited_protocol
 from mlsys_nb.serving.endpoints import (
     contradictions,
     decision,
@@ -26,12 +30,12 @@ from mlsys_nb.serving.endpoints import (
     same_problem,
 )
 from .events import events
-from .guard import App, RequestLimits, guard
-from .openapi import api_page, operations
+from .guard import App, Receive, RequestLimits, Scope, Send, guard
+from .openapi import api_page, openapi_document
 from .refusal import Refusal, clipped, error_body
 from .reload import watch
 from .state import OpenService, open_service, readiness
-from .telemetry import Metrics, measured
+from .telemetry import Metrics, measured, shared_counts
 from ..system.settings import MlsysError, Settings
 
 logger = logging.getLogger("mlsys_nb.serving.service")
@@ -41,35 +45,41 @@ class ServiceError(MlsysError):
     "The service cannot start."
 
 # %% ../../nbs/55_serving/59_service.ipynb #1886ac28
-def _json(value: Any, status: int = 200) -> Any:
-    from starlette.responses import Response
+class _Answer(NamedTuple):
+    "What goes out."
 
-    return Response(orjson.dumps(value), status, media_type="application/json")
-
-
-def _error(refusal: Refusal, headers: Mapping[str, str] | None = None) -> Any:
-    from starlette.responses import Response
-
-    said = {**(headers or {}), **refusal.headers}
-    return Response(error_body(refusal), refusal.status, said, media_type="application/json")
+    body: bytes
+    status: int = 200
+    headers: tuple[tuple[bytes, bytes], ...] = ((b"content-type", b"application/json"),)
 
 
-async def _answer(
-    service: OpenService, problem: str, work: Callable[..., Awaitable[Any]], *given: Any
-) -> Any:
-    "What `work` answers for this problem, or the refusal it raised."
-    try:
-        same_problem(service, problem)
-        return _json(await work(service, *given))
-    except Refusal as e:
-        return _error(e)
+def _json(value: Any, status: int = 200) -> _Answer:
+    return _Answer(orjson.dumps(value), status)
+
+
+def _text(content: bytes, kind: str) -> _Answer:
+    return _Answer(content, 200, ((b"content-type", kind.encode()),))
+
+
+def _error(refusal: Refusal, allowed: str = "") -> _Answer:
+    said = {"content-type": "application/json", **refusal.headers, **({"allow": allowed} if allowed else {})}
+    headers = tuple((name.encode(), value.encode()) for name, value in said.items())
+    return _Answer(error_body(refusal), refusal.status, headers)
+
+
+async def _send(answer: _Answer, send: Send, empty: bool) -> None:
+    "Send an answer; only its head, where that was asked for."
+    length = (b"content-length", b"%d" % len(answer.body))
+    await send({"type": "http.response.start", "status": answer.status, "headers": [*answer.headers, length]})
+    await send({"type": "http.response.body", "body": b"" if empty else answer.body})
 
 # %% ../../nbs/55_serving/59_service.ipynb #570ed205
 class _Life:
     "The service while the application runs, and the task that keeps the champion up to date."
 
-    def __init__(self, settings: Settings, problem: Problem) -> None:
+    def __init__(self, settings: Settings, problem: Problem, parent: int | None = None) -> None:
         self.settings, self.problem, self.metrics = settings, problem, Metrics(problem.name)
+        self.parent = parent  # The process that looks after this one
         self.service: Any = None
 
     def open(self) -> None:
@@ -81,116 +91,120 @@ class _Life:
             self.service.close()
             self.service = None
 
-    @contextlib.asynccontextmanager
-    async def __call__(self, app: Any) -> AsyncIterator[None]:
+    async def end_with(self, parent: int | None) -> None:
+        "End when nobody looks after this process any more."
+        while parent is not None and os.getppid() == parent:
+            await asyncio.sleep(0.5)
+        if parent is not None:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    async def run(self, receive: Receive, send: Send) -> None:
+        "From the server's start to its end."
+        await receive()
         await asyncio.to_thread(self.open)
-        watching = asyncio.create_task(watch(self.service.reloader, self.settings.reload_seconds))
-        try:
-            yield
-        finally:
-            watching.cancel()
-            await asyncio.to_thread(self.close)
-
-# %% ../../nbs/55_serving/59_service.ipynb #f45b0b19
-def _errors(app: Any) -> None:
-    "Errors of the framework in the service's own shape."
-    from starlette.exceptions import HTTPException
-
-    async def refused(request: Any, error: Any) -> Any:
-        got = clipped(f"{request.method} {request.url.path}")
-        allowed = (error.headers or {}).get("Allow", "")
-        rule = f"this route allows {allowed}" if allowed else "a request names a route of this service"
-        return _error(Refusal(error.status_code, rule, got, "see /docs"), error.headers)
-
-    async def broken(request: Any, error: Any) -> Any:
-        return _error(
-            Refusal(
-                500, "the service answers every request", "an error of the service", "report it; see the log"
-            )
-        )
-
-    app.add_exception_handler(HTTPException, refused)
-    app.add_exception_handler(Exception, broken)
+        beside = [
+            asyncio.create_task(watch(self.service.reloader, self.settings.reload_seconds)),
+            asyncio.create_task(self.end_with(self.parent)),
+        ]
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        for task in beside:
+            task.cancel()
+        await asyncio.to_thread(self.close)
+        await send({"type": "lifespan.shutdown.complete"})
 
 # %% ../../nbs/55_serving/59_service.ipynb #52fcbf32
-def _routes(app: Any, life: _Life) -> None:
-    "The routes about one problem."
-    from fastapi import Request
+_Work = Callable[[OpenService, str, bytes], Awaitable[_Answer]]
 
-    told = {name: {**kept, "response_model": None} for name, kept in operations(life.problem).items()}
 
-    @app.post("/v1/events/{name}", **told["events"])  # before those of a problem: its first part is fixed
-    async def happened(name: str, request: Request) -> Any:
-        try:
-            status, said = await events(life.service, name, await request.body())
-        except Refusal as e:
-            return _error(e)
-        return _json(said, status)
+async def _events(service: OpenService, name: str, body: bytes) -> _Answer:
+    status, said = await events(service, name, body)
+    return _json(said, status)
 
-    @app.post("/v1/{problem}/predictions", **told["predictions"])
-    async def predictions(problem: str, request: Request) -> Any:
-        return await _answer(life.service, problem, predict, await request.body())
 
-    @app.post("/v1/{problem}/outcomes", **told["outcomes"])
-    async def outcomes(problem: str, request: Request) -> Any:
-        return await _answer(life.service, problem, outcome, await request.body())
+def _asked(work: Callable[..., Awaitable[Any]], reads: str) -> _Work:
+    "An endpoint that takes a body, a part of the path, or nothing, as a route."
 
-    @app.get("/v1/{problem}/decisions/{decision_id}", **told["decision"])
-    async def decisions(problem: str, decision_id: str) -> Any:
-        return await _answer(life.service, problem, decision, decision_id)
+    async def route(service: OpenService, part: str, body: bytes) -> _Answer:
+        given = {"body": (body,), "part": (part,), "": ()}[reads]
+        return _json(await work(service, *given))
 
-    @app.get("/v1/{problem}/model", **told["model"])
-    async def model(problem: str) -> Any:
-        return await _answer(life.service, problem, model_card)
+    return route
 
-    @app.get("/v1/{problem}/contradictions", **told["contradictions"])
-    async def disputed(problem: str) -> Any:
-        return await _answer(life.service, problem, contradictions)
 
-# %% ../../nbs/55_serving/59_service.ipynb #53515ce5
-def _health(app: Any, life: _Life) -> None:
-    "The routes about the process."
-    from starlette.responses import HTMLResponse, Response
+_ROUTES: Mapping[str, tuple[str, int, _Work]] = {  # Its method, the parts of its path, and what it does
+    "predictions": ("POST", 4, _asked(predict, "body")),
+    "outcomes": ("POST", 4, _asked(outcome, "body")),
+    "decisions": ("GET", 5, _asked(decision, "part")),
+    "model": ("GET", 4, _asked(model_card, "")),
+    "contradictions": ("GET", 4, _asked(contradictions, "")),
+}
 
-    told = {name: {**kept, "response_model": None} for name, kept in operations(life.problem).items()}
 
-    both = {
-        "methods": ["GET", "HEAD"],
-        "include_in_schema": False,
-    }  # what answers; the other one only describes
-
-    @app.get("/healthz", **told["healthz"])
-    @app.api_route("/healthz", **both)
-    async def healthz() -> Any:
-        return _json({"alive": True})
-
-    @app.get("/readyz", **told["readyz"])
-    @app.api_route("/readyz", **both)
-    async def readyz() -> Any:
-        status, shown = readiness(life.service)
-        return _json(shown, status)
-
-    @app.get("/metrics", **told["metrics"])
-    async def metrics() -> Any:
-        readiness(life.service)
-        return Response(life.metrics.text(), media_type="text/plain; version=0.0.4")
-
-    @app.get("/docs", include_in_schema=False)
-    async def docs() -> Any:
-        return HTMLResponse(api_page(app.openapi()))
+def _route(service: OpenService, path: str) -> tuple[str, _Work, str] | None:
+    "The method, the work and the last part of a path below /v1; None where there is nothing."
+    parts = path.split("/")
+    if len(parts) == 4 and parts[2] == "events":
+        return "POST", _events, parts[3]
+    method, length, work = _ROUTES.get(parts[3] if len(parts) > 3 else "", ("", 0, _events))
+    if len(parts) != length or not (parts[2] and parts[-1]):
+        return None
+    same_problem(service, parts[2])
+    return method, work, parts[-1]
 
 # %% ../../nbs/55_serving/59_service.ipynb #a0bdc37c
-def _application(life: _Life) -> App:
-    from fastapi import FastAPI
+def _page(life: _Life, path: str) -> _Answer | None:
+    "What the process says of itself."
+    if path == "/healthz":
+        return _json({"alive": True})
+    if path == "/readyz":
+        status, shown = readiness(life.service)
+        return _json(shown, status)
+    if path == "/metrics":
+        readiness(life.service)
+        return _text(life.metrics.text(), "text/plain; version=0.0.4")
+    if path == "/openapi.json":
+        return _json(openapi_document(life.problem))
+    if path == "/docs":
+        return _text(api_page(openapi_document(life.problem)).encode(), "text/html; charset=utf-8")
+    return None
 
-    title = f"{life.problem.title}: {life.problem.question}"
-    app = FastAPI(
-        title=title, version="1", docs_url=None, redoc_url=None, lifespan=life, redirect_slashes=False
+
+def _not_here(method: str, path: str, allowed: str = "") -> _Answer:
+    "The refusal of a path, or of a method."
+    rule = f"this route allows {allowed}" if allowed else "a request names a route of this service"
+    refusal = Refusal(405 if allowed else 404, rule, clipped(f"{method} {path}"), "see /docs")
+    return _error(refusal, allowed)
+
+# %% ../../nbs/55_serving/59_service.ipynb #2e2ddb4e
+async def _answered(life: _Life, scope: Scope, receive: Receive) -> _Answer:
+    "What a request is answered."
+    method, path = scope["method"], scope["path"]
+    if not path.startswith("/v1/"):
+        if method not in ("GET", "HEAD"):
+            return _not_here(method, path, "GET, HEAD" if _page(life, path) else "")
+        return _page(life, path) or _not_here(method, path)
+    try:
+        found = _route(life.service, path)
+        if found is None or found[0] != method:
+            return _not_here(method, path, found[0] if found else "")
+        return await found[1](life.service, found[2], (await receive()).get("body", b""))
+    except Refusal as e:
+        return _error(e)
+
+
+def _application(life: _Life) -> App:
+    "The service as an ASGI application, behind its limits."
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await life.run(receive, send)
+        else:
+            await _send(await _answered(life, scope, receive), send, scope["method"] == "HEAD")
+
+    limits = RequestLimits(
+        life.settings.max_body, life.settings.deadline_seconds, life.settings.header_seconds
     )
-    _routes(app, life)
-    _health(app, life)
-    _errors(app)
-    limits = RequestLimits(life.settings.max_body, life.settings.deadline_seconds)
     return measured(guard(app, limits), life.metrics)
 
 # %% ../../nbs/55_serving/59_service.ipynb #7cea1cc1
@@ -209,6 +223,18 @@ def _socket(host: str, port: int) -> socket.socket:
     return listening
 
 
+def _config(app: Any, settings: Settings, **more: Any) -> Any:
+    "How uvicorn serves an application."
+    import uvicorn
+
+    limits = Connections(settings.connections, settings.connections_of_one, settings.header_seconds)
+    protocol: Any = partial(limited_protocol, limits)
+    return uvicorn.Config(
+        app, http=protocol, ws="none", headers=[("x-content-type-options", "nosniff")], log_level="warning", access_log=False, lifespan="on", server_header=False, timeout_keep_alive=30,
+        timeout_graceful_shutdown=int(settings.deadline_seconds) + 1, **more,
+    )  # fmt: skip
+
+
 @contextlib.contextmanager
 def _server(settings: Settings, problem_name: str) -> Iterator[Any]:
     "A server whose service is open already, so that what is wrong with it is told before anything listens."
@@ -217,13 +243,25 @@ def _server(settings: Settings, problem_name: str) -> Iterator[Any]:
     life = _Life(settings, load_problem(settings, problem_name))
     life.open()
     try:
-        config = uvicorn.Config(
-            _application(life), log_level="warning", access_log=False, lifespan="on", timeout_keep_alive=30,
-            timeout_graceful_shutdown=int(settings.deadline_seconds) + 1,
-        )  # fmt: skip
-        yield uvicorn.Server(config)
+        yield uvicorn.Server(_config(_application(life), settings))
     finally:
         life.close()
+
+# %% ../../nbs/55_serving/59_service.ipynb #ccf72530
+def _worker(settings: Settings, problem_name: str, parent: int) -> App:
+    "The application of one worker."
+    return _application(_Life(settings, load_problem(settings, problem_name), parent))
+
+
+def _supervise(settings: Settings, problem_name: str, workers: int, listening: socket.socket) -> None:
+    "Several processes that answer, and this one that looks after them."
+    import uvicorn
+    from uvicorn.supervisors import Multiprocess
+
+    with shared_counts():
+        made = partial(_worker, settings, problem_name, os.getpid())
+        config: uvicorn.Config = _config(made, settings, factory=True, workers=workers)
+        Multiprocess(config, sockets=[listening]).run()
 
 # %% ../../nbs/55_serving/59_service.ipynb #97e6180c
 def serve(
@@ -231,12 +269,19 @@ def serve(
     problem_name: str,  # A problem of `settings.ini`
     host: str | None = None,  # Where to listen; None: what the settings say
     port: int | None = None,  # 0: any free port
+    workers: int | None = None,  # Processes that answer; None: what the settings say
 ) -> None:
     "Run the service until it is told to stop."
-    listening = _socket(host or settings.host, settings.port if port is None else port)
-    with contextlib.closing(listening), _server(settings, problem_name) as server:
-        logger.info("listening at http://%s:%s", *listening.getsockname()[:2])
-        server.run(sockets=[listening])
+    number = workers or settings.workers
+    with contextlib.closing(
+        _socket(host or settings.host, settings.port if port is None else port)
+    ) as listening:
+        with _server(settings, problem_name) as server:
+            logger.info("listening at http://%s:%s", *listening.getsockname()[:2])
+            if number == 1:
+                server.run(sockets=[listening])
+        if number > 1:  # all is well, and each worker opens its own
+            _supervise(settings, problem_name, number, listening)
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from typing import Any
 
 import polars as pl
 
+from ..features.dtypes import POLARS
 from ..features.feature_set import FeatureSet
 from ..features.store import OnlineStore
 from ..features.timeline import names_of, own_rows
@@ -76,7 +77,7 @@ class Shortlist:
         found = self._reader.read(keys, moment, request)
         if found is None:
             return None
-        lists = self._beside([keys], moment)
+        lists = self._beside([keys], moment, [request or {}])
         return {**found, **{name: lists[name][0] for name in (self._among.item, *self._among.names)}}
 
     def read_many(
@@ -84,10 +85,13 @@ class Shortlist:
     ) -> "Listed":
         "The same for several."
         found = self._reader.read_many(keys, moment, requests)
-        lists = self._beside(keys, moment).select(self._among.item, *self._among.names)
+        lists = self._beside(keys, moment, requests or [{}] * len(keys))
+        lists = lists.select(self._among.item, *self._among.names)
         return Listed(found.frame.hstack(lists), found.known)
 
-    def _beside(self, keys: Sequence[Mapping[str, Any]], moment: datetime) -> pl.DataFrame:
+    def _beside(
+        self, keys: Sequence[Mapping[str, Any]], moment: datetime, requests: Sequence[Mapping[str, Any]]
+    ) -> pl.DataFrame:
         among = self._among
         own = {
             e.name: pl.concat([own_rows(self._store, e, {k: one[k] for k in among.entity}, self._columns[e.name], moment) for one in keys])
@@ -95,6 +99,8 @@ class Shortlist:
         }  # fmt: skip
         asked = pl.DataFrame({k: [one[k] for one in keys] for k in among.entity})
         asked = asked.with_columns(moment=pl.lit(moment, dtype=INSTANT))
+        given = [pl.Series(n, [r.get(n) for r in requests], POLARS[t]) for n, t in among.brought.items()]
+        asked = asked.with_columns(given)
         return beside(among, asked, own, self._items.at(moment))
 
 # %% ../../nbs/55_serving/56_shortlist.ipynb #d6cb3d84

@@ -23,6 +23,12 @@ def _mark_line(size: int) -> bytes:
     text = b"%016d" % size
     return b"%s %08x\n" % (text, zlib.crc32(text))
 
+
+def _note(handle: int, path: Path, size: int) -> None:
+    "Note how much has been acknowledged."
+    with suppress(OSError):  # the mark only helps to notice damage
+        put(handle, _mark_line(size), 0, _mark_path(path))
+
 # %% ../../nbs/00_system/02_appender.ipynb #c2ac787e
 class Appender:
     "A new file in the hands of one writer; what was appended is on disk, or undone."
@@ -42,20 +48,27 @@ class Appender:
             os.close(self._handle)
             raise
 
-    def append(self, content: bytes) -> int:  # Where it begins
-        "Add bytes, all or none; they are on disk when this returns."
+    def append(self, content: bytes, sync: bool = True) -> int:  # Where it begins
+        "Add bytes, all or none; they are on disk when this returns, or with the next `sync`."
         start = self.size
         try:
             put(self._handle, content, start, self.path)
-            sync_file(self._handle, self.path)
+            if sync:
+                sync_file(self._handle, self.path)
         except OSError:
             with suppress(OSError):
                 cut(self._handle, start, self.path)
             raise
         self.size = start + len(content)
-        with suppress(OSError):  # the mark only helps to notice damage
-            put(self._mark, _mark_line(self.size), 0, _mark_path(self.path))
+        if sync:
+            _note(self._mark, self.path, self.size)
         return start
+
+    def sync(self) -> None:
+        "Bring to disk what was added without."
+        size = self.size
+        sync_file(self._handle, self.path)
+        _note(self._mark, self.path, size)
 
     def close(self) -> None:
         "Let go of the file."
@@ -70,7 +83,7 @@ def mark(
     "Note how much of a file has been acknowledged, where there is no `Appender` to do it."
     with suppress(OSError):
         handle = open_file(_mark_path(path))
-        put(handle, _mark_line(size), 0, _mark_path(path))
+        _note(handle, path, size)
         os.close(handle)
 
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DOCUMENTS', 'ALERTS', 'MIGRATIONS', 'AlertRow', 'Document', 'open_tables', 'open_control', 'put_alert', 'alert_rows',
-           'put_document', 'get_document']
+           'put_document', 'get_document', 'documents']
 
 # %% ../../nbs/00_system/05_control.ipynb #53e22121
 from dataclasses import dataclass, field
@@ -95,3 +95,12 @@ def get_document(database: Database, kind: str, key: str) -> Data | None:
     "What was kept under a kind and a key."
     found = database.all(Document, DOCUMENTS, ("key",), kind=kind, key=key)
     return found[0].content if found else None
+
+
+def documents(
+    database: Database,
+    kind: str,
+    beginning: str = "",  # Of their keys
+) -> list[Document]:  # By key
+    "Everything that was kept under a kind."
+    return [d for d in database.all(Document, DOCUMENTS, ("key",), kind=kind) if d.key.startswith(beginning)]

@@ -1,0 +1,253 @@
+"""The odds that drift states, measured: marks a feature-month, alerts a model-year, and what is found within three looks.
+
+`python tests/bench/odds_drift.py [years] [seed]` simulates sketches (counts a day) of whole years, not rows, and judges them by
+the product's own code.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import polars as pl
+from scipy.special import expit, logit, ndtr
+from scipy.stats import beta, poisson
+from scipy.stats import t as student
+
+from mlsys_nb.monitoring.deviation import charted
+from mlsys_nb.monitoring.drift import Odds, judge
+from mlsys_nb.monitoring.lens import Lens, lens_of
+from mlsys_nb.monitoring.profile import Profile
+from mlsys_nb.monitoring.sketch import Sketches, masses
+
+START = datetime(2023, 1, 2, tzinfo=UTC)
+REFERENCE, YEAR, ROWS, FEATURES = 60, 365, 5000, 10
+Cells = Callable[[np.ndarray, np.ndarray], np.ndarray]  # edges, day effects -> share of each cell on each day
+
+
+def _from_cdf(cdf: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Cells:
+    def cells(edges: np.ndarray, effect: np.ndarray) -> np.ndarray:
+        below = cdf(edges[None, :], effect[:, None])
+        return np.diff(np.c_[np.zeros(len(effect)), below, np.ones(len(effect))], axis=1).clip(0)
+
+    return cells
+
+
+def _zero_inflated(x: np.ndarray, e: np.ndarray) -> np.ndarray:
+    "Seven of ten rows are zero, the others lognormal; both wobble."
+    zero = expit(logit(0.7) - e)
+    inner = ndtr(np.log(np.maximum(x, 1e-300)) - e)
+    return np.where(x > 0, zero + (1 - zero) * np.where(x > 0, inner, 0), 0.0)
+
+
+KINDS: dict[str, tuple[Callable[[np.random.Generator, int], np.ndarray], Cells]] = {
+    "normal": (lambda g, n: g.standard_normal(n), _from_cdf(lambda x, e: ndtr(x - e))),
+    "lognormal": (
+        lambda g, n: g.lognormal(0, 1, n),
+        _from_cdf(lambda x, e: np.where(x > 0, ndtr(np.log(np.maximum(x, 1e-300)) - e), 0.0)),
+    ),
+    "t3": (lambda g, n: g.standard_t(3, n), _from_cdf(lambda x, e: student.cdf(x - 3**0.5 * e, 3))),
+    "zero-inflated": (
+        lambda g, n: np.where(g.random(n) < 0.7, 0.0, g.lognormal(0, 1, n)),
+        _from_cdf(_zero_inflated),
+    ),
+    "Poisson": (
+        lambda g, n: g.poisson(3, n).astype(float),
+        _from_cdf(lambda x, e: np.where(x > 0, poisson.cdf(np.ceil(x) - 1, 3 * np.exp(e / 3**0.5)), 0.0)),
+    ),
+    "rare binary": (
+        lambda g, n: (g.random(n) < 0.01).astype(float),
+        _from_cdf(lambda x, e: np.where(x > 1, 1.0, np.where(x > 0, 1 - expit(logit(0.01) + e), 0.0))),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class World:
+    "How quiet days differ."
+
+    kind: str = "normal"
+    wobble: float = 0.05
+    rho: float = 0.0
+    week: float = 0.0  # Standard deviation of weekday effects
+    tails: float = np.inf  # Degrees of freedom of day effects
+    rows: int = ROWS
+
+    def __str__(self) -> str:
+        told = [self.kind, f"wobble {self.wobble:g}"]
+        told += [f"AR({self.rho:g})"] if self.rho else []
+        told += [f"week {self.week:g}"] if self.week else []
+        told += [f"t{self.tails:g} day effects"] if np.isfinite(self.tails) else []
+        return ", ".join([*told, f"{self.rows:,} rows a day"])
+
+
+def effects(world: World, rng: np.random.Generator, days: int, width: int = FEATURES) -> np.ndarray:
+    "What each day adds to each feature, in standard deviations."
+    z = rng.standard_normal((width, days))
+    for i in range(1, days):
+        z[:, i] = world.rho * z[:, i - 1] + (1 - world.rho**2) ** 0.5 * z[:, i]
+    if np.isfinite(world.tails):
+        z = student.ppf(ndtr(z), world.tails) / (world.tails / (world.tails - 2)) ** 0.5
+    return world.wobble * z + world.week * rng.standard_normal((width, 7))[:, np.arange(days) % 7]
+
+
+_LENSES: dict[str, Lens] = {}
+
+
+def lens(kind: str) -> Lens:
+    "How a column of this kind is read."
+    if kind not in _LENSES:
+        rows = KINDS[kind][0](np.random.default_rng(1), 100_000)
+        (_LENSES[kind],) = lens_of(kind, pl.Series(kind, rows), np.zeros(len(rows), int))
+    return _LENSES[kind]
+
+
+def drawn(world: World, rng: np.random.Generator, effect: np.ndarray) -> np.ndarray:
+    "Counts of a feature's cells, day by day; nothing is missing."
+    share = KINDS[world.kind][1](np.array(lens(world.kind).edges), effect)
+    counts = rng.multinomial(world.rows, share / share.sum(axis=1, keepdims=True))
+    return np.c_[counts, np.zeros(len(effect), int)][:, None, :]
+
+
+def reference(counts: list[np.ndarray], one: Lens, days: int = REFERENCE) -> tuple[Profile, Sketches]:
+    "A profile of the first days, and what was served on the others."
+    at = tuple(START + timedelta(days=i) for i in range(counts[0].shape[0]))
+    lenses = tuple(masses(replace(one, feature=f"x{i}"), c[:days]) for i, c in enumerate(counts))
+    profile = Profile(lenses, Sketches(at[:days], tuple(c[:days] for c in counts)))
+    return profile, Sketches(at[days:], tuple(c[days:] for c in counts))
+
+
+def quiet_year(world: World, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    "Marks and alerts of a quiet year with daily looks: one row a feature, one column a day."
+    effect = effects(world, rng, REFERENCE + YEAR)
+    profile, served = reference([drawn(world, rng, e) for e in effect], lens(world.kind))
+    chart, odds = charted(profile, served), Odds()
+    told = [judge(profile, chart, (i, 0), odds) for i in range(FEATURES)]
+    return np.array([t.marked.any(axis=0) for t in told]), np.array([t.alert.any(axis=0) for t in told])
+
+
+QUIET = (
+    *(World(kind, wobble) for kind in KINDS for wobble in (0.05, 0.3)),
+    World(wobble=0.1, rho=0.3), World(wobble=0.1, rho=0.8), World(wobble=0.3, rho=0.8), World("lognormal", 0.1, 0.8),
+    World(wobble=0.05, week=0.3), World("Poisson", 0.1, 0.3, week=0.3), World(wobble=0.1, tails=3),
+    World("lognormal", 0.3, tails=3), World("zero-inflated", 0.1, 0.3, 0.3), World(wobble=0.05, rows=300),
+    World("rare binary", 0.05, rows=500),
+)  # fmt: skip
+
+
+def _interval(found: int, n: int) -> tuple[float, float]:
+    "Clopper and Pearson's 95 %."
+    low = beta.ppf(0.025, found, n - found + 1) if found else 0.0
+    return float(low), float(beta.ppf(0.975, found + 1, n - found)) if found < n else 1.0
+
+
+def _told(claim: str, world: str, found: int, n: int, aim: str) -> dict:
+    low, high = _interval(found, n)
+    return {
+        "claim": claim,
+        "world": world,
+        "measured": found / n,
+        "low": low,
+        "high": high,
+        "aim": aim,
+        "n": n,
+    }
+
+
+def quiet_rows(years: int, seed: int, worlds: tuple[World, ...] = QUIET) -> Iterator[dict]:
+    "False marks and false alerts of quiet years."
+    for k, world in enumerate(worlds):
+        rng, months, alerts = np.random.default_rng((seed, k)), 0, 0
+        for _ in range(years):
+            marked, acted = quiet_year(world, rng)
+            months += int(marked[:, :360].reshape(FEATURES, 12, 30).any(axis=2).sum())
+            alerts += int(acted.any())
+        yield _told("drift marks a feature-month", str(world), months, years * FEATURES * 12, "<= 1 %")
+        yield _told("drift alerts a model-year, daily looks", str(world), alerts, years, "<= 5 %")
+
+
+@dataclass(frozen=True)
+class Fault:
+    "What breaks in one of ten features."
+
+    name: str
+    world: World
+    share: Callable[
+        [Cells, np.ndarray, np.ndarray], np.ndarray
+    ]  # Of each cell, from the kind's own, edges and day effects
+    missing: float = 0.0
+
+
+def _stuck(cells: Cells, edges: np.ndarray, effect: np.ndarray) -> np.ndarray:
+    out = np.zeros((len(effect), len(edges) + 1))
+    out[:, int(np.searchsorted(edges, 0.0, side="right"))] = 1
+    return out
+
+
+_YES = (
+    (lambda g, n: (g.random(n) < 0.05).astype(float)),
+    _from_cdf(lambda x, e: np.where(x > 1, 1.0, np.where(x > 0, 1 - expit(logit(0.05) + e), 0.0))),
+)
+KINDS["a share of 5 %"] = _YES
+FAULTS = (
+    Fault("stuck at its median", World(), _stuck),
+    Fault("spread x 1.5", World(), lambda c, x, e: c(x / 1.5, e / 1.5)),
+    Fault("+.2 sd at wobble .05", World(wobble=0.05), lambda c, x, e: c(x, e + 0.2)),
+    Fault("unit x 100 in 10 % of rows", World("lognormal"), lambda c, x, e: 0.9 * c(x, e) + 0.1 * c(x / 100, e)),
+    Fault(
+        "share 5 -> 6 %", World("a share of 5 %", 0.0), lambda c, x, e: c(x, e + float(logit(0.06) - logit(0.05)))
+    ),
+    Fault("missing 0 -> 2 %", World(), lambda c, x, e: c(x, e), 0.02),
+)  # fmt: skip
+
+
+def _broken(fault: Fault, rng: np.random.Generator, effect: np.ndarray) -> np.ndarray:
+    "Counts of the days on which a feature is broken."
+    edges = np.array(lens(fault.world.kind).edges)
+    share = fault.share(KINDS[fault.world.kind][1], edges, effect)
+    gone = rng.binomial(fault.world.rows, fault.missing, len(effect))
+    counts = rng.multinomial(fault.world.rows - gone, share / share.sum(axis=1, keepdims=True))
+    return np.c_[counts, gone][:, None, :]
+
+
+def found(fault: Fault, rng: np.random.Generator, looks: int = 3, width: int = FEATURES) -> bool:
+    "Whether the broken feature has an alert within so many looks."
+    counts = []
+    for i, effect in enumerate(effects(fault.world, rng, REFERENCE + looks, width)):
+        usual = drawn(fault.world, rng, effect)
+        if i == 0:
+            usual[REFERENCE:] = _broken(fault, rng, effect[REFERENCE:])
+        counts.append(usual)
+    profile, served = reference(counts, lens(fault.world.kind))
+    return bool(judge(profile, charted(profile, served), (0, 0), Odds()).alert.any())
+
+
+def power_rows(n: int, seed: int) -> Iterator[dict]:
+    "What is found within three looks; the share also at three looks of a week's rows each."
+    weekly = [replace(f, world=replace(f.world, rows=7 * ROWS)) for f in FAULTS if f.name.startswith("share")]
+    for k, fault in enumerate((*FAULTS, *weekly)):
+        rng = np.random.default_rng((seed, 1000 + k))
+        hits = sum(found(fault, rng) for _ in range(n))
+        yield _told("drift alerts within three looks", f"{fault.name}, {fault.world}", hits, n, ">= 95 %")
+
+
+def rows(n: int, seed: int) -> Iterator[dict]:
+    "Everything: claim, world, measured, low, high, aim, n."
+    yield from power_rows(4 * n, seed)
+    yield from quiet_rows(n, seed)
+
+
+def main() -> None:
+    years, seed = (
+        (int(text) for text in (*sys.argv[1:], "20", "0")[:2])
+        if len(sys.argv) != 2
+        else (int(sys.argv[1]), 0)
+    )
+    for row in rows(years, seed):
+        told = f"{row['measured']:7.2%} [{row['low']:.2%}, {row['high']:.2%}]"
+        print(f"{row['claim']:40s} {row['world']:62s} {told}  aim {row['aim']}, n {row['n']:,}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

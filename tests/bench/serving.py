@@ -1,0 +1,185 @@
+"""How near the service is to what this machine can answer at all: the full path beside a bare echo, in one run.
+
+    python tests/bench/serving.py              # 5 s a measurement
+    python tests/bench/serving.py --seconds 1  # quicker, coarser
+
+The full path is what a caller gets: parse, read twenty features with windows from the store, the model, the decision by its costs, the
+record on the log, the answer. The echo is an ASGI application that answers the same bytes, in the same server, loop and venv. Peers that
+are installed here (MLflow's scoring server) are asked without features and log, which is all they do.
+"""
+
+import argparse
+import os
+import selectors
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+TESTS = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(TESTS))
+
+SERVE = """
+import sys
+from mlsys_nb.system.settings import load_settings
+from mlsys_nb.serving.service import serve
+serve(load_settings(root=sys.argv[1], home=sys.argv[2]), "churn", port=int(sys.argv[3]))
+"""
+ECHO = """
+import sys, uvicorn
+async def app(scope, receive, send):
+    if scope["type"] == "http":
+        body = (await receive())["body"]
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]})
+        await send({"type": "http.response.body", "body": body})
+uvicorn.run(app, port=int(sys.argv[3]), log_level="warning", access_log=False, lifespan="off")
+"""
+
+
+def free() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def process(code: str, root: str, **environment: str) -> Iterator[tuple[int, subprocess.Popen]]:
+    port = free()
+    command = [sys.executable, "-c", code, root, str(TESTS.parent), str(port)]
+    started = time.perf_counter()
+    child = subprocess.Popen(command, cwd=root, env={**os.environ, **environment})
+    try:
+        while True:
+            assert child.poll() is None, "the server ended"
+            try:
+                socket.create_connection(("127.0.0.1", port), 1).close()
+                break
+            except OSError:
+                time.sleep(0.01)
+        print(f"   started in {time.perf_counter() - started:.2f} s", flush=True)
+        yield port, child
+    finally:
+        child.terminate()
+        child.wait(30)
+
+
+def asked(
+    port: int, bodies: list[bytes], path: str, connections: int, seconds: float
+) -> tuple[float, float, float]:
+    "Requests a second, median and 99th percentile in ms, of callers that each wait for their answer."
+    head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n".encode()
+    requests = [head % len(body) + body for body in bodies]
+    poll, times, sent, n = selectors.DefaultSelector(), [], {}, 0
+    for _ in range(connections):
+        made = socket.create_connection(("127.0.0.1", port))
+        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        poll.register(made, selectors.EVENT_READ)
+        made.sendall(requests[n % len(requests)])
+        sent[made], n = time.perf_counter(), n + 1
+    start = time.perf_counter()
+    end = start + seconds
+    while (now := time.perf_counter()) < end:
+        for key, _ in poll.select(1):
+            made = key.fileobj
+            answer = made.recv(65_536)
+            while (cut := answer.find(b"\r\n\r\n")) < 0 or len(answer) < cut + 4 + int(
+                answer[: cut + 2].lower().partition(b"content-length:")[2].partition(b"\r")[0]
+            ):
+                answer += made.recv(65_536)
+            if not answer.startswith(b"HTTP/1.1 200"):
+                raise SystemExit(answer.decode()[:600])
+            now = time.perf_counter()
+            times.append(now - sent[made])
+            made.sendall(requests[n % len(requests)])
+            sent[made], n = now, n + 1
+    took = time.perf_counter() - start
+    for made in list(sent):
+        made.close()
+    times.sort()
+    return len(times) / took, 1000 * statistics.median(times), 1000 * times[int(0.99 * len(times))]
+
+
+def today(here) -> None:
+    "The same events, shifted to now: a service in real time does not look at a clock file."
+    import shutil
+    from datetime import UTC, datetime
+
+    import polars as pl
+    from serving_world import JUNE, lines, problem
+
+    from mlsys_nb.features.online import open_online
+
+    shutil.rmtree(here.online)
+    here.clock_file.unlink()
+    shift = pl.lit(datetime.now(UTC) - JUNE)
+    with open_online(here.online) as store:
+        store.keep(problem.features)
+        store.write(
+            problem.features.events[0], lines().with_columns(pl.col("invoice_ts", "known_at") + shift)
+        )
+
+
+def fsync_ms(folder: Path, n: int = 200) -> float:
+    "One write of a record with its fsync on this disk, median."
+    handle, times = os.open(folder / "probe", os.O_CREAT | os.O_WRONLY), []
+    for _ in range(n):
+        start = time.perf_counter()
+        os.write(handle, b"x" * 700)
+        os.fdatasync(handle)
+        times.append(time.perf_counter() - start)
+    os.close(handle)
+    return 1000 * statistics.median(times)
+
+
+def resident(pid: int) -> float:
+    said = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    return int(next(line for line in said.splitlines() if line.startswith("Pss:")).split()[1]) / 1024
+
+
+def main() -> None:
+    from serving_world import lines, make
+
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--family", default="boosting", help="linear or boosting")
+    parser.add_argument("--durable", default="", help="only this mode")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        today(make(Path(folder), families=(given.family,)))
+        customers = lines()["customer_id"].drop_nulls().unique().sort().to_list()
+        bodies = [b'{"customer_id": %d}' % c for c in customers]
+        path = "/v1/churn/predictions"
+        print(f"one fsync of this disk: {fsync_ms(Path(folder)):.2f} ms")
+        table: list[tuple[str, int, float, float, float]] = []
+        for name, code, environment in (
+            ("echo", ECHO, {}),
+            ("before answer", SERVE, {}),
+            ("within 5 ms", SERVE, {"MLSYS_DURABLE": "within 5 ms"}),
+        ):
+            if given.durable and name not in ("echo", given.durable):
+                continue
+            with process(code, folder, **environment) as (port, child):
+                asked(port, bodies, path, 4, 1.0)
+                for connections in (1, 8, 32):
+                    table.append((name, connections, *asked(port, bodies, path, connections, given.seconds)))
+                    print(
+                        "   {:14} {:3} connections {:8.0f} a second, p50 {:.3f} ms, p99 {:.3f} ms".format(
+                            *table[-1]
+                        ),
+                        flush=True,
+                    )
+                print(f"   {resident(child.pid):.0f} MiB", flush=True)
+    echo = {c: rate for name, c, rate, *_ in table if name == "echo"}
+    print("== serving")
+    for name, connections, rate, p50, p99 in table:
+        print(
+            f"{name:14} {connections:3} connections {rate:8.0f} a second {rate / echo[connections]:6.1%} of the echo, p50 {p50:.3f} ms, p99 {p99:.3f} ms"
+        )
+
+
+if __name__ == "__main__":
+    main()

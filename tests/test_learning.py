@@ -1,0 +1,333 @@
+"How a problem is learnt: what it declares reaches the search, the package, the report and the command; what was tried is kept."
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from sklearn.ensemble import ExtraTreesClassifier
+
+from mlsys_nb.cases.churn import problem as churn
+from mlsys_nb.evaluation.number import Number
+from mlsys_nb.evaluation.probability import Probability
+from mlsys_nb.learning.brief import FAMILIES, Learning
+from mlsys_nb.learning.kept_trial import KeptTrials
+from mlsys_nb.learning.link import YES_OR_NO, Learner
+from mlsys_nb.learning.rival import Rival
+from mlsys_nb.learning.rule import Rule
+from mlsys_nb.learning.split import time_split
+from mlsys_nb.learning.train import fit
+from mlsys_nb.learning.tune import Effort, tune
+from mlsys_nb.problem.dataset import Dataset
+from mlsys_nb.release.package import Model, PackageError, build, load, seal, serving_form
+from mlsys_nb.system.settings import ProblemError
+
+START, DAY = datetime(2020, 1, 6, tzinfo=UTC), timedelta(days=1)
+FEATURES, ASKED_NOTHING = ["a", "b", "land"], Learning()
+
+
+def world(seed=0, weeks=24, n=150, turning=0.0):
+    "A year-like stream whose truth is known: `turning` half-turns of the direction in which things get likelier."
+    rng = np.random.default_rng(seed)
+    week, x = np.repeat(np.arange(weeks), n), rng.normal(size=(weeks * n, 2))
+    angle = turning * week / weeks * np.pi
+    odds = 1.5 * (np.cos(angle) * x[:, 0] + np.sin(angle) * x[:, 1])
+    odds = odds + np.where(rng.random(len(week)) < 0.3, 0.5, 0.0)
+    frame = pl.DataFrame(
+        {
+            "who": np.tile(np.arange(n), weeks),
+            "a": x[:, 0],
+            "b": x[:, 1],
+            "land": rng.choice(["UK", "EIRE", "FR"], len(week)),
+        }
+    )
+    days = [START + 7 * DAY * int(w) for w in week]
+    label = rng.random(len(week)) < 1 / (1 + np.exp(-odds))
+    holes = {
+        name: pl.when(pl.Series(rng.random(len(week)) < 0.05)).then(None).otherwise(pl.col(name)).alias(name)
+        for name in FEATURES
+    }
+    return frame.with_columns(**holes).with_columns(
+        moment=pl.Series(days), period=pl.Series(days), label=pl.Series(label).cast(pl.Int8), amount=odds + rng.normal(size=len(week)) / 2
+    )  # fmt: skip
+
+
+def tuned(rows, how=ASKED_NOTHING, effort=12, families=None, seed=0):
+    split = time_split(rows["moment"].unique().to_list(), 7 * DAY)
+    learner = replace(YES_OR_NO, how=how, families=families or YES_OR_NO.families)
+    return tune(
+        Probability(),
+        rows,
+        split,
+        FEATURES,
+        learner=learner,
+        rule=Rule.majority(),
+        n_trials=effort,
+        entity=["who"],
+        seed=seed,
+    )
+
+
+# Families with a serving form: the same bits trained, in company, alone, sealed and loaded
+
+
+@pytest.mark.parametrize("family", ["table", "neighbours"])
+@pytest.mark.parametrize("link", ["logistic", "identity", "softmax"])
+def test_tables_and_neighbours_serve_the_same_bits_alone_and_in_company(family, link):
+    rows = world().with_columns(kind=pl.col("land").fill_null("none"))
+    label = {"logistic": "label", "identity": "amount", "softmax": "kind"}[link]
+    learner = Learner(link, ("EIRE", "FR", "UK", "none") if link == "softmax" else ())
+    fitted = fit(family, rows, FEATURES, learner=learner, label=label, params={"half_life_days": 60.0})
+    model = Model(*serving_form(fitted), fitted.link, {})
+    strange = pl.DataFrame(
+        {"a": [None, 1e300, -1e300, 0.0], "b": [None, 0.0, 1.0, None], "land": [None, "Atlantis", "", "UK"]}
+    )
+    asked = pl.concat([rows.select(FEATURES)[:300], strange])
+    together, trained = model.predict(asked), fitted.predict(asked)
+    assert together.tobytes() == np.asarray(trained).tobytes()
+    alone = [np.asarray(model.predict_one(row)) for row in asked.to_dicts()]
+    assert np.stack(alone).tobytes() == together.tobytes()
+
+
+def test_neighbours_are_sealed_and_replayed_and_a_rival_is_not(tmp_path):
+    rows = world()
+    names = churn.features.names
+    frame = rows.select(
+        "moment", "period", "label", *[pl.col("a").alias(n) for n in names if n != "country"], country="land"
+    )
+    dataset = Dataset(churn, frame, START, "0" * 64, {}, 0)
+    package = build(fit("neighbours", frame, names), dataset)
+    seal(package, tmp_path / "one")
+    assert (
+        load(tmp_path / "one").predict(frame[:50]).tobytes()
+        == fit("neighbours", frame, names).predict(frame[:50]).tobytes()
+    )
+    how = replace(YES_OR_NO, how=Learning(rivals=(ExtraTreesClassifier(5),)))
+    with pytest.raises(PackageError, match="never sealed"):
+        build(fit("ExtraTreesClassifier", frame, names, learner=how), dataset)
+
+
+# The leaderboard
+
+
+def test_a_clearly_better_rival_is_told_and_never_chosen_and_a_broken_one_stops_nobody():
+    rows = world(1).with_columns(
+        label=(pl.col("a").fill_null(0) * pl.col("b").fill_null(0) > 0).cast(pl.Int8)
+    )
+    rivals = (
+        ExtraTreesClassifier(50, min_samples_leaf=5),
+        Rival("json:loads", "broken"),
+        Rival("acme.nothing:here", "away"),
+    )
+    found = tuned(rows, Learning(rivals=rivals), 3, families=("rule", "linear"))
+    assert found.family in ("rule", "linear")
+    assert (
+        "clearly better" in found.rivals["ExtraTreesClassifier"]
+        and "never sealed" in found.rivals["ExtraTreesClassifier"]
+    )
+    assert "broken" in found.rivals and "can be imported" in found.rivals["away"]
+    assert found.trials.filter(origin="rival")["family"].to_list() == ["ExtraTreesClassifier"]
+    shown = found._repr_html_()
+    assert "ExtraTreesClassifier" in shown and "can be imported" in shown
+    assert json.dumps(found.to_dict())
+
+
+def test_all_families_take_part_where_a_problem_asks_for_them():
+    found = tuned(world(2), Learning(families=FAMILIES), 8, families=FAMILIES)
+    assert set(found.trials["family"]) == set(FAMILIES)
+
+
+# How much past
+
+
+@pytest.mark.parametrize("seed", [3, 4, 5])
+def test_a_short_memory_wins_where_the_world_turns_and_a_long_one_where_it_stays(seed):
+    tries = Learning(lookbacks=(28 * DAY, 84 * DAY, None))
+    short = tuned(world(seed, 40, turning=2.0), tries, 2, families=("rule", "linear"))
+    long = tuned(world(seed, 40), tries, 2, families=("rule", "linear"))
+    assert short.params.get("lookback_days", 999) <= 84 and "lookback_days" not in long.params, (
+        short.past,
+        long.past,
+    )
+    assert "how much past" in short._repr_html_() and short.to_dict()["past"]["tried"]
+
+
+def test_parameters_that_forget_are_followed_by_every_later_fit():
+    rows = world(6, 40, turning=2.0)
+    forgetful = fit("linear", rows, FEATURES, params={"lookback_days": 35.0})
+    recent = fit("linear", rows.filter(pl.col("moment") >= rows["moment"].max() - 35 * DAY), FEATURES)
+    assert forgetful.predict(rows).tobytes() == recent.predict(rows).tobytes()
+    assert forgetful.n_rows == recent.n_rows < rows.height / 5
+
+
+# What was tried is kept
+
+
+def test_a_kept_search_gives_the_same_result_for_nothing(tmp_path, monkeypatch):
+    from mlsys_nb.learning import trial
+
+    rows, kept = world(7), KeptTrials(tmp_path / "t")
+    first = tuned(rows, effort=Effort(8, kept=kept))
+    plain = tuned(rows, effort=8)
+    assert first.trials.equals(plain.trials) and first.reason == plain.reason
+
+    def fitted_again(*args):
+        raise AssertionError("a kept trial is not fitted again")
+
+    monkeypatch.setattr(trial, "_fitted", fitted_again)
+    again = tuned(rows, effort=Effort(8, kept=kept))
+    assert again.trials.equals(first.trials) and again.family == first.family
+    with pytest.raises(
+        AssertionError, match="not fitted again"
+    ):  # another label, another weight, another seed
+        tuned(rows.with_columns(label=1 - pl.col("label")), effort=Effort(8, kept=kept))
+    with pytest.raises(AssertionError, match="not fitted again"):
+        tuned(rows, Learning(directions={"a": "up"}), Effort(8, kept=kept))
+    with pytest.raises(AssertionError, match="not fitted again"):
+        tuned(rows, effort=Effort(8, kept=kept), seed=1)
+
+
+def test_a_killed_search_goes_on_and_ends_as_if_it_had_not_been_killed(tmp_path):
+    script = textwrap.dedent(
+        """
+        import sys
+        sys.path.insert(0, sys.argv[1])
+        from pathlib import Path
+        from test_learning import Effort, KeptTrials, tuned, world
+        tuned(world(8), effort=Effort(30, kept=KeptTrials(Path(sys.argv[2]))))
+        """
+    )
+    where = str(Path(__file__).parent)
+    process = subprocess.Popen([sys.executable, "-c", script, where, str(tmp_path / "t")])
+    while process.poll() is None and len(list(tmp_path.glob("t/*"))) < 6:
+        pass
+    if process.poll() is None:
+        os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    left = len([f for f in tmp_path.glob("t/*") if len(f.name) == 64])
+    assert 5 <= left < 30
+    kept = KeptTrials(tmp_path / "t")
+    whole, resumed = tuned(world(8), effort=30), tuned(world(8), effort=Effort(30, kept=kept))
+    assert resumed.trials.equals(whole.trials) and (resumed.family, resumed.params) == (
+        whole.family,
+        whole.params,
+    )
+
+
+def test_time_ends_a_search_and_the_manifest_says_what_ran():
+    found = tuned(world(9), effort=Effort(500, seconds=0.0))
+    assert found.stopped and found.trials.height == 3
+    told = found.to_dict()
+    assert (
+        told["stopped by time"]
+        and len(told["trials"]) == 3
+        and "was up after 3 trials" in found._repr_html_()
+    )
+    assert not tuned(world(9), effort=Effort(4, seconds=600.0)).stopped
+
+
+# Early stopping
+
+
+def test_boosting_stops_at_later_rows_and_not_at_a_random_draw_of_the_same_days():
+    rows = world(10, 30, turning=0.3)
+    found = tuned(rows, effort=4, families=("boosting",))
+    params = [json.loads(text) for text in found.trials["params"]]
+    assert all(1 <= p["max_iter"] <= 300 for p in params) and len({p["max_iter"] for p in params}) > 1
+    split = time_split(rows["moment"].unique().to_list(), 7 * DAY)
+    judge, train, valid = Probability(), split.rows(rows, "train"), split.rows(rows, "valid")
+    y = judge.outcomes(valid["label"])
+    for p, loss in zip(params, found.trials["log_loss"], strict=True):
+        assert judge.losses(y, fit("boosting", train, FEATURES, params=p).predict(valid)).mean() == loss
+    for trees in (params[0]["max_iter"] - 1, params[0]["max_iter"] + 1):
+        other = fit("boosting", train, FEATURES, params={**params[0], "max_iter": max(trees, 1)})
+        assert judge.losses(y, other.predict(valid)).mean() >= found.trials["log_loss"][0]
+    more = {**params[0], "max_iter": 300}
+    assert (
+        judge.losses(y, fit("boosting", train, FEATURES, params=more).predict(valid)).mean()
+        > found.trials["log_loss"][0]
+    )
+
+
+# The declaration
+
+
+@pytest.mark.parametrize(
+    ("how", "why"),
+    [
+        (Learning(weight="no_such"), "weight names a number of each row"),
+        (Learning(weight="country"), "weight names a number of each row"),
+        (Learning(directions={"country": "up"}), "a feature that is a number"),
+        (Learning(rivals=(3,)), "a scikit-learn estimator"),
+        (Learning(rivals=(ExtraTreesClassifier(), ExtraTreesClassifier())), "twice"),
+    ],
+)
+def test_a_declaration_that_cannot_be_learnt_is_refused_at_once(how, why):
+    with pytest.raises(ProblemError, match=why):
+        replace(churn, learning=how)
+
+
+def test_what_a_problem_asks_for_reaches_its_learner_and_a_version_needs_none_of_it():
+    how = Learning(families=("rule", "table"), directions={}, weight="orders_90d")
+    asked = replace(churn, learning=how)
+    assert asked.learner.how == how and asked.learner.families == ("rule", "table")
+    assert churn.learner.families == ("rule", "linear", "boosting")
+    few = replace(asked, learning=Learning())
+    assert few.hash == asked.hash == churn.hash, "how it is learnt is not what is asked"
+
+
+def test_numbers_are_learnt_with_weights_and_directions_too():
+    rows = world(11)
+    up = Learner("identity", how=Learning(directions={"a": "up", "b": "down"}, weight="n"))
+    counted = rows.with_columns(n=pl.col("who") % 3)
+    for family in ("linear", "boosting"):
+        model = fit(family, counted, FEATURES, learner=up, label="amount")
+        ladder = pl.DataFrame({"a": np.linspace(-3, 3, 50), "b": 0.0, "land": "UK"})
+        steps = np.diff(model.predict(ladder)[:, 0])
+        assert (steps >= -1e-9).all() and steps.max() > 0
+        against = replace(up, how=Learning(directions={"a": "down"}))  # the rows say otherwise
+        contradicted = fit(family, counted, FEATURES, learner=against, label="amount")
+        assert (np.diff(contradicted.predict(ladder)[:, 0]) <= 1e-9).all()
+        y, p = counted["amount"].to_numpy(), model.predict(counted)
+        assert Number(0.8).losses(y, p).mean() < Number(0.8).losses(y, np.full_like(p, y.mean())).mean()
+    with pytest.raises(ValueError, match="counts zero times or more"):
+        fit("linear", rows.with_columns(n=pl.lit(-1)), FEATURES, learner=up, label="amount")
+
+
+# From the declaration to the report, the manifest and the kept trials
+
+
+def test_a_rival_and_a_memory_walk_from_the_declaration_to_report_and_manifest_and_are_revisited(tmp_path):
+    import visits_world as visits
+    from test_loop import at, ingest_due, train
+
+    settings = visits.make(tmp_path)
+    how = Learning(
+        rivals=(ExtraTreesClassifier(20),), half_lives=(None, 14 * DAY), families=("rule", "table", "linear")
+    )
+    problem = replace(visits.problem, learning=how)
+    ingest_due(at(settings))
+    done = train(at(settings, problem=problem), n_trials=4)
+    assert (
+        done.decision == "promoted"
+        and "ExtraTreesClassifier" in done._repr_html_()
+        and "how much past" in done._repr_html_()
+    )
+    told = at(settings, problem=problem).model.manifest["search"]
+    assert "ExtraTreesClassifier" in told["rivals"] and len(told["past"]["tried"]) == 2
+    assert {t["family"] for t in told["trials"]} == {"rule", "table", "linear", "ExtraTreesClassifier"}
+    assert 3 < len(list((settings.trials / "visits").iterdir())) <= len(told["trials"])
+    ingest_due(at(settings, 11, problem))
+    again = train(at(settings, 11, problem), n_trials=0)
+    assert set(again.candidate.tuned.trials["origin"]) == {"earlier"}
+    assert "of an earlier search" in again.candidate.package.manifest["search"]["reason"]
+    with pytest.raises(ValueError, match="a search has trials"):
+        train(at(settings, 11, problem), n_trials=-1)

@@ -1,0 +1,55 @@
+"The gate's odds where months differ, at small n; `make long` runs `tests/bench/odds_gate.py` at its full size."
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent / "bench"))
+from odds_gate import World, passes
+
+from mlsys_nb.evaluation import two_way
+from mlsys_nb.evaluation.question import Question
+
+N = 60
+
+
+def share(world, n=N, **how):
+    return np.mean([passes(world, seed, **how)[0] for seed in range(n)])
+
+
+def most(aim, n=N):
+    "What a share that is as stated stays under in 999 of 1,000 runs."
+    return aim + 3.1 * (aim * (1 - aim) / n) ** 0.5
+
+
+@pytest.mark.parametrize("kind", ["yes or no", "amount"])
+@pytest.mark.parametrize(("periods", "shock"), [(1, 0.15), (6, 0.0), (6, 0.20)])
+def test_an_equal_recipe_rarely_passes_where_months_differ(kind, periods, shock):
+    assert share(World(kind, shock, periods)) <= most(0.025)
+
+
+def test_customers_alone_would_promote_equals_in_one_of_five(monkeypatch):
+    "The fault as it was measured: intervals that know only customers."
+    alone = lambda gain, rows, slope, few: two_way._Parts(
+        two_way._square(gain - gain.mean(), rows.entity), 0.0, 1e6, False
+    )
+    monkeypatch.setattr(two_way, "_parts", alone)
+    assert share(World("yes or no", 0.20, 6)) > 0.10
+
+
+def test_twenty_looks_at_one_holdout_share_one_budget():
+    assert share(World("yes or no", 0.15, 6), 15, looks=20) <= most(0.025, 15)
+
+
+def test_a_real_gain_is_seen():
+    assert share(World("yes or no", 0.05, 8, apart=0.8, gain=1.0), 20) >= 0.9
+
+
+def test_the_stated_interval_holds_what_ships():
+    world = World("yes or no", 0.15, 6, apart=0.6, gain=0.5)
+    lived = [passes(world, seed, Question.REFRESH, more=1) for seed in range(N)]
+    shipped = [(stated, realised[0]) for passed, stated, realised in lived if passed]
+    held = [stated.ahead_low <= gain <= stated.ahead_high for stated, gain in shipped]
+    assert len(held) > 20 and np.mean(held) >= 0.9

@@ -1,0 +1,220 @@
+"The policy in production: a rolled-back version stays away, a refusal is remembered, alerts leave with their version."
+
+import json
+from dataclasses import replace
+
+import pytest
+import visits_world as world
+from test_loop import FIRST, at, lived
+
+from mlsys_nb.doors.cli import main
+from mlsys_nb.loop import pipeline
+from mlsys_nb.loop.arrivals import ingest_due
+from mlsys_nb.loop.follow_up import newly_matured
+from mlsys_nb.loop.memory import attempts_of
+from mlsys_nb.loop.pipeline import monitor, retrain, train
+from mlsys_nb.loop.step import anew
+from mlsys_nb.loop.upkeep import decisions_made, state_of, waiting_days, worse_than
+from mlsys_nb.monitoring.alerts import Alert, alerts, open_alerts, record
+from mlsys_nb.problem.occasion import Age, Cadence, Growth, NoLabels
+from mlsys_nb.release.hold import hold_of
+from mlsys_nb.release.registry import champion, champion_history
+from mlsys_nb.system.audit import audit_log
+from mlsys_nb.system.durable import write_json
+
+EAGER = replace(world.problem, retrain_when=(Age("1d"), Growth(0.01)), cadence=Cadence(cool_down="3d"))
+
+
+@pytest.fixture
+def own(tmp_path):
+    return lived(tmp_path)
+
+
+def later(settings, day, problem=EAGER):
+    "The same gym on a later day, ingested."
+    place = at(settings, day, problem)
+    write_json(settings.clock_file, {"now": place.now.isoformat()})
+    ingest_due(place)
+    return place
+
+
+def gate_says(monkeypatch, decision):
+    "Every candidate is judged like this."
+    real = pipeline.train_candidate
+
+    def judged(*args, **options):
+        found = real(*args, **options)
+        return replace(
+            found, verdict=replace(found.verdict, decision=decision, reason=f"because {decision}"), rule=None
+        )
+
+    monkeypatch.setattr(pipeline, "train_candidate", judged)
+
+
+def command(settings, *words) -> int:
+    return main([*words, "--root", str(settings.root)])
+
+
+@pytest.fixture
+def shop(own, monkeypatch):
+    "The problem of this world is installed under its name."
+    monkeypatch.setattr("mlsys_nb.problem.declaration.load_problem", lambda settings, name: EAGER)
+    return own
+
+
+# --- a rollback holds
+
+
+def test_a_version_that_was_rolled_back_does_not_come_back_the_next_day(shop, monkeypatch, capsys):
+    "Measured before: retrain promoted it again at its next look."
+    gate_says(monkeypatch, "promote")
+    left = train(later(shop, 11), n_trials=2).release.version
+    assert champion(at(shop).control, "visits").version == left
+    assert command(shop, "rollback", "visits", "--reason", "complaints") == 0
+    said = capsys.readouterr().out
+    assert "version 1 of visits serves again" in said and "mlsys resume visits --reason" in said
+
+    for day in (11, 12, 19):
+        place = later(shop, day)
+        done = retrain(place, n_trials=2)
+        assert (done.decision, done.policy.action) == ("kept", "nothing")
+        assert "rollback from" in done.reason and done.outputs["otherwise"].startswith("without the hold: ")
+        assert champion(place.control, "visits").version == 1
+    by_hand = train(later(shop, 19), n_trials=2)
+    assert by_hand.decision == "held" and "mlsys resume visits" in by_hand.reason
+    assert champion(place.control, "visits").version == 1
+
+
+def test_after_a_resume_another_version_may_come_and_the_one_that_was_left_may_not(shop, monkeypatch, capsys):
+    gate_says(monkeypatch, "promote")
+    left = train(later(shop, 11), n_trials=2).release.version
+    assert command(shop, "rollback", "visits", "--reason", "complaints") == 0
+    assert command(shop, "resume", "visits", "--reason", "looked at it") == 0
+    same = train(later(shop, 11), n_trials=2)  # the same data, the same search: a twin
+    assert same.decision == "held" and f"version {left} was rolled back" in same.reason
+    assert champion(at(shop).control, "visits").version == 1
+    new = train(later(shop, 14), n_trials=2)
+    assert new.decision == "promoted" and new.release.version not in (1, left)
+    assert (
+        command(shop, "promote", "visits", str(left), "--reason", "it was the network") == 0
+    )  # a person may
+    moves = [(line.action, line.actor == "gate") for line in audit_log(at(shop).control)]
+    assert ("hold", False) in moves and ("resume", False) in moves
+
+
+def test_a_person_holds_and_resumes_and_everybody_can_see_it(shop, capsys):
+    assert command(shop, "hold", "visits", "--reason", "stocktaking") == 0
+    assert command(shop, "champion", "visits") == 0
+    assert "held since" in capsys.readouterr().out
+    assert state_of(later(shop, 11)).hold.startswith("held since")
+    assert command(shop, "resume", "visits", "--reason", "counted") == 0
+    assert hold_of(at(shop).control, "visits") is None
+    assert command(shop, "resume", "visits", "--reason", "counted") == 2
+    assert "what is resumed was held before" in capsys.readouterr().err
+
+
+# --- a refusal is remembered
+
+
+def test_a_refused_gate_is_not_asked_again_on_the_same_evidence(own, monkeypatch):
+    "Measured before: asked on 317 of 365 quiet days."
+    gate_says(monkeypatch, "refuse")
+    calls = []
+    for day in (11, 12, 13, 14, 15, 16):
+        done = retrain(later(own, day), n_trials=1)
+        calls.append(done.policy.action)
+    assert calls[0] == "refresh" and calls.count("refresh") + calls.count("search") <= 2
+    tries = attempts_of(at(own).control, "visits")
+    assert [a.outcome for a in tries] == ["refused"] * len(tries) and tries[0].reason == "because refuse"
+    again = retrain(later(own, 11 + 5), n_trials=1)
+    assert again.policy.action == calls[-1] and attempts_of(at(own).control, "visits") == tries
+
+
+def test_every_decision_is_written_down_with_its_reason_and_what_otherwise(shop, monkeypatch, capsys):
+    gate_says(monkeypatch, "refuse")
+    for day in (11, 12):
+        retrain(later(shop, day), n_trials=1)
+    first, second = decisions_made(at(shop).control, "visits")
+    assert (first["action"], second["action"]) == ("refresh", "nothing")
+    assert second["passed"] and "refresh: refused on" in second["passed"][0]
+    assert second["counterfactual"] == "more labels open these questions again"
+    capsys.readouterr()
+    assert command(shop, "upkeep", "visits", "--json") == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["action"] for row in rows] == ["refresh", "nothing"]
+    assert command(shop, "upkeep", "visits") == 0 and "left to try" in capsys.readouterr().out
+
+
+def test_a_refresh_follows_the_recipe_of_the_champion_and_searches_nothing(own, monkeypatch):
+    done = retrain(later(own, 11), n_trials=1)
+    assert done.policy.action == "refresh"
+    assert done.candidate.tuned.trials.is_empty()
+    before = at(own, 11).model.manifest
+    assert (done.candidate.tuned.family, dict(done.candidate.tuned.params)) == (
+        before["family"],
+        before["params"],
+    )
+
+
+# --- alerts leave with their version
+
+
+def test_alerts_of_a_replaced_version_are_closed_of_every_kind(shop, monkeypatch):
+    place = later(shop, 11)
+    gap = Alert("visits", "performance", "auc", "warning", "", "", "", FIRST, version=1)
+    record(place.control, "visits", [gap, replace(gap, kind="drift")], FIRST)
+    gate_says(monkeypatch, "promote")
+    train(place, n_trials=1)
+    assert open_alerts(place.control, "visits") == []
+    why = {a.closed_because for a in alerts(place.control, "visits")}
+    assert why == {f"version 1 was replaced by version {champion(place.control, 'visits').version}"}
+    record(
+        place.control, "visits", [replace(gap, version=champion(place.control, "visits").version)], place.now
+    )
+    assert command(shop, "rollback", "visits", "--reason", "x") == 0
+    assert open_alerts(place.control, "visits") == []
+
+
+def test_a_monitor_closes_what_it_finds_open_about_another_version(own):
+    place = later(own, 11)
+    record(
+        place.control,
+        "visits",
+        [Alert("visits", "drift", "x", "notice", "", "", "", FIRST, version=7)],
+        FIRST,
+    )
+    seen = monitor(place)
+    assert all(a.version == 1 for a in seen.alerts)
+    assert [a.version for a in alerts(place.control, "visits") if a.closed_at][:1] == [7]
+
+
+# --- labels
+
+
+def test_outcomes_that_do_not_come_are_asked_for_once_and_the_alert_stays(own, monkeypatch):
+    never = replace(world.problem, retrain_when=(NoLabels("20d"),))
+    monkeypatch.setattr("mlsys_nb.loop.upkeep.waiting_days", lambda *args: 21.0)
+    for day in (11, 12):
+        place = later(own, day, never)
+        monitor(place)
+        done = retrain(place, n_trials=1)
+        waiting = [a for a in open_alerts(place.control, "visits") if a.kind == "labels"]
+        assert len(waiting) == 1 and "21 days after it was due" in waiting[0].size, done.reason
+    assert [a.outcome for a in attempts_of(place.control, "visits")] == ["asked"]
+    monkeypatch.setattr("mlsys_nb.loop.upkeep.waiting_days", lambda *args: 0.0)
+    place = later(own, 13, never)
+    monitor(place)
+    retrain(place, n_trials=1)
+    assert not [a for a in open_alerts(place.control, "visits") if a.kind == "labels"]
+
+
+def test_nobody_waits_for_outcomes_that_have_come(own):
+    place = later(own, 11)
+    assert waiting_days(place, place.model) == 0.0
+
+
+def test_a_champion_that_beats_the_rule_is_not_called_worse_than_it(own):
+    place = later(own, 11)
+    judged = newly_matured(place, place.model)
+    assert judged.height > 50 and worse_than(place, place.model, judged) == {}
+    assert anew(place).champion.version == 1 and champion_history(place.control, "visits").height == 1
