@@ -13,6 +13,14 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+# Services that tests start let programs of this machine in without a key, but where a test is about keys, or about what is printed for
+# people: those say MLSYS_OPEN=nobody, and ask with the heads of caller.py.
+os.environ.setdefault("MLSYS_OPEN", "loopback")
+
+# A shell lets what it begins in the background ignore SIGINT, and so would everything that tests start and stop.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 # The same examples each time: a change is judged by its own faults. `make long` draws new ones.
 settings.register_profile("same", derandomize=True)
 if "DRAW_ANEW" not in os.environ:

@@ -121,6 +121,11 @@ features = FeatureSet(
         f.last(orders, "shop", f.session("30d"), by=mine).named("last_shop_of_spell"),
         f.age(f.first_time(visits, f.session("7d")), "min").named("visit_lasts"),
         f.of(wanted, f.count(orders, f.session("7d"), by=theirs)).named("wanted_spell"),
+        f.count(visits, f.session("3h", most="7h")).named("pages_of_late_visit"),
+        f.count_distinct(orders, "shop", f.session("7d", "10d"), by=mine).named("shops_of_late_spell"),
+        f.mode(visits, "page", f.session("7d", "7d"), where=visits["seconds"] > 0).named(
+            "page_of_late_spell"
+        ),
         f.month_of_year(f.last_time(orders, by=mine), "Europe/London").named("month_of_order"),
         f.of(wanted, f.count(orders, "30d", by=theirs)).named("wanted"),
         f.of(wanted, f.mean(orders, "pence", "lifetime", by=theirs)).named("wanted_price"),

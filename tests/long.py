@@ -5,12 +5,14 @@
     python tests/long.py --list
 
 Each step is a program or a test file that also runs, small and seeded, in CI. What a step says after its last line that
-begins with `==` goes to the table in `tests/LONG.md`, which is committed with the code that it belongs to.
+begins with `==` goes to the table in `tests/LONG.md`, which is committed with the code that it belongs to. A step that was
+not run again keeps its place there, with the commit it was run on.
 """
 
 import argparse
 import hashlib
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -48,6 +50,7 @@ STEPS = (
     Step("odds", "every rate that is stated, measured anew: gate, performance, drift", (sys.executable, "tests/bench/odds.py", "-n", "200")),
     Step("retrain", "retraining cold, again, after one more trial, feature, month, beside naive", (sys.executable, "tests/bench/retrain.py")),
     Step("drift", "drift over 1M rows x 20 columns beside a scan", (sys.executable, "tests/bench/drift.py")),
+    Step("tables", "a text, 280,000 single-use ids, a million decisions, ten thousand candidates: each within its line", (sys.executable, "tests/bench/tables.py")),
     Step("serving", "the service beside a bare echo, by term of durability", (sys.executable, "tests/bench/serving.py")),
     Step("mutants", "100 planted small bugs", (sys.executable, "tests/mutants.py", "--seed", "1", "-n", "100")),
 )  # fmt: skip
@@ -88,6 +91,31 @@ def passed(step: Step, kept: Path) -> str | None:
     return text
 
 
+def commit() -> str:
+    "The commit that is checked out, and whether anything was changed since."
+    short = subprocess.run(["git", "describe", "--always", "--dirty=, changed since", "--exclude", "*"],
+                           cwd=ROOT, capture_output=True, text=True, check=True)  # fmt: skip
+    return short.stdout.strip()
+
+
+def write_table(wanted: list[Step], kept: Path, now: str) -> None:
+    "Put what these steps said in the place of what they said before."
+    parts = (
+        dict(re.findall(r"^## (\w+): (.*?)(?=^## |\Z)", TABLE.read_text(), re.M | re.S))
+        if TABLE.exists()
+        else {}
+    )
+    for step in wanted:
+        if (kept / f"{step.name}.txt").exists():
+            text = (kept / f"{step.name}.txt").read_text().strip()
+            parts[step.name] = f"{step.says}\n\nOn commit {now}.\n\n```text\n{text}\n```\n\n"
+    listed = [f"## {step.name}: {parts[step.name].strip()}\n" for step in STEPS if step.name in parts]
+    TABLE.write_text(
+        "# Checks at their full size\n\nWritten by `make long`, each with the commit it was run on.\n\n"
+        + "\n".join(listed)
+    )
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -103,12 +131,7 @@ def main() -> int:
     kept.mkdir(parents=True, exist_ok=True)
     wanted = [s for s in STEPS if not given.steps or s.name in given.steps]
     failed = [s.name for s in wanted if passed(s, kept) is None]
-    texts = [(s, (kept / f"{s.name}.txt").read_text()) for s in STEPS if (kept / f"{s.name}.txt").exists()]
-    parts = [f"## {s.name}: {s.says}\n\n```text\n{text.strip()}\n```\n" for s, text in texts]
-    TABLE.write_text(
-        f"# Checks at their full size\n\nWritten by `make long` for the state `{now}` of the code.\n\n"
-        + "\n".join(parts)
-    )
+    write_table(wanted, kept, commit())
     print(
         f"{len(wanted) - len(failed)} of {len(wanted)} steps passed"
         + (f"; failed: {', '.join(failed)}" if failed else "")

@@ -229,7 +229,7 @@ def seen(leaf: Spec, asked: Asked) -> list[Version]:
     ):  # of all visible events, whatever is kept of them
         last = cut_by_silence(mine, length_of(window[1]))[-1:]
         mine = last[0] if last and moment - last[0][-1].time <= length_of(window[1]) else []
-        window = "lifetime"
+        window = window[2]  # how much of it is looked at
     return [
         v
         for v in mine
@@ -527,7 +527,9 @@ class Draw:
             unit = self.r.choice(("day", "week", "month", "quarter", "year"))
             return ("period", unit, self.r.choice(ZONES), self.r.choice((0, 0, 1, 2, 7)))
         if p < 0.55:
-            return ("session", self.length())
+            gap, most = self.length(), self.length() if p < 0.48 else "lifetime"
+            longer = most == "lifetime" or length_of(gap) <= length_of(most)
+            return ("session", gap, most) if longer else ("session", most, gap)
         return self.length()
 
     def length(self) -> Any:

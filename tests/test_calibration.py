@@ -7,6 +7,7 @@ from scipy.optimize import minimize
 from mlsys_nb.evaluation.bootstrap import resample
 from mlsys_nb.evaluation.calibration import (
     Recalibration,
+    calibration_error,
     calibration_line,
     monotone,
     recalibration,
@@ -71,7 +72,8 @@ def test_the_line_is_found_and_its_interval_covers_the_truth():
 @pytest.mark.parametrize("n_bins", [1, 4, 10])
 def test_the_reliability_table_is_plain_counting(n_bins):
     y, p = sample(1, n=1000)
-    shown, error = reliability(y, p, resample(1000), n_bins)
+    shown = reliability(y, p, resample(1000), n_bins)
+    error = calibration_error(y, p, resample(1000), n_bins)
     edges = np.quantile(p, np.arange(1, n_bins) / n_bins)
     bins = [int((x > edges).sum()) for x in p]
     for b in range(n_bins):
@@ -89,13 +91,13 @@ def test_the_reliability_table_is_plain_counting(n_bins):
 
 def test_equal_predictions_share_a_bin():
     y, p = np.array([0.0, 1, 1, 0, 1, 0]), np.array([0.2, 0.2, 0.2, 0.2, 0.8, 0.8])
-    shown, _ = reliability(y, p, resample(6), 5)
+    shown = reliability(y, p, resample(6), 5)
     assert shown["n"].to_list() == [4, 2]
 
 
 def test_a_prediction_on_the_edge_belongs_below_it():
     y, p = np.array([0.0, 1, 0, 1, 1]), np.array([0.1, 0.2, 0.3, 0.4, 0.5])
-    assert reliability(y, p, resample(5), 2)[0]["n"].to_list() == [3, 2]
+    assert reliability(y, p, resample(5), 2)["n"].to_list() == [3, 2]
 
 
 def test_monotone_keeps_order_and_ties():

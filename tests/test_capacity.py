@@ -17,6 +17,7 @@ from mlsys_nb.evaluation.limits import Limits
 from mlsys_nb.learning.rule import Rule
 from mlsys_nb.loop.arrivals import ingest_due
 from mlsys_nb.loop.pipeline import score, train
+from mlsys_nb.loop.reproduction import reproduce
 from mlsys_nb.loop.scope import Wanted, scope
 from mlsys_nb.loop.step import Context, anew
 from mlsys_nb.problem.capacity import Capacity, policy_spec
@@ -75,6 +76,11 @@ def test_a_batch_acts_on_the_best_and_the_service_as_selectively(gym):
     said = answers(place, [*acted["member"].to_list()[:3], *left["member"].to_list()[:3]])
     assert [s["action"] for s in said] == ["call"] * 3 + ["none"] * 3
     assert shown(place, said[3])["threshold"] == stop and shown(place, said[3])["costs"] == FIVE.policy
+    for name in [said[0]["decision_id"], said[3]["decision_id"], *few.frame["decision_id"][::40]]:
+        again = reproduce(place, find_decision(gym, "visits", name))
+        assert again.same and not again.left, again
+        other = reproduce(at(gym, 6), find_decision(gym, "visits", name))
+        assert other.same and "other terms" in str(other), other
     open_to_all = answers(at(gym, 6), left["member"].to_list()[:3])  # without a capacity it pays
     assert [s["action"] for s in open_to_all] == ["call"] * 3
 
@@ -94,8 +100,13 @@ def test_changed_costs_count_at_the_next_start_with_the_same_model(gym, capsys):
     assert terms == {**policy_spec(DEAR.costs, None), "in words": DEAR.target.priced(DEAR.costs)}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(gym.home)
-        assert main(["decisions", "visits", after[0]["decision_id"], "--root", str(gym.root)]) == 0
-    assert json.loads(capsys.readouterr().out)["terms"]["costs"]["false_positive"] == 5.0
+        assert main(["decision", after[0]["decision_id"], "--root", str(gym.root)]) == 0
+        told = json.loads(capsys.readouterr().out)
+        assert main(["replay", after[0]["decision_id"], "--root", str(gym.root)]) == 0
+        assert "the same to the bit: version 1" in (out := capsys.readouterr().out) and "other terms" in out
+    assert told["terms"]["costs"]["false_positive"] == 5.0
+    assert told["trained"]["number"] == 1 and len(told["trained"]["seal"]) == 64
+    assert set(told["trained"]["snapshots"]) and told["features"] and told["outcomes"] == []
     batch = score(at(gym, 9)).batch
     assert batch.frame["threshold"].unique().to_list() == [0.25]
     again = score(place).batch

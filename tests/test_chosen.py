@@ -1,7 +1,6 @@
 "A choice among candidates: learnt, judged, scored, served, answered and watched, in a world whose truth is known."
 
 import json
-import urllib.error
 import urllib.request
 from dataclasses import replace
 from datetime import timedelta
@@ -10,18 +9,19 @@ import numpy as np
 import polars as pl
 import pytest
 import tools_world as world
+from asked import post
 
 from mlsys_nb.decisions.log import find_decision, read_decisions
 from mlsys_nb.decisions.outcomes import labelled
 from mlsys_nb.evaluation.bootstrap import clusters
 from mlsys_nb.evaluation.evaluate import compare, evaluate
 from mlsys_nb.evaluation.ranked import looked_for
-from mlsys_nb.features.dtypes import POLARS
 from mlsys_nb.features.online import open_online
 from mlsys_nb.learning.choice import cases_of, conditional_logit
 from mlsys_nb.learning.train import fit
 from mlsys_nb.loop.arrivals import ingest_due
 from mlsys_nb.loop.pipeline import monitor, score, train
+from mlsys_nb.loop.reproduction import reproduce
 from mlsys_nb.loop.skew import served_again
 from mlsys_nb.loop.step import context
 from mlsys_nb.loop.training_set import training_set
@@ -77,16 +77,15 @@ def test_a_ranking_beats_popularity_where_people_repeat_themselves_and_only_ther
     assert nothing.loss_gain.low < 0.01 and abs(nothing.rank_gain.value) < 0.02
 
 
-@pytest.fixture(scope="module")
-def lived(tmp_path_factory):
-    here, now = world.make(tmp_path_factory.mktemp("tools")), world.START + 40 * world.DAY
+def trained_in(folder):
+    here, now = world.make(folder), world.START + 40 * world.DAY
     write_json(here.clock_file, {"now": now.isoformat()})
     at = context("tools", now.isoformat(), here)
     assert ingest_due(at).outputs["quarantined"] == 0
     return at, train(context("tools", now.isoformat(), here), n_trials=2)
 
 
-def test_it_is_promoted_by_decisions_not_by_candidates(lived):
+def it_is_promoted_by_decisions_not_by_candidates(lived):
     _, trained = lived
     assert trained.decision == "promoted", trained.reason
     judged = trained.candidate.evaluation
@@ -94,7 +93,7 @@ def test_it_is_promoted_by_decisions_not_by_candidates(lived):
     assert judged.entities <= 150 and judged.facts["candidates"] > 20
 
 
-def test_history_store_and_service_give_the_same_bits(lived):
+def history_store_and_service_give_the_same_bits(lived):
     at, _ = lived
     model = load_version(at.control, at.settings, at.problem, 1)
     people = [*range(0, 150, 6), 9_999]  # the last one was never seen
@@ -121,24 +120,7 @@ def test_history_store_and_service_give_the_same_bits(lived):
     assert alone[-1].answer["candidates"] and "popular" not in alone[-1].features
 
 
-def answered_again(at, decision) -> tuple[float, dict]:
-    "A logged decision, made anew from the lake and what the log says of it."
-    model, among = (
-        load_version(at.control, at.settings, at.problem, decision.version),
-        at.problem.target.among,
-    )
-    brought = {
-        name: pl.Series([decision.request.get(name)], dtype=POLARS[t]) for name, t in among.brought.items()
-    }
-    asked = pl.DataFrame({k: [v] for k, v in decision.entity.items()}).with_columns(**brought)
-    asked = asked.with_columns(moment=pl.lit(decision.moment, pl.Datetime("us", "UTC")))
-    one = at.problem.target.choices(
-        model.predict(as_known(at.problem, asked, at.lake)), at.problem.costs
-    ).row(0, named=True)
-    return one["score"], json.loads(one["answer"])
-
-
-def test_a_request_brings_its_own_candidates_and_the_decision_is_made_again_from_the_log(lived):
+def a_request_brings_its_own_candidates_and_the_decision_is_made_again_from_the_log(lived):
     at, _ = lived
     usual = set(world.lake((0.8, 1.5)).events["picks"]["tool"])
     asked = {"visitor": 3, "visit": "own", "candidates": ["nobody knows it", *sorted(usual)[:4]]}
@@ -171,23 +153,12 @@ def test_a_request_brings_its_own_candidates_and_the_decision_is_made_again_from
     assert "candidates" not in schema["required"]
     logged = find_decision(at.settings, "tools", made["decision_id"])
     assert logged.request == {"candidates": asked["candidates"]}
-    assert answered_again(at, logged) == (logged.score, logged.answer)
+    assert (again := reproduce(at, logged)).same, again
     usually = find_decision(at.settings, "tools", several["predictions"][1]["decision_id"])
-    assert answered_again(at, usually) == (usually.score, usually.answer)
+    assert (again := reproduce(at, usually)).same, again
 
 
-def post(address: str, path: str, body: object) -> tuple[int, dict]:
-    asked = urllib.request.Request(
-        f"{address}{path}", json.dumps(body).encode(), {"content-type": "application/json"}
-    )
-    try:
-        with urllib.request.urlopen(asked, timeout=20) as answer:
-            return answer.status, json.load(answer)
-    except urllib.error.HTTPError as e:
-        return e.code, json.load(e)
-
-
-def test_the_service_answers_ranked_candidates_and_the_outcome_comes_back(lived):
+def the_service_answers_ranked_candidates_and_the_outcome_comes_back(lived):
     at, _ = lived
     assert score(at).batch.rows > 50
     with running(at.settings, "tools") as address:
@@ -217,7 +188,7 @@ def test_the_service_answers_ranked_candidates_and_the_outcome_comes_back(lived)
     assert learnt.told == 1 and row["label"].to_list() == ["a tool of tomorrow"] and len(row["tool"][0]) > 10
 
 
-def test_a_decision_is_one_row_for_the_monitor(lived):
+def a_decision_is_one_row_for_the_monitor(lived):
     at, _ = lived
     now = context("tools", (at.now + 8 * world.DAY).isoformat(), at.settings)
     batch = score(now).batch
@@ -232,6 +203,16 @@ def test_a_decision_is_one_row_for_the_monitor(lived):
         "hit_at_3",
         "ndcg_at_3",
     }
+
+
+def test_a_choice_is_trained_scored_served_answered_and_watched(tmp_path):
+    "The parts above, each of them after the one before it."
+    lived = trained_in(tmp_path)
+    it_is_promoted_by_decisions_not_by_candidates(lived)
+    history_store_and_service_give_the_same_bits(lived)
+    a_request_brings_its_own_candidates_and_the_decision_is_made_again_from_the_log(lived)
+    the_service_answers_ranked_candidates_and_the_outcome_comes_back(lived)
+    a_decision_is_one_row_for_the_monitor(lived)
 
 
 def test_one_candidate_none_and_ties():

@@ -100,7 +100,7 @@ def test_help_is_quick():
         (["parity", "churn", "--cases", "0"], "from 1 to 10000000"),
         (["runs", "--limit", "0"], "from 1 to"),
         (["promote", "churn", "7", "--reason", "x"], "no version 7"),
-        (["decisions", "churn", "h000000-7-abcdef12"], "a decision id comes from an answer"),
+        (["decision", "h000000-7-abcdef12"], "a decision id comes from an answer"),
         (["dashboard", "lop"], "did you mean loop?"),
         (["completion", "fish"], "bash"),
         (["stream", "none.jsonl", "nope"], "no problem 'nope'"),
@@ -257,7 +257,12 @@ def test_fault_21_options_stand_before_or_after(capsys, root):
 
 
 def test_fault_21_listing_commands_answer_in_json(capsys, root):
-    one = {"champion", "explain"}  # They answer about one thing that must be there; explain with one object
+    one = {
+        "champion",
+        "explain",
+        "influence",
+        "replay",
+    }  # They answer about what must be there; explain with one object
     names = [name for name, command in COMMANDS.items() if "lists" in command.kind and name not in one]
     assert {"problems", "jobs", "runs", "versions", "alerts", "decisions", "conflicts", "verify"} <= set(
         names

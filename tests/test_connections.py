@@ -21,12 +21,17 @@ def opened(port, stack, said=b""):
 def world(tmp_path_factory):
     root = tmp_path_factory.mktemp("connections")
     make(root, families=("linear",))
-    told = {"MLSYS_HEADER_SECONDS": "1", "MLSYS_CONNECTIONS": "700", "MLSYS_CONNECTIONS_OF_ONE": "600"}
+    told = {
+        "MLSYS_OPEN": "loopback",
+        "MLSYS_HEADER_SECONDS": "1",
+        "MLSYS_CONNECTIONS": "700",
+        "MLSYS_CONNECTIONS_OF_ONE": "600",
+    }
     with service(root, **told) as (client, process, port):
         yield client, port
 
 
-BEGUN = b"POST /v1/churn/predictions HTTP/1.1\r\nHost: x\r\n"
+BEGUN = b"POST /v1/churn/predictions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 
 
 def test_slow_heads_slow_bodies_and_silent_sockets_keep_nobody_out(world):

@@ -91,11 +91,42 @@ def test_autocorrelation_errs_on_the_cautious_side(rho):
     assert np.mean(found) < rho + 0.35
 
 
-def test_noise_of_drawing_hides_likeness_and_is_taken_out():
-    rng = np.random.default_rng(0)
-    real = paths(5, 15, 60, 0.7)
-    noisy = real + rng.standard_normal(real.shape)
-    assert autocorrelation(noisy, noise=1.0) > autocorrelation(noisy) + 0.1
+def test_what_is_drawn_anew_hides_likeness_and_is_told_from_what_lasts():
+    "Half of the variance comes from drawing few rows: the other half is like its neighbours by .7, not by .35."
+    rng, rows = np.random.default_rng(0), np.full((15, 60), 100.0)
+    real = 0.1 * paths(5, 15, 60, 0.7)
+    noisy = real + 0.1 * rng.standard_normal(real.shape)
+    found = quiet_from(noisy, rows, ["location"] * 15, np.zeros(60, int)).behaviours
+    assert {b.lasting for b in found} <= {0.5, 0.7}
+    assert 0.5 <= np.median([b.autocorrelation for b in found]) <= 0.85
+    still = quiet_from(
+        0.1 * rng.standard_normal(real.shape), rows, ["location"] * 15, np.zeros(60, int)
+    ).behaviours
+    assert np.median([b.lasting for b in still]) <= 0.1  # nothing lasts where rows are drawn from one urn
+
+
+def test_the_mean_of_periods_that_last_in_part_alarms_as_often_as_asked():
+    x = 0.5**0.5 * (paths(3, 40_000, 17, 0.8) + paths(4, 40_000, 17, 0.0))
+    past, now = x[:, :12], x[:, 12:15]
+    distance = np.abs(now.mean(axis=1) - past.mean(axis=1)) / past.std(axis=1, ddof=1)
+    rate = (distance > limit(Behaviour(12, 0.8, lasting=0.5), 0.02, window=3)).mean()
+    assert 0.01 < rate < 0.025
+    assert (distance > limit(Behaviour(12), 0.02, window=3)).mean() > 0.05
+
+
+def test_days_that_are_skewed_are_read_on_a_skewed_curve():
+    "A level that wanders by factors lies far on one side without anything having happened; one that fell is found as soon."
+    rng = np.random.default_rng(2)
+    x = np.exp(0.3 * rng.standard_normal((10, 60 + 4000)))
+    x = (x - x.mean()) / x.std()
+    quiet = quiet_from(x[:, :60], np.full((10, 60), 1e9), ["location"] * 10, np.zeros(60, int))
+    plain = quiet_from(x[:, :60], np.full((10, 60), 1e9), ["spread"] * 10, np.zeros(60, int))
+    later, place = np.full((10, 4000), 1e9), np.zeros(4000, int)
+    score, naive = (q.scores(x[:, 60:], later, place) for q in (quiet, plain))
+    assert (naive > 3).mean() > 0.003 > 0.0015 > (score > 3).mean()
+    assert (np.abs(score) <= np.abs(naive) + 1e-3).all()
+    fell = np.full((10, 1), -4.0)
+    assert quiet.scores(fell, later[:, :1], place[:1]).max() < -2.5  # as far as before
 
 
 def test_too_short_or_constant_series_are_taken_for_the_worst():

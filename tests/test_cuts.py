@@ -4,11 +4,17 @@ A few cuts of each work by default; `TEST_MLSYS_FULL=1 pytest tests/test_cuts.py
 """
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
+import inbox_cuts
 import pytest
 
+from mlsys_nb.data.lake import quarantine, read, snapshot
+from mlsys_nb.features.online import open_online
 from mlsys_nb.release.package import Package
 from mlsys_nb.release.registry import champion, promote, register, versions
 from mlsys_nb.system import disk
@@ -141,6 +147,40 @@ def test_a_cut_anywhere_ends_in_the_state_of_an_uncut_run(
         assert {k: v for k, v in now.items() if k not in left} == wanted, (
             f"cut before {told[number - 1]} {number}"
         )
+
+
+def inbox_life(root: Path, number: int) -> tuple[int, str]:
+    "The exit code of one life, and what it said; cut before a deed, or with 0 not at all."
+    words = [sys.executable, Path(__file__).with_name("inbox_cuts.py"), root, str(number)]
+    done = subprocess.run(list(map(str, words)), capture_output=True, text=True, timeout=120)
+    return done.returncode, done.stdout + done.stderr
+
+
+def in_the_end(root: Path) -> tuple[object, ...]:
+    "Events of the lake that count, what the store says of two visitors, what was set aside."
+    here = load_settings(root=root / "root", home=root)
+    rows, aside = read(here, snapshot(here, "views")), quarantine(here, snapshot(here, "views"))
+    rows = rows.filter(rows["retracted_at"].is_null()).sort("event_id")
+    with open_online(here.online_url) as store:
+        reader = store.reader(inbox_cuts.features)
+        told = [reader.read({"visitor": v}, inbox_cuts.TODAY + timedelta(days=2)) for v in ("v-1", "v-2")]
+    return rows.select("event_id", "visitor", "ms").rows(), told, aside.height
+
+
+def test_an_inbox_cut_anywhere_ends_as_an_uncut_one(tmp_path: Path) -> None:
+    "It could not be tried: the child of a fork waits for ever for the threads of polars."
+    code, said = inbox_life(tmp_path / "uncut", 0)
+    assert code == 0, said
+    deeds, wanted = int(said.split()[-1]), in_the_end(tmp_path / "uncut")
+    assert {e: ms for e, _, ms in wanted[0]} == {**inbox_cuts.LAST, "h0": 5} and wanted[2] == 1 and deeds > 20
+    step = 1 if os.environ.get("TEST_MLSYS_FULL") else deeds // 5
+    for number in range(1, deeds + 1, step):
+        root = tmp_path / f"cut-{number}"
+        code, said = inbox_life(root, number)
+        assert code == inbox_cuts.CUT, f"deed {number} of {deeds}: {said}"
+        code, said = inbox_life(root, 0)
+        assert code == 0, f"after a cut before deed {number}: {said}"
+        assert in_the_end(root) == wanted, f"cut before deed {number} of {deeds}"
 
 
 def test_what_an_appender_said_is_there_after_a_cut(tmp_path: Path) -> None:

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from mlsys_nb.decisions.batches import append_batch, batch_written, read_batch
 from mlsys_nb.decisions.log import UnknownDecision, find_decision, read_decisions
 from mlsys_nb.decisions.record import Decision, DecisionError, from_record, to_record
-from mlsys_nb.decisions.segments import line_of, read_lines
-from mlsys_nb.decisions.writer import DecisionLog
+from mlsys_nb.decisions.segments import line_of, log_folder, read_lines
+from mlsys_nb.decisions.writer import DecisionLog, _Files
 from mlsys_nb.system.settings import load_settings
 
 MAY = datetime(2010, 5, 1, tzinfo=UTC)
@@ -160,7 +160,7 @@ KILLED = """
 import sys
 from datetime import UTC, datetime
 from mlsys_nb.decisions.record import Decision
-from mlsys_nb.decisions.writer import DecisionLog
+from mlsys_nb.decisions.writer import DecisionLog, _Files
 from mlsys_nb.system.settings import load_settings
 one = Decision("", "churn", {"customer_id": 1}, datetime(2010, 5, 1, tzinfo=UTC), 1, .5, .25, "write", True, {"a": 1}, "f")
 log = DecisionLog(load_settings(root=sys.argv[1]), "churn")
@@ -214,3 +214,26 @@ def test_fault_24_since_is_in_and_until_is_out_also_within_one_day(tmp_path):
         found = read_decisions(here, "churn", since=hours[1], until=hours[3])["moment"].to_list()
         assert found == hours[1:3]
         archive_days(here, "churn", MAY + timedelta(days=2))
+
+
+@pytest.mark.parametrize("let_go_first", [True, False])
+def test_a_segment_let_go_while_it_is_brought_to_disk_is_on_disk_and_no_trouble(tmp_path, let_go_first):
+    files = _Files(log_folder(load_settings(root=tmp_path), "echo"), "echo", 100)
+    [[made]] = files.write([ONE], sync=False)
+    segment, synced = files._segment, []
+    plain = segment._file.sync
+
+    def watched() -> None:
+        if let_go_first and not synced:
+            synced.append("begun")
+            files.let_go()  # another thread's turn, right before the system's call
+        plain()
+        synced.append("done")
+
+    segment._file.sync = watched
+    files.sync()
+    files.let_go()
+    assert synced == (["begun", "done"] if let_go_first else ["done"]) and isinstance(made, Decision)
+    segment._file.sync = lambda: (_ for _ in ()).throw(OSError("the disk is gone"))
+    with pytest.raises(OSError, match="disk is gone"):
+        segment.sync()

@@ -16,6 +16,7 @@ from mlsys_nb.monitoring.sketch import sketch_frame
 
 sys.path.insert(0, str(Path(__file__).parent / "bench"))
 import odds_drift as odds
+import rates
 
 START = datetime(2010, 1, 4, tzinfo=UTC)
 
@@ -255,3 +256,124 @@ def test_a_quiet_real_stream_has_no_alarm_in_eleven_of_eleven_looks():
         pl.col("traffic_volume") * 10
     )
     assert drift_check(profile, changed).alerts == ("traffic_volume",)
+
+
+def test_a_rate_is_told_with_its_interval_and_what_that_says_of_the_aim():
+    assert rates.wilson(5, 100) == pytest.approx((0.0215, 0.1118), abs=1e-4)
+    assert rates.wilson(0, 0)[0] == 0.0 and rates.wilson(7, 7)[1] == 1.0
+    said = [rates.verdict(rates.line("c", "w", k, 200, aim)) for k, aim in (
+        (0, "<= 0.05"), (9, "<= 0.05"), (40, "<= 0.05"), (200, ">= 0.95"), (190, ">= 0.95"), (100, ">= 0.95"), (3, "power"),
+    )]  # fmt: skip
+    assert said == ["met", "open", "missed", "met", "open", "missed", ""]
+    assert rates.text(rates.line("c", "w", 1, 20, "<= 0.05")).endswith("aim <= 0.05, n 20  open")
+
+
+ROWS_OF = {
+    "normal": lambda g, n, e: g.standard_normal(n) + e,
+    "lognormal": lambda g, n, e: g.lognormal(e, 1, n),
+    "t3": lambda g, n, e: g.standard_t(3, n) + 3**0.5 * e,
+    "zero-inflated": lambda g, n, e: np.where(g.random(n) < 1 / (1 + np.exp(e) * 3 / 7), 0.0, g.lognormal(e, 1, n)),
+    "Poisson": lambda g, n, e: g.poisson(3 * np.exp(e / 3**0.5), n).astype(float),
+    "rare binary": lambda g, n, e: (g.random(n) < 1 / (1 + 99 * np.exp(-e))).astype(float),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ROWS_OF)
+def test_simulated_sketches_are_those_of_rows(kind):
+    "The odds are measured on drawn counts; rows of the same day, read by the product, fall into the same cells."
+    from scipy.stats import chisquare
+
+    one, n, rng = odds.lens(kind), 200_000, np.random.default_rng(4)
+    for effect in (-0.3, 0.25):
+        rows = pl.DataFrame({one.feature: ROWS_OF[kind](rng, n, effect)}).with_columns(moment=pl.lit(START))
+        seen = sketch_frame([one], [], rows, "moment").counts[0][0, 0, :-1]
+        share = odds.KINDS[kind][1](np.array(one.edges), np.array([effect]))[0]
+        likely = share * n >= 5
+        assert seen[~likely].sum() <= 5 * max((~likely).sum(), 1)
+        expected = share[likely] / share[likely].sum() * seen[likely].sum()
+        assert chisquare(seen[likely], expected).pvalue > 1e-4, (kind, effect)
+
+
+def test_rows_and_simulated_sketches_give_the_same_verdicts():
+    "A shift of a fifth at 5,000 rows a day, ten features: five times from rows, as a user would see it."
+    world, hits = odds.World(), 0
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        effect = odds.effects(world, rng, 63, 3)
+        effect[0, 60:] += 0.25
+        of = np.repeat(np.arange(63), 5000)
+        at = pl.Series([START + timedelta(days=i) for i in range(63)], dtype=pl.Datetime("us", "UTC")).gather(
+            of
+        )
+        rows = pl.DataFrame(
+            {f"x{i}": effect[i][of] + rng.standard_normal(len(of)) for i in range(3)}
+        ).with_columns(moment=at)
+        past, now = (
+            rows.filter(pl.col("moment") < START + timedelta(days=60)),
+            rows.filter(pl.col("moment") >= START + timedelta(days=60)),
+        )
+        report = drift_check(reference_profile(past, ["x0", "x1", "x2"]), now)
+        hits += "x0" in report.alerts
+        assert not {"x1", "x2"} & set(report.alerts)
+    rng, fault = np.random.default_rng(9), odds.Fault("", world, lambda c, x, e: c(x, e + 0.25))
+    simulated = sum(odds.found(fault, rng, width=3) for _ in range(40))
+    assert hits >= 4 and simulated >= 34
+
+
+def test_no_power_beyond_what_any_test_has():
+    "What is measured may not exceed the bound of Neyman and Pearson; fewer features leave each more of the odds."
+    bounds = [odds.at_most(0.05, 0.06, features=k) for k in (1, 3, 10)]
+    assert bounds == sorted(bounds, reverse=True) and 0.9 < bounds[2] < 0.93 < bounds[0] < 0.98
+
+
+def test_two_features_that_one_batch_moved_have_one_cause(profile):
+    "The rows of one source batch explain both; a third feature that moved everywhere is not laid at its door."
+    from mlsys_nb.monitoring.cause import Witness, cause_of
+
+    batch = np.arange(3 * 800) % 5 == 0
+    ill = pl.Series("ill", batch)
+    rows = days(range(61, 64), seed=12).with_columns(
+        amount=pl.when(ill).then(2.5 * pl.col("amount")).otherwise("amount"),
+        pieces=pl.when(ill).then(pl.col("pieces") + 3).otherwise("pieces"),
+        score=(pl.col("score") + 0.3).clip(0, 1),
+    )
+    report = drift_check(profile, rows)
+    found = report.frame.filter("drifted", pl.col("slice") == "all").to_dicts()
+    groups = {"batch 7 of sales": batch, "batch 8 of sales": np.roll(batch, 1)}
+    causes = {row["feature"]: cause_of(profile, row, Witness(rows, groups)) for row in found}
+    assert {causes[name].word for name in ("amount", "pieces")} == {"batch"}
+    assert all("batch 7 of sales alone" in causes[name].sentence for name in ("amount", "pieces"))
+    assert causes["score"].word == "not known"
+
+
+def test_tenure_of_the_demos_year_is_growing_history_and_no_drift():
+    "The wholesaler's customers, month by month as the demo looks at them: the reference ends in May, six looks follow."
+    from mlsys_nb.system.settings import load_settings
+
+    raw = pl.read_parquet(load_settings().raw / "online_retail_year1_lines.parquet")
+    bought = raw.filter(pl.col("customer_id").is_not_null() & (pl.col("quantity") > 0))
+    bought = bought.select(
+        "customer_id", at=pl.col("invoice_ts").dt.replace_time_zone("UTC").cast(pl.Datetime("us", "UTC"))
+    )
+    begin, weeks = datetime(2010, 2, 1, tzinfo=UTC), []
+    for k in range(42):
+        moment = begin + timedelta(weeks=k)
+        who = (
+            bought.filter(pl.col("at") < moment)
+            .group_by("customer_id")
+            .agg(first=pl.col("at").min(), last=pl.col("at").max())
+        )
+        who = who.filter(pl.col("last") >= moment - timedelta(days=90))
+        weeks.append(who.select(
+            moment=pl.lit(moment).cast(pl.Datetime("us", "UTC")), tenure_days=(moment - pl.col("first")).dt.total_days().cast(pl.Float64),
+            recency_days=(moment - pl.col("last")).dt.total_days().cast(pl.Float64),
+        ))  # fmt: skip
+    profile = reference_profile(
+        pl.concat(weeks[:16]), ["tenure_days", "recency_days"], lifetime=["tenure_days"]
+    )
+    for month in range(6):
+        report = drift_check(profile, pl.concat(weeks[16 + 4 * month : 20 + 4 * month]))
+        assert "tenure_days" not in report.drifted, (month, report.frame)
+        assert report.growing == ("tenure_days",)
+    unnamed = reference_profile(pl.concat(weeks[:16]), ["recency_days"])
+    assert unnamed.lifetime == ()

@@ -2,7 +2,6 @@
 
 import io
 import json
-import urllib.error
 import urllib.request
 from argparse import Namespace
 from contextlib import redirect_stdout
@@ -12,6 +11,7 @@ from datetime import timedelta
 import calls_world as world
 import polars as pl
 import pytest
+from asked import post
 
 from mlsys_nb.decisions.log import find_decision, read_decisions
 from mlsys_nb.decisions.outcomes import labelled
@@ -22,6 +22,7 @@ from mlsys_nb.loop.arrivals import ingest_due
 from mlsys_nb.loop.backtest import backtest
 from mlsys_nb.loop.follow_up import newly_matured
 from mlsys_nb.loop.pipeline import monitor, score, train
+from mlsys_nb.loop.reproduction import reproduce
 from mlsys_nb.loop.skew import served_again
 from mlsys_nb.loop.step import context
 from mlsys_nb.loop.training_set import training_set
@@ -33,17 +34,6 @@ from mlsys_nb.system.durable import write_json
 
 SAID = {"calls": 1, "bare": 1, "hours": 99.5, "desk": "fax"}
 NOW = world.START + 70 * world.DAY
-
-
-def post(address: str, path: str, body: object) -> tuple[int, dict]:
-    asked = urllib.request.Request(
-        f"{address}{path}", json.dumps(body).encode(), {"content-type": "application/json"}
-    )
-    try:
-        with urllib.request.urlopen(asked, timeout=20) as answer:
-            return answer.status, json.load(answer)
-    except urllib.error.HTTPError as e:
-        return e.code, json.load(e)
 
 
 def check_answer(name: str, made: dict) -> None:
@@ -139,7 +129,7 @@ def the_command_says_what_the_service_says(at, address, sent, made):
     for service in (None, address):
         written = io.StringIO()
         with redirect_stdout(written):
-            predict_case(at.settings, Namespace(**words, service=service, now=None))
+            predict_case(at.settings, Namespace(**words, service=service, key_file=None, now=None))
         answers.append(json.loads(written.getvalue()))
     for answer in answers:
         for part in ("prediction", "action", "version", "features", "entity"):
@@ -235,6 +225,17 @@ def each_is_scored_once_and_what_the_service_decided_is_not_scored_again(lived):
     assert score(context(name, later.isoformat(), at.settings)).batch.already
 
 
+def made_again(now) -> None:
+    "One decision of the service and some of the batch, made again from the lake and the sealed version."
+    made = read_decisions(now.settings, now.problem.name)
+    some = [
+        *made.filter(source="http")["decision_id"][:2],
+        *made.filter(source="batch")["decision_id"][::97][:4],
+    ]
+    found = [reproduce(now, find_decision(now.settings, now.problem.name, name)) for name in some]
+    assert len(found) > 3 and all(one.same for one in found), [str(one) for one in found]
+
+
 def each_decision_is_the_same_again_from_history_and_gets_its_outcome(lived):
     at, _ = lived
     name, later = at.problem.name, NOW + 8 * world.DAY
@@ -243,6 +244,7 @@ def each_decision_is_the_same_again_from_history_and_gets_its_outcome(lived):
     now = context(name, later.isoformat(), at.settings)
     replayed = served_again(now)
     assert replayed is not None and min(replayed.equal.values()) == 1.0
+    made_again(now)
     known = labelled(now.settings, now.problem, later, now.lake)
     assert 0.8 < known.filter(source="batch")["label"].is_not_null().mean() < 1.0
     watched = monitor(now)
@@ -323,7 +325,9 @@ def test_what_a_version_had_learnt_from_is_no_evidence_about_it(tmp_path):
     made = labelled(here, now.problem, now.now, now.lake).filter(version=newest, source="batch")
     taught_it = made.filter(pl.col("period") <= learnt)
     assert taught_it["label"].count() > 100  # they have outcomes, and would flatter it
-    seen = newly_matured(now, now.model)
+    seen = newly_matured(now, now.model).filter(
+        version=newest
+    )  # beside those of the version that it refreshed
     assert seen.height > 100 and seen["period"].min() > learnt
     assert not set(seen["call"]) & set(taught_it["call"])
     judged = backtest(now).frame.filter(who="champion")

@@ -15,12 +15,14 @@ from mlsys_nb.cases.churn import problem
 from mlsys_nb.decisions.log import read_decisions
 from mlsys_nb.decisions.segments import log_folder, place_of, segment_path
 from mlsys_nb.release.registry import promote, versions
+from mlsys_nb.serving.access import Caller
 from mlsys_nb.serving.endpoints import contradictions, decision, outcome, predict, same_problem
 from mlsys_nb.serving.refusal import Refusal
 from mlsys_nb.serving.state import open_service, readiness
 from mlsys_nb.system.control import alert_rows, open_control
 
 ONE = b'{"customer_id": 13080}'
+SHOP = Caller("shop", ("predict", "outcome"))
 
 
 def ask(coroutine):
@@ -215,14 +217,16 @@ def test_fault_24_contradictions_are_settled_by_a_correction(here):
         made = ask(predict(service, ONE))["decision_id"]
 
         def post(said, **more):
-            return ask(outcome(service, json.dumps({"decision_id": made, "outcome": said, **more}).encode()))
+            body = json.dumps({"decision_id": made, "outcome": said, **more}).encode()
+            return ask(outcome(service, body, SHOP))
 
         assert post(1)["status"] == "new"
         with pytest.raises(Refusal, match="counts: 1"):
-            post(0, actor="shop")
+            post(0)
         assert [c["contradicted_by"] for c in ask(contradictions(service))["contradictions"]] == [0]
         assert post(0, correction=True)["status"] == "corrected"
         assert ask(contradictions(service))["contradictions"] == []
         assert (
-            refused(outcome(service, b'{"decision_id": "h9-9-0000000000000000", "outcome": 1}')).status == 404
+            refused(outcome(service, b'{"decision_id": "h9-9-0000000000000000", "outcome": 1}', SHOP)).status
+            == 404
         )

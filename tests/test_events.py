@@ -244,7 +244,9 @@ def test_hostile_events_harm_only_themselves(world):
 
         def post(body, status, name="views"):
             content = body if isinstance(body, bytes) else json.dumps(body).encode()
-            answer = web.post(f"/v1/events/{name}", content=content)
+            answer = web.post(
+                f"/v1/events/{name}", content=content, headers={"content-type": "application/json"}
+            )
             assert answer.status_code == status, (body if len(content) < 300 else content[:80], answer.text)
             return answer.json()
 

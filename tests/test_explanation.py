@@ -87,10 +87,10 @@ def test_an_answer_is_explained_by_command_and_service(family, tmp_path, capsys)
     because = told["because"]
     assert because["usual"] + sum(because["parts"].values()) == pytest.approx(because["margin"], abs=1e-9)
     assert 1 / (1 + np.exp(-because["margin"])) == pytest.approx(told["prediction"], abs=1e-12)
-    assert main(["explain", "churn", told["decision_id"], "--root", str(tmp_path), "--json"]) == 0
+    assert main(["explain", told["decision_id"], "--root", str(tmp_path), "--json"]) == 0
     again = json.loads(capsys.readouterr().out)
     assert again["parts"] == because["parts"] and again["version"] == told["version"]
-    assert main(["explain", "churn", told["decision_id"], "--root", str(tmp_path)]) == 0
+    assert main(["explain", told["decision_id"], "--root", str(tmp_path)]) == 0
     shown = capsys.readouterr().out
     assert shown.count("\n") == 1 + len(because["parts"]) and "days_since_order = " in shown
-    assert main(["explain", "churn", "nobody", "--root", str(tmp_path)]) == 2
+    assert main(["explain", "nobody", "--root", str(tmp_path)]) == 2

@@ -6,11 +6,12 @@ import pytest
 
 from mlsys_nb.evaluation.classes import Classes
 from mlsys_nb.evaluation.costs import CostMatrix, Costs, OverUnder
-from mlsys_nb.evaluation.gate import Inquiry, Predictions, RefitMove, gate
+from mlsys_nb.evaluation.gate import Inquiry, Predictions, gate
 from mlsys_nb.evaluation.limits import Limits
 from mlsys_nb.evaluation.number import Number
 from mlsys_nb.evaluation.probability import Probability
 from mlsys_nb.evaluation.two_way import LevelWobble
+from mlsys_nb.evaluation.verdict import RefitMove
 from mlsys_nb.system.settings import ProblemError
 
 JUDGE = Probability()
@@ -228,7 +229,7 @@ def test_a_gap_that_is_small_only_because_the_outcome_is_rare_is_refused():
 
 
 def test_limits_are_the_problems():
-    frame, z, rule, _ = holdout(4, 3000)
+    frame, z, rule, _ = holdout(4, 3000, moments=3)
     seen = Predictions(sigmoid(z - 0.5), rule)
     usual, strict, loose = (
         gate(JUDGE, frame, seen, COSTS, **ABOUT, asked=Inquiry(limits=Limits(**how)))

@@ -389,7 +389,7 @@ def test_everybody_alone_has_a_home_of_its_own(tmp_path):
         (lambda: f.of("product", f.request("basket")), "of names keys"),
         (lambda: f.sum(lines, "customer", "1d"), "of a key .* are taken"),
         (lambda: f.last(lines, "at"), "of the time first_time and last_time"),
-        (lambda: FeatureSet("s", (sold, f.of("product", sold))), "are not those of keys"),
+        (lambda: FeatureSet("s", (sold, f.of("product", sold))), "not those of keys"),
         (lambda: f.lagged("7d", "lifetime"), "a lag is a length of time"),
         (lambda: f.period("fortnight", "UTC"), "a period is one of"),
         (lambda: f.period("month", "Mars/Olympus"), "a zone is an IANA name"),

@@ -53,6 +53,10 @@ LARGER = {
         "Candidates is one class: fields, and what follows from them in a line each",
     ),
     ("37_trial", "cell"): (48, "Task is one class: what all trials share, each part made once"),
+    ("00_settings", "cell"): (
+        46,
+        "Places and Settings are one class each: a line or a property for each thing that is set",
+    ),
     ("43_declaration", "lines"): (
         316,
         "Problem is one declaration, and each of its contradictions one refusal",
@@ -70,7 +74,6 @@ LARGER = {
     ("42_amount", "cell"): (56, "Amount is one class of short answers, the protocol's words"),
     ("42_one_of", "cell"): (56, "OneOf is one class of short answers, the protocol's words"),
     ("89_cli", "cell"): (50, "COMMANDS is one table: a line for each"),
-    ("58_openapi", "lines"): (310, "what the service says of itself, every path in one place"),
     ("55_predictor", "cell"): (50, "Predictor is one class: what it was given, and the two ways to ask"),
     ("57_telemetry", "cell"): (
         44,

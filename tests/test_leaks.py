@@ -8,6 +8,9 @@ import calls_world as w
 import numpy as np
 import polars as pl
 import pytest
+import visits_world as gym
+from test_loop import at as at_gym
+from test_loop import lived
 
 from mlsys_nb.data.contract import Column
 from mlsys_nb.evaluation.battery import battery
@@ -15,10 +18,12 @@ from mlsys_nb.features.events import Events
 from mlsys_nb.features.feature_set import FeatureSet
 from mlsys_nb.features.transforms import request
 from mlsys_nb.loop.arrivals import ingest_due
+from mlsys_nb.loop.attribution import attribution
 from mlsys_nb.loop.examination import leaks
 from mlsys_nb.loop.pipeline import train
 from mlsys_nb.loop.step import Context
 from mlsys_nb.loop.training_set import training_set
+from mlsys_nb.release.registry import champion, promote
 
 HONEST, KINDS = ["z", "w", "c", "x3"], ("yes", "number", "classes")
 START, HOUR = datetime(2024, 1, 1, tzinfo=UTC), timedelta(hours=1)
@@ -222,3 +227,57 @@ def test_a_leak_stops_a_promotion_until_somebody_answers_for_it(desk, name):
     assert manifest["accepted"] == {"code": why}
     [check] = [c for c in manifest["verdict"]["checks"] if c["name"] == "leakage"]
     assert check["passed"] and why in check["meaning"] and why in json.dumps(passed._repr_html_())
+
+
+# poisoning: one batch of many --------------------------------------------------------------------------------------------------
+
+
+def gym_with(folder, visits):
+    "The gym on day 61; a person has promoted what was trained on day 50, whatever the gate said of it."
+    settings = gym.make(folder, visits)
+    ingest_due(at_gym(settings))
+    trained = train(at_gym(settings), n_trials=2)
+    holder, made = champion(at_gym(settings).control, "visits"), trained.release.version
+    if holder.version != made:
+        said = {"at": at_gym(settings).now, "actor": "ann", "reason": "to see"}
+        promote(at_gym(settings).control, "visits", made, expected_epoch=holder.epoch, **said)
+    ingest_due(at_gym(settings, 11))
+    return at_gym(settings, 11)
+
+
+@pytest.mark.parametrize("poisoned", [True, False])
+def test_a_batch_that_lied_is_named_and_honest_ones_are_not(tmp_path, poisoned, capsys):
+    "On one day an importer said that everybody had come: who stays away looks like who comes, for every window that day lies in."
+    visits, day = gym.rows(), gym.START + 38 * gym.DAY
+    if poisoned:
+        all_of_them = pl.DataFrame({"member": np.arange(1, 601), "at": [day + 20 * HOUR] * 600})
+        all_of_them = all_of_them.with_columns(
+            pl.col("at").dt.replace_time_zone(None).cast(visits.schema["at"]),
+            minutes=pl.lit(60, pl.Int64),
+            branch=pl.lit("north"),
+        )
+        visits = pl.concat([visits, all_of_them.select(visits.columns)]).sort("at", "member")
+    place = gym_with(tmp_path, visits)
+    found = attribution(place, most=12)
+    batches = found.table.filter(pl.col("by") == "batch of visits")
+    assert batches.height == 12 and f"{day:%Y-%m-%d}" in batches["value"].to_list()
+    named = found.table.filter(pl.col("low") > 0)["value"].to_list()
+    assert named == ([f"{day:%Y-%m-%d}"] if poisoned else []), found.table
+    if poisoned:
+        assert (
+            batches["harm"][0] == batches["harm"].max() > 0.002
+            and f"without batch of visits {named[0]}" in found.sentences[0]
+        )
+        assert "Fitted without" in found._repr_html_() and named[0] in found._repr_html_()
+
+
+def test_leaving_a_batch_out_changes_nothing_of_the_system(tmp_path):
+    place = at_gym(lived(tmp_path), 11)
+    before = {
+        p: p.stat().st_mtime_ns
+        for p in place.settings.root.rglob("*")
+        if p.is_file() and "control" not in p.name
+    }
+    one, other = attribution(place, most=2), attribution(place, most=2)
+    assert one.table.equals(other.table)
+    assert before == {p: p.stat().st_mtime_ns for p in before}

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from datetime import timedelta
 
+import numpy as np
 import polars as pl
 import pytest
 import visits_world as world
@@ -114,3 +115,26 @@ def test_fault_06_no_part_of_a_split_learns_from_a_label_that_was_not_final(hori
     assert all(m + after <= found.holdout[0] for m in found.known)
     assert all(m + after > found.holdout[0] for m in found.purged)
     assert not found.valid_purged or all(m + after <= found.valid[0] for m in found.train)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_no_label_is_wrong_after_its_maturity_though_every_visit_is_heard_of_three_to_thirty_days_late(seed):
+    "Each visit's news takes its own time; what the monitor, the training set and the ledger call final is the truth, at every moment."
+    prompt, rng = world.lake(0, seed=seed), np.random.default_rng(seed)
+    events = prompt.events["visits"]
+    took = pl.Series(rng.integers(3 * 86_400, 30 * 86_400, events.height)) * 1_000_000
+    slow = Lake({"visits": events.with_columns(known_at=pl.col("at") + took.cast(pl.Duration("us")))}, ())
+    patient, hasty = replace(world.problem, maturity="30d"), replace(world.problem, maturity="9d")
+    end = world.START + 170 * world.DAY
+    rows = rows_asked(patient, prompt, training_periods(patient, end)[::3], end)
+    truth = labels(replace(world.problem, maturity="0d"), rows, prompt, end)
+    said, early = 0, 0
+    for day in range(40, 170, 10):
+        now = world.START + day * world.DAY
+        found = labels(patient, rows, slow, now)
+        known = found.is_not_null()
+        assert (found.filter(known) == truth.filter(known)).all(), f"a wrong label on day {day}"
+        said += known.sum()
+        too_soon = labels(hasty, rows, slow, now)
+        early += (too_soon.filter(too_soon.is_not_null()) != truth.filter(too_soon.is_not_null())).sum()
+    assert said > 10_000 and early > 1_000  # and declared too short, labels are wrong by the thousand

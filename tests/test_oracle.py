@@ -1,5 +1,6 @@
 """The engines against an oracle written from the prose alone; many more worlds: `python tests/oracle.py --worlds 10000 --workers 2`."""
 
+import random
 from datetime import UTC, datetime, timedelta
 
 import polars as pl
@@ -8,6 +9,7 @@ from oracle import drawn, report, shrunk, tried
 
 from mlsys_nb import features as f
 from mlsys_nb.features.online import compact, open_online
+from mlsys_nb.features.timeline import own_rows
 
 
 @pytest.mark.parametrize("part", range(6))
@@ -87,3 +89,50 @@ def test_compacting_events_that_have_not_come_yet_forbids_no_window(tmp_path):
         store.keep(ever)
         store.write(orders, pl.DataFrame([order(7, 2, 3, 5, 3)]))
         assert store.reader(ever).read({"a": 2}, START + 21 * DAY) == {"spent": 5}
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("seed", range(4))
+def test_a_bounded_session_is_the_same_after_compaction_whatever_comes_late(tmp_path, seed, strict):
+    """The reach of a session had no bound: with one in any set, compaction kept every event for ever."""
+    draw = random.Random(seed)
+    clicks = f.Events("clicks", {"who": "int"}, "at", {"page": "text"})
+    told = {
+        "pages": f.count(clicks, f.session("2h", most="9h")),
+        "kinds": f.count_distinct(clicks, "page", f.session("2h", "9h"), where=clicks["page"] != "a"),
+        "lasts": f.age(f.first_time(clicks, f.session("2h", "9h")), "min"),
+        "usual": f.mode(clicks, "page", f.session("3h", "3h")),
+    }
+    features = f.FeatureSet("late", tuple(x.named(n) for n, x in told.items()), strict)
+    rows = [
+        {"event_id": i, "who": i % 3, "page": draw.choice("abc"), "at": START + timedelta(minutes=20 * i)}
+        for i in range(600)
+        if draw.random() < 0.6
+    ]
+    for row in rows:
+        late = timedelta(minutes=draw.randrange(900)) if draw.random() < 0.3 else timedelta()
+        row["known_at"] = row["at"] + late
+    horizon = START + timedelta(days=4)
+    moments = [horizon + timedelta(minutes=draw.randrange(5_000)) for _ in range(40)] + [
+        horizon + timedelta(microseconds=strict),
+        START + 7 * DAY,
+    ]
+    asked = pl.DataFrame({"who": [w for w in range(4) for _ in moments], "moment": moments * 4})
+    asked = asked.with_columns(pl.col("moment").cast(pl.Datetime("us", "UTC")))
+    frame = pl.DataFrame(rows)
+    known = frame["known_at"] <= horizon
+    history = f.as_of(features, asked, {"clicks": frame})
+    with open_online(tmp_path) as store:
+        store.keep(features)
+        store.write(clicks, frame.filter(known))
+        compact(store, [features], horizon)
+        held = sum(own_rows(store, clicks, {"who": w}, ["page"], moments[-1]).height for w in range(3))
+        assert held < 0.3 * known.sum(), "what no window sees is dropped"
+        store.write(clicks, frame.filter(~known))
+        reader = store.reader(features)
+        for who, moment, *values in history.select("who", "moment", *features.names).iter_rows():
+            assert list(reader.read({"who": who}, moment).values()) == values if who < 3 else True, (
+                who,
+                moment,
+            )
+    assert history["pages"].max() > 5 and history["lasts"].max() > 500

@@ -1,21 +1,28 @@
 "The promise of a release: few false alarms when the world wobbles as it did, and real decay found."
 
+import sys
 from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
 import pytest
-from bench import odds_performance as odds
 
 from mlsys_nb.evaluation.classes import Classes
 from mlsys_nb.evaluation.costs import CostMatrix, Costs, OverUnder
 from mlsys_nb.evaluation.evaluate import evaluate
 from mlsys_nb.evaluation.number import Number
 from mlsys_nb.evaluation.probability import Probability
-from mlsys_nb.monitoring.performance import performance_check, promise
-from mlsys_nb.monitoring.wobble import period_wobble
+from mlsys_nb.monitoring.detector import Tally, bands_of, detect
+from mlsys_nb.monitoring.performance import allowed, performance_check, promise
+from mlsys_nb.monitoring.wobble import period_wobble, wobbles
 from mlsys_nb.system.clock import instant
+from mlsys_nb.system.settings import load_settings
+
+sys.path.insert(0, str(Path(__file__).parent / "bench"))
+import odds_performance as odds
 
 SCORES = SimpleNamespace(judge=Probability(), predictions=lambda rows: rows["score"].to_numpy())
 PROBLEM = SimpleNamespace(keys=("customer_id",), costs=Costs("GBP", 3.0, 2.0), target=SCORES)
@@ -242,3 +249,99 @@ def test_fault_where_the_rate_wanders_as_in_the_demo_one_check_in_thirteen_was_a
 def test_a_base_rate_that_rises_by_half_is_found_within_three_looks_at_five_thousand_rows_a_day():
     world = odds.World("quiet days", odds.days(0.05), 1, 1, 60, 5_000, 1)
     assert all(odds.found_within(odds.RARE, world, seed, 0.463) for seed in range(4))
+
+
+@pytest.mark.parametrize(
+    ("kind", "label", "broken"),
+    [
+        (odds.RARE, 0.0, "calibration_gap"),
+        (odds.RARE, 1.0, "calibration_gap"),
+        (odds.DESK, "bill", "calibration_gap_of_bill"),
+        (odds.CARS, 0.0, "coverage"),
+    ],
+    ids=["never", "always", "one class", "amounts stuck far below"],
+)
+def test_fault_outcomes_of_one_kind_were_not_enough_labels_though_hundreds_of_the_other_were_foretold(
+    kind, label, broken
+):
+    given, later, _ = odds.lived(kind, odds.World("constant", odds.constant), 1)
+    report = performance_check(kind.problem, later(45).with_columns(label=pl.lit(label)), given)
+    assert report.verdict == "broken promise" and broken in report.broken
+    few = later(46).head(60).with_columns(label=pl.lit(label))
+    assert performance_check(kind.problem, few, given).verdict == "not enough labels"
+
+
+def test_a_class_that_vanished_is_named():
+    given, later, _ = odds.lived(odds.DESK, odds.World("constant", odds.constant), 1)
+    report = performance_check(odds.DESK.problem, later(45).filter(pl.col("label") != "other"), given)
+    assert "calibration_gap_of_other" in report.broken
+
+
+@pytest.mark.parametrize("kind", [odds.YES, odds.RARE, odds.CARS, odds.DESK], ids=lambda k: k.name)
+def test_what_the_odds_skip_would_not_have_been_broken(kind):
+    "The measured odds are those of the check itself: where its intervals are not computed they change nothing."
+    skipped, found = 0, 0
+    for seed in range(3):
+        given, _, rng = odds.lived(kind, odds.World("wanders", odds.wanders(0.15), history=16), seed)
+        for level in (0.0, 0.3, 0.6, 1.0):
+            rows = kind.frame(rng, 500, level, odds.START)
+            broken = performance_check(kind.problem, rows, given).broken
+            clear = odds.cannot_break(kind, rows, given, 0.01)
+            assert not (clear and broken)
+            skipped, found = skipped + clear, found + bool(broken)
+    assert skipped >= 3 and found >= 2
+
+
+def traffic(kind):
+    "Four years of a motorway, hour by hour: what a table of hours and weekdays says of each, learnt in the first of them."
+    hours = pl.read_csv(load_settings().raw / "metro_traffic_volume.csv.gz", try_parse_dates=True)
+    hours = hours.sort("date_time").unique("date_time", keep="first", maintain_order=True)
+    hours = hours.with_columns(
+        moment=pl.col("date_time").dt.replace_time_zone("UTC"), y=pl.col("traffic_volume").cast(pl.Float64)
+    )
+    day = pl.col("moment").dt.truncate("1d")
+    slot = pl.col("moment").dt.weekday() * 24 + pl.col("moment").dt.hour()
+    hours = hours.with_columns(customer_id=day, period=day + timedelta(days=1), slot=slot)
+    days = hours["customer_id"].unique().sort()
+    learnt = hours.filter(pl.col("customer_id").is_in(days[-1060:-695].implode()))
+    if kind is odds.CARS:
+        said = learnt.group_by("slot").agg(
+            a=pl.col("y").mean(), b=pl.col("y").quantile(0.1), c=pl.col("y").quantile(0.9)
+        )
+        return hours.join(said, on="slot", how="left", maintain_order="left").with_columns(
+            label=pl.col("y")
+        ), days
+    busy = (pl.col("y") > 3500).cast(pl.Float64)
+    said = learnt.group_by("slot").agg(a=(busy.sum() + 0.5) / (pl.len() + 1))
+    return hours.join(said, on="slot", how="left", maintain_order="left").with_columns(label=busy), days
+
+
+@pytest.mark.parametrize("kind", [odds.CARS, odds.YES], ids=["vehicles", "busy or not"])
+def test_a_quiet_real_stream_has_no_alarm_in_eleven_of_eleven_looks(kind):
+    "A year of weeks, holidays and snow as history; then eleven months, each looked at by the check and label by label."
+    rows, days = traffic(kind)
+    within = lambda first, last: rows.filter(pl.col("customer_id").is_in(days[first:last].implode()))
+    known, held, judge, day = within(-695, -330), within(-390, -330), kind.judge, timedelta(days=1)
+    judged = evaluate(
+        judge, held["label"].to_numpy(), kind.said(held), groups=held["customer_id"].to_physical().to_numpy()
+    )
+    strays = wobbles(judge, known, kind.said(known), judged, day)
+    usual = period_wobble(judge, known, "period", day)
+    given = promise(
+        judge, {**judged.to_dict(), "period_wobble": usual, "wobbles": [w.to_dict() for w in strays]}
+    )
+    evidence, said, last = Tally(), [], len(days)
+    for first in range(last - 330, last, 30):
+        month = rows.filter(pl.col("customer_id").is_in(days[first : first + 30].implode()))
+        report = performance_check(kind.problem, month, given, allowed(0.01, 30 * day))
+        one_a_day = month.filter(
+            pl.col("customer_id").dt.ordinal_day() * 7 % 24 == pl.col("moment").dt.hour()
+        )
+        found = detect(
+            judge, one_a_day["label"].to_numpy(), kind.said(one_a_day), bands_of(judge, given), evidence
+        )
+        evidence = found.evidence
+        said.append((report.verdict, found.alarm))
+    assert said == [("as promised", False)] * 11
+    changed = month.with_columns(label=pl.col("label") * 1.5 if kind is odds.CARS else 1 - pl.col("label"))
+    assert performance_check(kind.problem, changed, given).broken

@@ -119,7 +119,9 @@ def test_where_outcomes_overlap_in_time_the_later_half_is_judged_on_other_entiti
     place = later(dimmed, 9)
     found = recalibrate(place, place.model)
     assert not found.apart and found.evaluation.n < found.dataset.frame.height / 2 + 300
-    assert found.verdict.promotes  # far enough off to be told even so
+    told = " ".join(check.meaning for check in found.verdict.checks)
+    assert found.verdict.decision == "not enough data" and "with three periods more" in told  # of two it has
+    assert float(told.partition("log-loss gain +")[2].split()[0]) > 0.1
 
 
 # --- corrections of anything

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 
 import httpx
 import pytest
+from caller import client_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from serving_world import HOME, JUNE, lake, make
@@ -35,10 +36,10 @@ serve(load_settings(root=sys.argv[1], home=sys.argv[2]), "churn", port=int(sys.a
 def service(root, **environment):
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    quick = {**os.environ, "MLSYS_RELOAD_SECONDS": "0.1", **environment}
+    quick = {**os.environ, "MLSYS_RELOAD_SECONDS": "0.1", "MLSYS_OPEN": "nobody", **environment}
     command = [sys.executable, "-c", START, str(root), str(HOME), str(port)]
     process = subprocess.Popen(command, env=quick, stderr=subprocess.PIPE, cwd=root)
-    client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20)
+    client = client_of(root, f"http://127.0.0.1:{port}")
     try:
         for _ in range(1000):
             assert process.poll() is None, process.stderr.read().decode()
@@ -65,7 +66,7 @@ def world(tmp_path_factory):
 
 def post(client, body, what="predictions"):
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return client.post(f"/v1/churn/{what}", content=content)
+    return client.post(f"/v1/churn/{what}", content=content, headers={"content-type": "application/json"})
 
 
 def test_features_online_equal_the_as_of_rows_bit_for_bit(world):
@@ -201,7 +202,7 @@ def test_outcomes(world):
         and error["got"] == "outcome 0"
         and '"correction": true' in error["remedy"]
     )
-    corrected = {"decision_id": decision_id, "outcome": 0, "correction": True, "actor": "ada"}
+    corrected = {"decision_id": decision_id, "outcome": 0, "correction": True}
     assert post(client, corrected, "outcomes").json()["status"] == "corrected"
     for wrong, status in (({"decision_id": "h1-1-0000000000000000", "outcome": 1}, 404), ({"outcome": 1}, 422),
                           ({"decision_id": decision_id, "outcome": 1.0}, 422)):  # fmt: skip
@@ -226,15 +227,19 @@ def test_documentation_health_and_metrics(world):
 
 def test_slow_and_endless_bodies(tmp_path):
     make(tmp_path)
-    with service(tmp_path, MLSYS_DEADLINE_SECONDS="0.5") as (client, _, port):
+    with service(tmp_path, MLSYS_DEADLINE_SECONDS="0.5", MLSYS_OPEN="loopback") as (client, _, port):
         for begin in (b"Content-Length: 50\r\n\r\n{", b"Transfer-Encoding: chunked\r\n\r\n1\r\n{\r\n"):
             with socket.create_connection(("127.0.0.1", port)) as slow:
                 slow.settimeout(10)
-                slow.sendall(b"POST /v1/churn/predictions HTTP/1.1\r\nHost: x\r\n" + begin)
+                slow.sendall(
+                    b"POST /v1/churn/predictions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+                    + begin
+                )
                 assert slow.recv(4000).startswith(b"HTTP/1.1 408")
         with socket.create_connection(("127.0.0.1", port)) as huge:
             huge.sendall(
-                b"POST /v1/churn/predictions HTTP/1.1\r\nHost: x\r\nContent-Length: 9999999999\r\n\r\n"
+                b"POST /v1/churn/predictions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+                b"Content-Length: 9999999999\r\n\r\n"
             )
             assert huge.recv(4000).startswith(b"HTTP/1.1 413")
         assert post(client, {"customer_id": 13080}).status_code == 200
@@ -277,7 +282,7 @@ def test_kill_loses_no_acknowledged_decision(tmp_path):
             stop = threading.Event()
 
             def ask(port=port, stop=stop):
-                with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=10) as mine:
+                with client_of(tmp_path, f"http://127.0.0.1:{port}") as mine:
                     while not stop.is_set():
                         try:
                             told.append(post(mine, {"customer_id": 13080}).json()["decision_id"])
@@ -327,7 +332,7 @@ def test_workers_share_a_port_and_one_that_is_killed_is_replaced(tmp_path):
     with service(tmp_path, MLSYS_WORKERS="2") as (client, process, port):
         told, by_worker = [], set()
         for _ in range(200):
-            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as mine:
+            with client_of(tmp_path, f"http://127.0.0.1:{port}") as mine:
                 told.append(post(mine, {"customer_id": 13080}).json()["decision_id"])
             by_worker.add(told[-1].partition("-")[0])
             if len(by_worker) == 2 and len(told) >= 20:
@@ -345,7 +350,7 @@ def test_workers_share_a_port_and_one_that_is_killed_is_replaced(tmp_path):
         os.kill(workers[0], signal.SIGKILL)
         killed, waited = time.monotonic(), []
         while time.monotonic() - killed < 60:
-            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as mine:
+            with client_of(tmp_path, f"http://127.0.0.1:{port}") as mine:
                 try:
                     begun = time.monotonic()
                     told.append(post(mine, {"customer_id": 13080}).json()["decision_id"])

@@ -2,11 +2,13 @@
 README prints are the ones that ask. The site is SIMULATED (tests/site_world.py), so that the truth is known."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
 import time
 from contextlib import ExitStack
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -25,6 +27,7 @@ from mlsys_nb.loop.pipeline import monitor, retrain, score, train
 from mlsys_nb.loop.skew import served_again
 from mlsys_nb.loop.step import context
 from mlsys_nb.release.registry import champion, promote
+from mlsys_nb.serving.keys import KeyWanted, add_key
 from mlsys_nb.serving.service import running
 from mlsys_nb.system.durable import write_json
 from mlsys_nb.system.settings import load_settings
@@ -66,14 +69,15 @@ def has_curl() -> bool:
 class Client:
     "A program of the site, in its own language and its own process."
 
-    def __init__(self, language: str, folder: Path) -> None:
+    def __init__(self, language: str, folder: Path, key: str) -> None:
         program, ending = {"php": ("php", "php"), "js": ("node", "mjs")}[language]
         if shutil.which(program) is None or (program == "php" and not has_curl()):
             pytest.skip(f"{program} is not installed, or lacks curl; CI installs it (.ci/run)")
         path = folder / f"site.{ending}"
         path.write_text(f"{printed(language)}\n{LOOPS[language]}\n")
+        known = {**os.environ, "PREDICTION_KEY": key}
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        self.language, self._process = language, subprocess.Popen([program, str(path)], **pipes)
+        self.language, self._process = language, subprocess.Popen([program, str(path)], env=known, **pipes)
 
     def ask(self, service: str, path: str, body: object) -> dict:
         self._process.stdin.write(json.dumps([path, body, service]) + "\n")
@@ -116,8 +120,10 @@ class Lived:
     "What became of the walk."
 
     def __init__(self, folder: Path) -> None:
-        self.clients = [Client("php", folder), Client("js", folder)]
-        self.site, self.settings = begin(folder)
+        self.site, begun = begin(folder)
+        self.settings = replace(begun, open="nobody")  # asked with a key, or not at all
+        key = add_key(self.settings, KeyWanted("site", ("predict", "outcome")), "test")
+        self.clients = [Client("php", folder, key), Client("js", folder, key)]
         self.trained = {}
         for name in NAMES:
             ingest_due(at(self.settings, name, NOW))
@@ -195,17 +201,12 @@ class Lived:
         return told
 
 
-@pytest.fixture(scope="module")
-def lived(tmp_path_factory):
-    return Lived(tmp_path_factory.mktemp("site"))
-
-
-def test_behaviour_comes_in_from_both_languages_and_counts_once(lived):
+def behaviour_comes_in_from_both_languages_and_counts_once(lived):
     assert sum(t["accepted"] for t in lived.told) == len(lived.day) > 50
     assert lived.again["repeated"] == 5 and "422" in lived.broken["failed"], lived.broken
 
 
-def test_each_question_is_answered_in_both_languages_from_what_was_just_posted(lived):
+def each_question_is_answered_in_both_languages_from_what_was_just_posted(lived):
     for language, answers in lived.asked.items():
         for name, made in answers.items():
             assert made.get("problem") == name and made["moment"] == EVENING.isoformat(), (language, made)
@@ -223,7 +224,7 @@ def test_each_question_is_answered_in_both_languages_from_what_was_just_posted(l
         assert php["prediction"] == node["prediction"] and php["decision_id"] != node["decision_id"]
 
 
-def test_the_answers_are_those_of_the_batch_to_the_bit(lived):
+def the_answers_are_those_of_the_batch_to_the_bit(lived):
     for name in NAMES:
         here = at(lived.settings, name, EVENING)
         report = ingest_due(here)
@@ -246,19 +247,19 @@ def test_the_answers_are_those_of_the_batch_to_the_bit(lived):
         assert skew.rows >= len(batch) and skew.share == 1, skew
 
 
-def test_what_was_posted_and_then_stands_in_the_database_too_is_one_visit(lived):
+def what_was_posted_and_then_stands_in_the_database_too_is_one_visit(lived):
     lived.site.lives(EVENING)
     ingest_due(at(lived.settings, "leaves", EVENING + timedelta(hours=1)))
     rows = read(lived.settings, snapshot(lived.settings, "visits"))
     assert rows["event_id"].n_unique() == len(rows) == len(lived.site.between("visits", "", lived.site.until))
 
 
-def test_an_outcome_from_either_language_is_taken_or_refused_with_the_rule(lived):
+def an_outcome_from_either_language_is_taken_or_refused_with_the_rule(lived):
     assert [bool(told.get("failed")) for told in lived.outcomes] == [False, False, True]
     assert "422" in lived.outcomes[2]["failed"] and "text" in lived.outcomes[2]["failed"], lived.outcomes[2]
 
 
-def test_two_weeks_later_monitor_and_retrain_know_what_came_true(lived, capsys):
+def two_weeks_later_monitor_and_retrain_know_what_came_true(lived, capsys):
     for night in range(1, 16):
         lived.site.lives(EVENING + night * DAY)
         ingest_due(at(lived.settings, "leaves", EVENING + night * DAY + timedelta(hours=1)))
@@ -284,3 +285,14 @@ def test_two_weeks_later_monitor_and_retrain_know_what_came_true(lived, capsys):
     assert main(["verify", "--root", str(lived.settings.root)]) == 0
     with capsys.disabled():
         print("\n== SIMULATED site: " + " | ".join(said))
+
+
+def test_a_site_is_lived_through_from_the_first_visit_to_the_second_model(tmp_path, capsys):
+    "The parts above, each of them after the one before it."
+    lived = Lived(tmp_path)
+    behaviour_comes_in_from_both_languages_and_counts_once(lived)
+    each_question_is_answered_in_both_languages_from_what_was_just_posted(lived)
+    the_answers_are_those_of_the_batch_to_the_bit(lived)
+    what_was_posted_and_then_stands_in_the_database_too_is_one_visit(lived)
+    an_outcome_from_either_language_is_taken_or_refused_with_the_rule(lived)
+    two_weeks_later_monitor_and_retrain_know_what_came_true(lived, capsys)

@@ -49,13 +49,21 @@ def printed(folder: Path, name: str) -> list[str]:
     return re.findall(r"^    ((?:mlsys|curl) .*)$", cells[-1]["source"], re.MULTILINE)
 
 
-def post(line: str, port: int, decision: str = "") -> dict[str, Any]:
+def typed(line: str, folder: Path) -> list[str]:
+    "The words that a printed curl is given by the shell, with what the line takes from files."
+    shown = subprocess.run(
+        ["sh", "-c", 'curl() { printf "%s\\0" "$@"; }; ' + line], capture_output=True, text=True, cwd=folder
+    )
+    assert shown.returncode == 0 and not shown.stderr, f"{line}\n{shown.stderr}"
+    return shown.stdout.split("\0")[:-1]
+
+
+def post(line: str, port: int, folder: Path, decision: str = "") -> dict[str, Any]:
     "What a printed curl would send, sent."
-    words = shlex.split(line)
+    words = typed(line, folder)
     body = json.loads(words[words.index("-d") + 1].replace("ITS decision_id", decision))
-    kind = words[words.index("-H") + 1].partition(": ")[2]
-    url = words[-1].replace(":8100/", f":{port}/")
-    asked = urllib.request.Request(url, json.dumps(body).encode(), {"content-type": kind})
+    heads = dict(words[i + 1].split(": ", 1) for i, word in enumerate(words) if word == "-H")
+    asked = urllib.request.Request(words[-1].replace(":8100/", f":{port}/"), json.dumps(body).encode(), heads)
     try:
         with urllib.request.urlopen(asked, timeout=20) as answer:
             return dict(json.load(answer))
@@ -78,8 +86,8 @@ def served(mlsys: Any, folder: Path, line: str, posts: Sequence[str]) -> dict[st
             except (OSError, urllib.error.HTTPError):
                 assert service.poll() is None, service.stderr and service.stderr.read()
                 time.sleep(0.25)
-        answer = post(posts[0], port)
-        post(posts[1], port, answer["decision_id"])
+        answer = post(posts[0], port, folder)
+        post(posts[1], port, folder, answer["decision_id"])
         return answer
     finally:
         service.terminate()

@@ -14,7 +14,8 @@ from typing import Any
 
 import polars as pl
 
-from .lists import list_in, list_text
+from .frame import INTERNAL, misread
+from .lists import LIST_ITEMS, list_in, list_text
 from mlsys_nb.data.notation import (
     EPOCHS,
     ContractError,
@@ -93,12 +94,14 @@ NUMBER_TYPES = ("int", "float", "decimal")
 def _check_column(column: Column) -> None:
     name = column.name
     if column.dtype not in POLARS_TYPES:
+        items = f"; {LIST_ITEMS}" if column.dtype.startswith("list") else ""
         raise ContractError(
-            f"column {name!r}: dtype is one of {', '.join(POLARS_TYPES)}; got {column.dtype!r}"
+            f"column {name!r}: dtype is one of {', '.join(POLARS_TYPES)}; got {column.dtype!r}{items}"
         )
-    if column.called in OWN:
+    if column.called in OWN or misread(column.called):
         raise ContractError(
-            f"column {name!r}: the names {', '.join(OWN)} are the system's own; give it another one with as_="
+            f"column {name!r}: {', '.join(OWN)} and what begins with {INTERNAL} are the system's own, and a name is no pattern "
+            f"and not empty; got {column.called!r}; give it another one with as_="
         )
     written = column.numeral != Numeral(percent=column.unit == "%")
     told = (("formats", column.formats, ("time",)), ("decimal, thousands and money", written, NUMBER_TYPES))
@@ -297,7 +300,7 @@ def fault(
     column: Column,
 ) -> str:
     "The name of the column that says what was wrong with a value."
-    return f"fault of {column.called}"
+    return f"{INTERNAL}fault of {column.called}"
 
 
 def _given(column: Column, raw: pl.Expr, kind: pl.DataType, text: bool) -> pl.Expr:
@@ -327,9 +330,10 @@ def converted(
     raw, wanted = _given(column, pl.col(column.name), kind, text), POLARS_TYPES[column.dtype]
     found = (raw, "") if kind == pl.Null else CONVERTERS[column.dtype](column, raw, kind, text)
     if found is None:
+        items = f"; {LIST_ITEMS}" if column.dtype == "list" else ""
         raise ContractError(
             f"{source}.{column.called} must be {column.dtype}, the batch has {kind}; the whole batch is refused: "
-            f"mend the delivery, or change the contract if the source has changed for good"
+            f"mend the delivery, or change the contract if the source has changed for good{items}"
         )
     value = _merged(column, found[0].cast(wanted))
     told = pl.format("{}: {} {}", pl.lit(column.called), printable(column.name, kind), pl.lit(found[1]))

@@ -23,7 +23,7 @@ import polars as pl
 from .contract import RETRACTED, Contract
 from .entries import Entry, Standpoint, inbox_folder, inbox_segments, read_segment, segment_start
 from .lake import source_folder
-from .sources import Due, RawBatch, Source, Stated
+from .sources import TOLD, Due, RawBatch, Source, Stated
 from ..system.appender import mark
 from ..system.clock import instant, micros
 from ..system.disk import discard
@@ -218,9 +218,9 @@ def raw_batch(
         {
             "row": range(len(entries)),
             "known_at": [e.known for e in entries],
-            "told": [str(e.event_id) for e in entries],
+            TOLD: [str(e.event_id) for e in entries],
         },
-        schema={"row": pl.Int64, "known_at": pl.Int64, "told": pl.String},
+        schema={"row": pl.Int64, "known_at": pl.Int64, TOLD: pl.String},
     ).with_columns(pl.col("known_at").cast(pl.Datetime("us", "UTC")))
     newest = instant(max((e.known for e in entries), default=0))
     return RawBatch(label, frame, newest, "inbox", "", text=True, each=each)

@@ -18,6 +18,7 @@ from typing import Any
 
 import polars as pl
 
+from .frame import BATCH_NUMBER, ENDING
 from .migration import as_newest, newest
 from .standing import standing
 from ..system.clock import instant
@@ -280,8 +281,8 @@ def read(
     events = standing(_joined(snapshot.source, as_newest(parts)), [m for _, m in parts])
     if news is not None:
         fresh = [i for i, batch in enumerate(snapshot.batches) if batch in news]
-        events = events.filter(pl.col("batch").is_in(fresh) | pl.col("ending").is_in(fresh))
-    return events.drop("batch", "ending").sort("known_at", maintain_order=True)
+        events = events.filter(pl.col(BATCH_NUMBER).is_in(fresh) | pl.col(ENDING).is_in(fresh))
+    return events.drop(BATCH_NUMBER, ENDING).sort("known_at", maintain_order=True)
 
 
 def _joined(source: str, frames: list[pl.DataFrame]) -> pl.DataFrame:

@@ -18,6 +18,7 @@ import polars as pl
 from .columns import POLARS_TYPES, ContractError
 from .contract import RETRACTED
 from .fingerprint import fingerprints, numbered
+from .frame import BATCH_NUMBER
 from ..system.durable import frame_from
 
 # %% ../../nbs/10_data/13_migration.ipynb #7705c154
@@ -126,7 +127,9 @@ def _frames(
     for _, run in groupby(numbered, alike):
         numbers, contents, manifests = zip(*run, strict=True)
         counts = [m["counts"]["rows"] for m in manifests]
-        rows = frame_from(*contents).with_columns(batch=np.repeat(np.array(numbers, np.int32), counts))
+        rows = frame_from(*contents).with_columns(
+            pl.Series(BATCH_NUMBER, np.repeat(np.array(numbers, np.int32), counts))
+        )
         if manifests[0]["id"] and RETRACTED not in rows.columns:
             rows = rows.with_columns(pl.lit(False).alias(RETRACTED))
         yield rows, manifests[0]["contract"]
@@ -136,7 +139,9 @@ def as_newest(
     parts: Sequence[
         tuple[bytes, Mapping[str, Any]]
     ],  # Rows as they are kept, and manifest, of each batch in its order
-) -> list[pl.DataFrame]:  # With `batch`, a row's place in that order; those of the newest contract first
+) -> list[
+    pl.DataFrame
+]:  # With `BATCH_NUMBER`, a row's place in that order; those of the newest contract first
     "The rows of batches, withdrawals left out, under one contract."
     now, kept = newest(m for _, m in parts)["contract"], list(_frames(parts))
     same = [rows for rows, was in kept if was["hash"] == now["hash"]]

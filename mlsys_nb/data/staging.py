@@ -23,7 +23,6 @@ from mlsys_nb.data.contract import (
     ContractError,
     Test,
     as_delivered,
-    delivered_as,
     missing_test,
     rule_test,
     value_tests,
@@ -31,9 +30,9 @@ from mlsys_nb.data.contract import (
 )
 from .expectation import Whole, surprises, values_seen
 from .fingerprint import numbered
-from .frame import as_polars
+from .frame import INTERNAL, as_polars, delivered_as
 from .lake import LAKE_FORMAT, LakeError
-from .sources import Derive, RawBatch, Source
+from .sources import TOLD, Derive, RawBatch, Source
 
 # %% ../../nbs/10_data/14_staging.ipynb #0da506e8
 class IngestError(LakeError):
@@ -53,6 +52,7 @@ class Stamp:
 
 
 UTC_TIME = pl.Datetime("us", "UTC")
+_SAID, _GONE, _BROKEN = (f"{INTERNAL}{what}" for what in ("claimed", "gone", "broken"))
 
 
 def _claimed(contract: Contract, batch: RawBatch) -> pl.Expr:
@@ -83,8 +83,8 @@ def _seen_events(contract: Contract, each: pl.DataFrame, checked: Checked) -> pl
     "Events that predictions have seen already: each keeps the id and the moment that it has there."
     rows = checked.rows.join(each, on="row", how="left", maintain_order="left")
     if contract.id:
-        return rows.drop("told").with_columns(claimed="known_at", event_id=contract.id)
-    return rows.rename({"told": "event_id"}).sort("known_at", "event_id")
+        return rows.drop(TOLD).with_columns(pl.col("known_at").alias(_SAID), event_id=contract.id)
+    return rows.rename({TOLD: "event_id"}).sort("known_at", "event_id")
 
 # %% ../../nbs/10_data/14_staging.ipynb #1343c61c
 def _events(contract: Contract, batch: RawBatch, checked: Checked, stamp: Stamp) -> pl.DataFrame:
@@ -94,8 +94,8 @@ def _events(contract: Contract, batch: RawBatch, checked: Checked, stamp: Stamp)
     if stamp.first:
         known = pl.min_horizontal(_claimed(contract, batch), ingested_at)
     if contract.id:
-        claimed = _claimed(contract, batch)
-        return checked.rows.with_columns(claimed=claimed, known_at=known, event_id=contract.id)
+        claimed = _claimed(contract, batch).alias(_SAID)
+        return checked.rows.with_columns(claimed, known_at=known, event_id=contract.id)
     prints = checked.rows["fingerprint"]
     ids = numbered(prints) if contract.twins == "count" else prints
     rows = checked.rows.with_columns(known_at=known).hstack([ids.alias("event_id")])
@@ -110,15 +110,15 @@ def _events(contract: Contract, batch: RawBatch, checked: Checked, stamp: Stamp)
 def _versions_kept(contract: Contract, events: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
     "The version of each id and moment that counts, and the rows that contradict it."
     gone = pl.col(RETRACTED) if RETRACTED in events.columns else pl.lit(False)
-    rows = events.with_columns(gone=gone).sort("event_id", "known_at", "claimed", "gone", "fingerprint")
+    rows = events.with_columns(gone.alias(_GONE)).sort("event_id", "known_at", _SAID, _GONE, "fingerprint")
     last, one = pl.struct("event_id", "known_at").is_last_distinct(), ["event_id", "known_at"]
-    contested = (pl.col("claimed") == pl.col("claimed").last().over(one)) & ~pl.col("gone").last().over(one)
+    contested = (pl.col(_SAID) == pl.col(_SAID).last().over(one)) & ~pl.col(_GONE).last().over(one)
     rule = f"{contract.id}: twice in one batch"
     told = pl.format("{}: {} comes twice with different content", pl.lit(contract.id), pl.col("event_id"))
     refused = rows.filter(~last & contested).select(
-        "row", rule=pl.lit(rule), reason=told, broken=pl.concat_list(pl.lit(rule))
+        "row", pl.concat_list(pl.lit(rule)).alias(_BROKEN), rule=pl.lit(rule), reason=told
     )
-    return rows.filter(last).drop("gone", "claimed"), refused
+    return rows.filter(last).drop(_GONE, _SAID), refused.select(REFUSED.names())
 
 # %% ../../nbs/10_data/14_staging.ipynb #32eae652
 def _each(derive: Derive, rows: pl.DataFrame) -> tuple[list[pl.DataFrame], dict[int, str]]:
@@ -190,7 +190,7 @@ def _limit_tests(schema: Mapping[str, pl.DataType], new: list[str]) -> list[Test
 
 # %% ../../nbs/10_data/14_staging.ipynb #fb6dbbed
 REFUSED = pl.Schema(
-    {"row": pl.Int64(), "rule": pl.String(), "reason": pl.String(), "broken": pl.List(pl.String)}
+    {"row": pl.Int64(), "rule": pl.String(), "reason": pl.String(), _BROKEN: pl.List(pl.String)}
 )
 
 
@@ -242,7 +242,7 @@ def with_derived(
     stands = ~pl.col(RETRACTED) if RETRACTED in made.columns else pl.lit(True)
     tests = [(name, bad & stands, why) for name, bad, why in tests]
     names = pl.concat_list(pl.when(bad).then(pl.lit(name)) for name, bad, _ in tests).list.drop_nulls()
-    found = made.select("row", broken=names).hstack(verdicts(made, tests)).select(REFUSED.names())
+    found = made.select("row", names.alias(_BROKEN)).hstack(verdicts(made, tests)).select(REFUSED.names())
     lost = [(row, "derived: failed", f"derived: {why}", ["derived: failed"]) for row, why in failed.items()]
     refused = pl.concat([pl.DataFrame(lost, schema=REFUSED, orient="row"), found.drop_nulls("rule")])
     return made.filter(found["rule"].is_null()), refused
@@ -315,7 +315,7 @@ def _as_a_whole(
     told = {
         "rule": pl.lit(names[0]),
         "reason": pl.lit("; ".join(names)),
-        "broken": pl.lit(names, pl.List(pl.String)),
+        _BROKEN: pl.lit(names, pl.List(pl.String)),
     }
     return rows.clear(), rows.select(pl.col("row"), **told), notes
 
@@ -341,8 +341,8 @@ def staged(
         original = batch.frame.rename(delivered_as, strict=False)
         original = original.select(pl.int_range(pl.len()).alias("row"), *original.columns)
         told = as_delivered(original.join(refused, on="row", how="inner", maintain_order="left"))
-        counts.update(told["broken"].explode().to_list())
-        quarantine = pl.concat([quarantine, told.drop("broken")], how="diagonal_relaxed").sort("row")
+        counts.update(told[_BROKEN].explode().to_list())
+        quarantine = pl.concat([quarantine, told.drop(_BROKEN)], how="diagonal_relaxed").sort("row")
     if len(batch.spoiled):
         quarantine = pl.concat([quarantine, batch.spoiled], how="diagonal_relaxed")
         counts.update(batch.spoiled["rule"].to_list())

@@ -13,10 +13,12 @@ from typing import Any
 import polars as pl
 
 from .contract import RETRACTED
+from .frame import BATCH_NUMBER, ENDING, INTERNAL
 from ..system.clock import instant
 
 # %% ../../nbs/10_data/13_standing.ipynb #4314dc77
 Manifests = Sequence[Mapping[str, Any]]
+_UNTIL, _BEFORE, _BY, _VERSION = (f"{INTERNAL}{what}" for what in ("until", "before", "by", "version"))
 
 
 def _overlapping(manifests: Manifests) -> bool:
@@ -26,7 +28,7 @@ def _overlapping(manifests: Manifests) -> bool:
 
 
 def _once(events: pl.DataFrame) -> pl.DataFrame:
-    ordered = events.sort("event_id", "known_at", "batch")
+    ordered = events.sort("event_id", "known_at", BATCH_NUMBER)
     return ordered.unique("event_id", keep="first", maintain_order=True)
 
 # %% ../../nbs/10_data/13_standing.ipynb #2f2fe7fa
@@ -46,26 +48,26 @@ def _occurrences(events: pl.DataFrame, gone: Mapping[int, tuple[int, datetime]])
     "Events of withdrawn batches: each coming lasts until its batch leaves, and the next one takes over where it must."
     frame = pl.DataFrame(
         [(b, n, t) for b, (n, t) in gone.items()],
-        schema={"batch": pl.Int32, "ending": pl.Int32, "retracted_at": _TIME},
+        schema={BATCH_NUMBER: pl.Int32, ENDING: pl.Int32, "retracted_at": _TIME},
         orient="row",
     )
-    rows = events.join(frame, on="batch", how="left").sort("event_id", "known_at", "batch")
+    rows = events.join(frame, on=BATCH_NUMBER, how="left").sort("event_id", "known_at", BATCH_NUMBER)
     until = pl.col("retracted_at").fill_null(pl.lit(_END_OF_TIME, _TIME)).cum_max().over("event_id")
-    before, by = until.shift(1).over("event_id"), pl.col("ending").cum_max().shift(1).over("event_id")
-    rows = rows.with_columns(until=until, before=before, by=by)
-    further = pl.col("before").is_null() | (pl.col("before") < pl.col("until"))
-    late = (pl.col("before") > pl.col("known_at")).fill_null(False)
-    moved = pl.when(late).then("before").otherwise("known_at"), pl.when(late).then("by").otherwise("batch")
-    rows = rows.filter(further).with_columns(known_at=moved[0], batch=moved[1])
-    return rows.drop("until", "before", "by")
+    before, by = until.shift(1).over("event_id"), pl.col(ENDING).cum_max().shift(1).over("event_id")
+    rows = rows.with_columns(until.alias(_UNTIL), before.alias(_BEFORE), by.alias(_BY))
+    further = pl.col(_BEFORE).is_null() | (pl.col(_BEFORE) < pl.col(_UNTIL))
+    late = (pl.col(_BEFORE) > pl.col("known_at")).fill_null(False)
+    moved = pl.when(late).then(_BEFORE).otherwise("known_at"), pl.when(late).then(_BY).otherwise(BATCH_NUMBER)
+    rows = rows.filter(further).with_columns(moved[0].alias("known_at"), moved[1].alias(BATCH_NUMBER))
+    return rows.drop(_UNTIL, _BEFORE, _BY)
 
 
 def _known(events: pl.DataFrame, manifests: Manifests) -> pl.DataFrame:
-    never = {"ending": pl.lit(None, dtype=pl.Int32), "retracted_at": pl.lit(None, dtype=_TIME)}
+    never = {ENDING: pl.lit(None, dtype=pl.Int32), "retracted_at": pl.lit(None, dtype=_TIME)}
     gone = withdrawals(manifests)
     if not gone:
         return (_once(events) if _overlapping(manifests) else events).with_columns(**never)
-    touched = events.filter(pl.col("batch").is_in(list(gone)))["event_id"].unique()
+    touched = events.filter(pl.col(BATCH_NUMBER).is_in(list(gone)))["event_id"].unique()
     some = pl.col("event_id").is_in(touched.implode())
     rest = events.filter(~some)
     rest = (_once(rest) if _overlapping(manifests) else rest).with_columns(**never)
@@ -74,7 +76,7 @@ def _known(events: pl.DataFrame, manifests: Manifests) -> pl.DataFrame:
 # %% ../../nbs/10_data/13_standing.ipynb #d647ae0b
 def _told_again(rows: pl.DataFrame) -> pl.Expr:
     "Whether a row says what the row before it says of the same event; by event, in the order of time."
-    said = [c for c in rows.columns if c not in ("known_at", "batch")]
+    said = [c for c in rows.columns if c not in ("known_at", BATCH_NUMBER)]
     return pl.all_horizontal(pl.col(c).eq_missing(pl.col(c).shift(1)) for c in said)
 
 
@@ -83,32 +85,37 @@ def _left(events: pl.DataFrame, gone: Mapping[int, tuple[int, datetime]]) -> pl.
     left: list[int] = []
     for batch, (number, moment) in sorted(gone.items(), key=lambda item: item[1]):
         left.append(batch)
-        asked = events.filter(pl.col("batch") == batch)["event_id"].unique()
-        rows = events.filter(pl.col("event_id").is_in(asked.implode()), pl.col("batch") < number)
-        rows = rows.sort("event_id", "known_at", "batch")
-        rows = rows.with_columns(version=(~_told_again(rows)).cum_sum())
-        latest = rows.filter(pl.col("version") == pl.col("version").max().over("event_id")).drop("version")
-        only = pl.col("batch").is_in(left).all().over("event_id")
+        asked = events.filter(pl.col(BATCH_NUMBER) == batch)["event_id"].unique()
+        rows = events.filter(pl.col("event_id").is_in(asked.implode()), pl.col(BATCH_NUMBER) < number)
+        rows = rows.sort("event_id", "known_at", BATCH_NUMBER)
+        rows = rows.with_columns((~_told_again(rows)).cum_sum().alias(_VERSION))
+        latest = rows.filter(pl.col(_VERSION) == pl.col(_VERSION).max().over("event_id")).drop(_VERSION)
+        only = pl.col(BATCH_NUMBER).is_in(left).all().over("event_id")
         leaving = latest.filter(only, ~pl.col(RETRACTED)).unique("event_id", keep="last", maintain_order=True)
-        told = {"known_at": pl.lit(moment, _TIME), "batch": pl.lit(number, pl.Int32), RETRACTED: pl.lit(True)}
+        told = {
+            "known_at": pl.lit(moment, _TIME),
+            BATCH_NUMBER: pl.lit(number, pl.Int32),
+            RETRACTED: pl.lit(True),
+        }
         events = pl.concat([events, leaving.with_columns(**told)])
     return events
 
 # %% ../../nbs/10_data/13_standing.ipynb #801c144b
 def _versions(events: pl.DataFrame, manifests: Manifests) -> pl.DataFrame:
-    rows = _left(events, withdrawals(manifests)).sort("event_id", "known_at", "batch")
+    rows = _left(events, withdrawals(manifests)).sort("event_id", "known_at", BATCH_NUMBER)
     rows = rows.unique(["event_id", "known_at"], keep="last", maintain_order=True)
     rows = rows.filter(~_told_again(rows))
-    following = pl.struct("known_at", "batch").shift(-1).over("event_id")
+    following = pl.struct("known_at", BATCH_NUMBER).shift(-1).over("event_id")
     ended = rows.with_columns(
-        retracted_at=following.struct.field("known_at"), ending=following.struct.field("batch")
+        following.struct.field("known_at").alias("retracted_at"),
+        following.struct.field(BATCH_NUMBER).alias(ENDING),
     )
     return ended.filter(~pl.col(RETRACTED)).drop(RETRACTED)
 
 
 def standing(
-    events: pl.DataFrame,  # All rows of some batches, `batch` their number
+    events: pl.DataFrame,  # All rows of some batches, `BATCH_NUMBER` their number
     manifests: Manifests,  # Of these batches, in the order in which they were ingested
-) -> pl.DataFrame:  # Versions, each with `retracted_at`, and in `ending` the batch that ended it
+) -> pl.DataFrame:  # Versions, each with `retracted_at`, and in `ENDING` the batch that ended it
     "Which version of each event stands when."
     return _versions(events, manifests) if manifests[0]["id"] else _known(events, manifests)

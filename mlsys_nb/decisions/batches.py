@@ -7,6 +7,7 @@ __all__ = ['batch_written', 'sealed_manifest', 'sealed_rows', 'append_batch', 'n
 
 # %% ../../nbs/50_decisions/51_batches.ipynb #4c074fef
 import re
+import secrets
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -17,7 +18,14 @@ import polars as pl
 from .record import META, PACKED, Decision, DecisionError, clashes, mapping_of
 from .segments import LOG_FORMAT, log_folder, note_catalog, read_catalog
 from ..system.clock import instant
-from ..system.durable import frame_bytes, frame_from, read_folder_manifest, read_sealed, write_folder
+from mlsys_nb.system.durable import (
+    frame_bytes,
+    frame_from,
+    lock,
+    read_folder_manifest,
+    read_sealed,
+    write_folder,
+)
 from ..system.settings import Settings
 
 # %% ../../nbs/50_decisions/51_batches.ipynb #08effedf
@@ -42,9 +50,15 @@ def batch_written(settings: Settings, problem: str, batch_id: str) -> bool:
     return (_batch_path(settings, problem, _checked_batch_id(batch_id)) / "manifest.json").exists()
 
 
-def _batch_frame(problem: str, batch_id: str, rows: pl.DataFrame, keys: Sequence[str]) -> pl.DataFrame:
+def _ids(batch_id: str, n: int) -> pl.Series:
+    "New ids for the rows of a batch."
+    drawn = secrets.token_hex(8 * n)
+    named = [f"b:{batch_id}:{i}-{drawn[16 * i : 16 * (i + 1)]}" for i in range(n)]
+    return pl.Series(named, dtype=pl.String)
+
+
+def _batch_frame(problem: str, ids: pl.Series, rows: pl.DataFrame, keys: Sequence[str]) -> pl.DataFrame:
     clashes(keys, [c for c in rows.columns if c not in _GIVEN and c not in keys])
-    ids = pl.format("b:{}:{}", pl.lit(batch_id), pl.int_range(pl.len()))
     constant = {"problem": pl.lit(problem), "source": pl.lit("batch")}
     empty = {
         name: pl.lit(None, dtype=pl.String)
@@ -81,8 +95,19 @@ def append_batch(
     keys: Sequence[str],  # Which columns name the entity
 ) -> pl.DataFrame:  # The rows as logged
     "Commit a whole batch of decisions at once; a batch that is already there must be equal."
-    frame = _batch_frame(problem, _checked_batch_id(batch_id), rows, keys)
-    folder = log_folder(settings, problem)
+    path, folder = _batch_path(settings, problem, _checked_batch_id(batch_id)), log_folder(settings, problem)
+    with lock(folder / "batch.lock"):  # ids are drawn once, also when two score the same
+        ids = sealed_rows(path)["decision_id"] if batch_written(settings, problem, batch_id) else None
+        if ids is None or len(ids) != rows.height:
+            ids = _ids(batch_id, rows.height)
+        frame = _batch_frame(problem, ids, rows, keys)
+        _commit(folder, problem, (batch_id, keys), frame)
+    return frame
+
+
+def _commit(folder: Path, problem: str, what: tuple[str, Sequence[str]], frame: pl.DataFrame) -> None:
+    "Write a batch, and note it."
+    batch_id, keys = what
     known = read_catalog(folder)
     if batch_id in known.retired:
         raise DecisionError(
@@ -95,7 +120,6 @@ def append_batch(
     sealed = write_folder(folder / "batch" / batch_id, files, meta)
     if batch_id not in known.batches:
         note_catalog(folder, {"batch": batch_id, **about, "seal": sealed["seal"]})
-    return frame
 
 # %% ../../nbs/50_decisions/51_batches.ipynb #c40353d7
 def _span(frame: pl.DataFrame) -> dict[str, Any]:
@@ -122,10 +146,11 @@ def read_batch(settings: Settings, problem: str, batch_id: str) -> pl.DataFrame:
 # %% ../../nbs/50_decisions/51_batches.ipynb #a87ce092
 def batch_row(
     folder: Path,  # From `log_folder`
-    batch_id: str,  # From an id
-    number: int,  # Which row
-) -> Decision | None:  # None: there is no such row
+    named: tuple[str, str],  # The batch and the row, as an id has them
+    decision_id: str,  # The whole of it
+) -> Decision | None:  # None: there is no such row, or it has another id
     "One decision of a batch."
+    batch_id, number = named[0], int(named[1])
     path = folder / "batch" / batch_id
     if not path.is_dir():
         return None
@@ -134,6 +159,8 @@ def batch_row(
     if number >= manifest["rows"] or part not in manifest["files"]:
         return None
     row = frame_from(read_sealed(path, part, manifest)).row(number % _PART, named=True)
+    if not secrets.compare_digest(row["decision_id"], decision_id):
+        return None
     keys = manifest["keys"]
     features = {name: value for name, value in row.items() if name not in META and name not in keys}
     known = {name: row[name] for name in META} | {name: mapping_of(row[name]) for name in PACKED}

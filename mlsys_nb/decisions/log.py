@@ -202,8 +202,8 @@ def find_decision(
     record = read_record(folder, decision_id)
     if record is not None:
         return from_record(record)
-    named = re.fullmatch(r"b:([\w-][\w.-]{0,199}):(\d{1,9})", decision_id, re.ASCII)
-    if named and (row := batch_row(folder, named[1], int(named[2]))) is not None:
+    named = re.fullmatch(r"b:([\w-][\w.-]{0,199}):(\d{1,9})-[0-9a-f]{16}", decision_id, re.ASCII)
+    if named and (row := batch_row(folder, (named[1], named[2]), decision_id)) is not None:
         return row
     place = place_of(decision_id)
     if (place[0] if place else named[1] if named else None) in read_catalog(folder).retired:

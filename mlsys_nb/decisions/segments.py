@@ -26,7 +26,7 @@ from ..system.finding import Finding
 from ..system.settings import Settings
 
 # %% ../../nbs/50_decisions/50_segments.ipynb #6e3fcefc
-LOG_FORMAT = 4
+LOG_FORMAT = 5
 
 
 def line_of(
@@ -168,7 +168,7 @@ class Segment:
     ) -> None:
         self.folder = folder
         self.number, self._file = _begin(folder)
-        self._sha, self.records, self._synced = hashlib.sha256(), 0, True
+        self._sha, self.records, self._safe = hashlib.sha256(), 0, 0
         self.first: int | None = None
         self.last: int | None = None
         try:
@@ -184,7 +184,8 @@ class Segment:
     def _add(self, content: bytes, sync: bool = True) -> None:
         self._file.append(content, sync)
         self._sha.update(content)
-        self._synced &= sync
+        if sync:
+            self._safe = self.size
 
     def append(
         self,
@@ -200,16 +201,13 @@ class Segment:
 
     def sync(self) -> None:
         "Bring to disk what was written without."
-        self._synced = True  # what is written from here on has a sync of its own to wait for
-        try:
-            self._file.sync()
-        except OSError:
-            self._synced = False
-            raise
+        reached = self.size  # what is written from here on has a sync of its own to wait for
+        self._file.sync()
+        self._safe = max(self._safe, reached)
 
     def close(self) -> None:
         "Note what the segment holds, and let go of it."
-        if not self._synced:
+        if self._safe < self.size:
             self.sync()
         about = {"bytes": self.size, "records": self.records, "first": self.first, "last": self.last}
         self._file.close()

@@ -164,8 +164,13 @@ class _Files:
 
     def sync(self) -> None:
         "Bring to disk what was written without."
-        if (segment := self._segment) is not None:
+        if (segment := self._segment) is None:
+            return
+        try:
             segment.sync()
+        except (OSError, ValueError):
+            if self._segment is segment:
+                raise  # one that was let go meanwhile was brought to disk by that
 
 # %% ../../nbs/50_decisions/51_writer.ipynb #8b238678
 class _Later:

@@ -10,6 +10,7 @@ import argparse
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .arguments import json_text, name_values, named_entity, now_of, say
@@ -90,7 +91,7 @@ def answered_here(settings: Settings, problem: "Problem", case: Case, moment: da
     return {**told, **shown, "version": made.version, "moment": moment, "features": dict(made.features)}
 
 # %% ../../nbs/80_doors/87_asking.ipynb #a80a9931
-def answered_there(url: str, problem: "Problem", case: Case) -> Mapping[str, Any]:
+def answered_there(url: str, problem: "Problem", case: Case, key: str = "") -> Mapping[str, Any]:
     "What a service says; it is a decision of its log."
     from urllib.error import HTTPError, URLError
     from urllib.request import Request, urlopen
@@ -99,8 +100,9 @@ def answered_there(url: str, problem: "Problem", case: Case) -> Mapping[str, Any
         raise ValueError(f"a service has an address such as http://127.0.0.1:8080, got {url!r:.60}")
     body = json.dumps({**case[0], **case[1], "features": True}).encode()
     place = f"{url.rstrip('/')}/v1/{problem.name}/predictions"
+    head = {"content-type": "application/json", **({"authorization": f"Bearer {key}"} if key else {})}
     try:
-        with urlopen(Request(place, body, {"content-type": "application/json"}), timeout=30) as found:
+        with urlopen(Request(place, body, head), timeout=30) as found:
             answer: dict[str, Any] = json.load(found)
         return answer
     except HTTPError as e:
@@ -113,6 +115,14 @@ def answered_there(url: str, problem: "Problem", case: Case) -> Mapping[str, Any
         ) from e
 
 # %% ../../nbs/80_doors/87_asking.ipynb #dbc3e4b5
+def _key_in(settings: Settings, given: str | None) -> str:
+    "The key in a file, or that of this root where there is one."
+    place = settings.key_file if given is None else Path(given)
+    if given is None and not place.exists():
+        return ""
+    return place.read_text(encoding="utf-8").strip()
+
+
 def predict_case(settings: Settings, options: argparse.Namespace) -> None:
     "One prediction, with the features it was made of, as JSON."
     from mlsys_nb.problem.declaration import load_problem
@@ -120,7 +130,7 @@ def predict_case(settings: Settings, options: argparse.Namespace) -> None:
     problem = load_problem(settings, options.problem)
     case = named_entity(problem, options.entity), request_values(problem, options.p)
     if options.service is not None:
-        answer = answered_there(options.service, problem, case)
+        answer = answered_there(options.service, problem, case, _key_in(settings, options.key_file))
     else:
         answer = answered_here(settings, problem, case, now_of(settings, options))
     say(json_text(answer))

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .arguments import now_of, say
-from ..system.settings import MlsysError, Settings
+from ..system.settings import MlsysError, Settings, load_settings
 
 if TYPE_CHECKING:
     import polars as pl
@@ -28,11 +28,16 @@ if TYPE_CHECKING:
 # %% ../../nbs/80_doors/86_beginnings.ipynb #6865dadd
 def start_folder(settings: Settings, options: argparse.Namespace) -> None:
     "A folder of one's own: settings, package, notebooks, data, tests."
+    import getpass
+
     from mlsys_nb.doors.folder import begin_folder
+    from mlsys_nb.serving.keys import first_key
 
     folder = Path(options.folder)
     for path in begin_folder(folder):
         say(f"  {path.relative_to(folder.resolve())}")
+    if key := first_key(load_settings(home=folder), getpass.getuser()):
+        say(f"  {os.path.relpath(key, folder)} (a key to its service, readable by you alone; see mlsys keys)")
     say(f"next: cd {folder}; mlsys new NAME --from FILE")
 
 # %% ../../nbs/80_doors/86_beginnings.ipynb #25b6d5e8
@@ -115,7 +120,8 @@ def propose_problem(settings: Settings, options: argparse.Namespace) -> None:
         )
     if notes:
         table = _in_one(settings, name, table, whole)
-    write_text(path, case_notebook(proposal, table.rows, table.told, notes))
+    key = os.path.relpath(settings.key_file, settings.home)
+    write_text(path, case_notebook(proposal, table.rows, table.told, notes, key))
     name_problem(settings, name, f"notebooks.{name}:problem")
     _tell(proposal, notes, path)
 

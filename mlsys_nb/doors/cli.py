@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['Action', 'Option', 'FLAG', 'ROOT', 'NOW', 'JSON', 'DEBUG', 'PROBLEM', 'GIVEN', 'KEY', 'HOST', 'PORT', 'WORKERS',
-           'ENTITY', 'CASES', 'SEED', 'AT', 'SINCE', 'LIMIT', 'REQUESTED', 'SERVICE', 'REASON', 'BATCH', 'SOURCE',
-           'VERSION', 'DECISION', 'ANSWERED', 'CARD_OF', 'ALL', 'WINDOW', 'WINDOW_HOST', 'WINDOW_PORT', 'SUBJECT',
-           'SHELL', 'PROBLEMS', 'WHERE', 'FOLLOW', 'DEMO', 'POLICIES', 'RULE', 'OUT', 'OF', 'SEARCHED', 'PAGE', 'WHOSE',
-           'FOLDER', 'NEW', 'TABLE', 'GUESSED', 'OUTCOMES', 'SECRET', 'ONE_IN', 'HORIZON', 'do', 'look', 'STEP',
-           'COMMANDS', 'Command', 'Words', 'parser', 'failure', 'stoppable', 'perform', 'main']
+           'ENTITY', 'CASES', 'SEED', 'AT', 'SINCE', 'LIMIT', 'REQUESTED', 'KEY_FILE', 'SERVICE', 'REASON', 'BATCH',
+           'SOURCE', 'VERSION', 'ANSWERED', 'ASKED_OF', 'BACKUPS', 'LISTED', 'KEEPING', 'INTO', 'AS_OF', 'CARD_OF',
+           'ALL', 'WINDOW', 'WINDOW_HOST', 'WINDOW_PORT', 'SUBJECT', 'SHELL', 'PROBLEMS', 'WHERE', 'FOLLOW', 'DEMO',
+           'POLICIES', 'RULE', 'OUT', 'OF', 'SEARCHED', 'PAGE', 'WHOSE', 'FOLDER', 'NEW', 'TABLE', 'GUESSED',
+           'OUTCOMES', 'SECRET', 'ONE_IN', 'LEFT_OUT', 'HORIZON', 'do', 'look', 'STEP', 'COMMANDS', 'Command', 'Words',
+           'parser', 'failure', 'stoppable', 'perform', 'main']
 
 # %% ../../nbs/80_doors/89_cli.ipynb #f65525ec
 import argparse
@@ -20,7 +21,16 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from . import asking, beginnings, completion, custody, inspection, operations
+from mlsys_nb.doors import (
+    answers,
+    asking,
+    beginnings,
+    completion,
+    custody,
+    inspection,
+    keyring,
+    operations,
+)
 from .arguments import number_within, say
 from ..system.settings import MlsysError, Settings, check_root, load_settings
 from ..system.suggestion import did_you_mean
@@ -63,6 +73,10 @@ REQUESTED = (
         "help": "a value of the request; a list as JSON",
     },
 )
+KEY_FILE = (
+    "--key-file",
+    {"metavar": "FILE", "help": "holds the key to that service; default: data/key of this root"},
+)
 SERVICE = ("--service", {"metavar": "URL", "help": "ask a running service; default: the champion, here"})
 
 # %% ../../nbs/80_doors/89_cli.ipynb #d21406f4
@@ -70,8 +84,16 @@ REASON = ("--reason", {"required": True, "metavar": "TEXT", "help": "why, in a s
 BATCH = ("batch", {"help": "its name, as it stands in the lake and in reports"})
 SOURCE = ("--source", {"metavar": "NAME", "help": "whose batch, where several sources have one of that name"})
 VERSION = ("version", {"type": number_within(1, 10**9), "help": "its number; see mlsys versions"})
-DECISION = ("id", {"nargs": "?", "help": "the id that an answer carried; default: the newest ones"})
 ANSWERED = ("id", {"help": "the id that an answer carried; see mlsys decisions"})
+ASKED_OF = ("--problem", {"metavar": "NAME", "help": "whose log; default: whichever knows the id"})
+BACKUPS = ("place", {"metavar": "DIR", "help": "where backups stand, outside the root"})
+LISTED = ("--list", {"action": FLAG, "help": "only say which backups there are"})
+KEEPING = (
+    "--keep",
+    {"type": number_within(1, 10**6), "metavar": "N", "help": "remove all but the newest so many"},
+)
+INTO = ("--to", {"required": True, "metavar": "DIR", "help": "an empty folder"})
+AS_OF = ("--at", {"metavar": "INSTANT", "help": "the newest one taken by then; default: the newest"})
 CARD_OF = (
     "--version",
     {"type": number_within(1, 10**9), "dest": "version", "help": "its number; default: the champion"},
@@ -130,6 +152,15 @@ ONE_IN = (
     "--one-in",
     {"metavar": "N", "type": int, "default": 0, "help": "draw one in so many; default: as declared"},
 )
+LEFT_OUT = (
+    "--most",
+    {
+        "metavar": "N",
+        "type": number_within(1, 50),
+        "default": 5,
+        "help": "batches of a source, and entities; default 5",
+    },
+)
 HORIZON = ("--horizon", {"metavar": "LENGTH", "help": "such as 30d; default: guessed"})
 
 # %% ../../nbs/80_doors/89_cli.ipynb #23114f2e
@@ -164,9 +195,12 @@ COMMANDS: dict[str, Command] = {
     "train": Command(do.execute_job, (PROBLEM, RULE, GIVEN, KEY), "dates"),
     "simulate": Command(do.simulate_policies, (PROBLEM, POLICIES, GIVEN, KEY), "dates"),
     "serve": Command(do.start_service, (PROBLEM, HOST, PORT, WORKERS), "stays"),
+    "keys": Command(keyring.manage_keys, keyring.KEY_OPTIONS, "lists"),
     "promote": Command(custody.promote_version, (PROBLEM, VERSION, REASON), "dates"),
     "retire": Command(do.retire_version, (PROBLEM, VERSION, REASON), "dates"),
     "recover": Command(do.recover_tables, (), "dates"),
+    "backup": Command(custody.back_up, (BACKUPS, LISTED, KEEPING), "dates"),
+    "restore": Command(custody.bring_back, (BACKUPS, INTO, AS_OF), "looks"),
     "compact": Command(do.compact_problem, (PROBLEM,), "dates"),
     "stream": Command(do.read_stream, (WHERE, PROBLEMS, FOLLOW), "stays"),
     "rollback": Command(custody.roll_back, (PROBLEM, REASON), "dates"),
@@ -184,13 +218,16 @@ COMMANDS: dict[str, Command] = {
     "versions": Command(look.list_versions, (PROBLEM,), "looks lists"),
     "upkeep": Command(look.list_upkeep, (PROBLEM, LIMIT), "looks lists"),
     "alerts": Command(look.list_alerts, (PROBLEM, ALL), "looks lists"),
-    "decisions": Command(look.show_decisions, (PROBLEM, DECISION, SINCE, LIMIT), "looks lists"),
+    "decisions": Command(answers.list_decisions, (PROBLEM, SINCE, LIMIT), "looks lists"),
+    "decision": Command(answers.show_decision, (ANSWERED, ASKED_OF), "looks dates"),
+    "replay": Command(answers.replay_decision, (ANSWERED, ASKED_OF), "looks lists dates"),
     "card": Command(look.show_card, (PROBLEM, CARD_OF), "looks"),
-    "explain": Command(look.explain_decision, (PROBLEM, ANSWERED), "looks lists"),
-    "conflicts": Command(look.list_conflicts, (PROBLEM,), "looks lists"),
-    "sample": Command(look.list_sample, (PROBLEM, ONE_IN, LIMIT), "looks lists"),
+    "influence": Command(look.show_influence, (PROBLEM, LEFT_OUT), "looks lists dates"),
+    "explain": Command(answers.explain_decision, (ANSWERED, ASKED_OF), "looks lists"),
+    "conflicts": Command(look.list_conflicts, (PROBLEM,), "looks lists dates"),
+    "sample": Command(look.list_sample, (PROBLEM, ONE_IN, LIMIT), "looks lists dates"),
     "features": Command(look.show_features, (PROBLEM, ENTITY, AT), "looks dates"),
-    "predict": Command(asking.predict_case, (PROBLEM, ENTITY, REQUESTED, SERVICE), "looks dates"),
+    "predict": Command(asking.predict_case, (PROBLEM, ENTITY, REQUESTED, SERVICE, KEY_FILE), "looks dates"),
     "catalog": Command(look.list_catalog, (SEARCHED, WHOSE, PAGE), "looks lists"),
     "audit": Command(look.list_audit, (SUBJECT, LIMIT), "looks lists"),
     "completion": Command(completion.write_script, (SHELL,), "looks"),

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['problem_row', 'list_problems', 'list_jobs', 'list_recorded_runs', 'list_champions', 'list_upkeep', 'list_versions',
-           'list_alerts', 'list_audit', 'show_decisions', 'explain_decision', 'show_card', 'list_conflicts',
-           'list_sample', 'show_features', 'list_catalog', 'verify_system']
+           'list_alerts', 'list_audit', 'show_card', 'show_influence', 'list_conflicts', 'list_sample', 'show_features',
+           'list_catalog', 'verify_system']
 
 # %% ../../nbs/80_doors/87_inspection.ipynb #da87e475
 import argparse
@@ -86,7 +86,8 @@ def list_recorded_runs(settings: Settings, options: argparse.Namespace) -> None:
 
 # %% ../../nbs/80_doors/87_inspection.ipynb #07171c18
 def list_champions(settings: Settings, options: argparse.Namespace) -> None:
-    "Which version serves, and every one that has."
+    "Which version serves, every one that has, and what each gained beside what was stated."
+    from mlsys_nb.loop.realised import realised_table
     from mlsys_nb.problem.declaration import load_problem
     from mlsys_nb.release.hold import hold_of
     from mlsys_nb.release.registry import champion_history
@@ -105,6 +106,11 @@ def list_champions(settings: Settings, options: argparse.Namespace) -> None:
     latched = hold_of(open_control(settings), name)
     if latched and not options.json:
         say(str(latched))
+    for row in [] if options.json else realised_table(open_control(settings), name).iter_rows(named=True):
+        stated = f"stated {row['stated']:+.4f} [{row['low']:+.4f}, {row['high']:+.4f}]"
+        say(
+            f"version {row['version']:>3} over {row['replaced']}: {stated}, gained {row['realised']:+.4f}: {row['interval']}"
+        )
 
 
 def list_upkeep(settings: Settings, options: argparse.Namespace) -> None:
@@ -186,57 +192,6 @@ def list_audit(settings: Settings, options: argparse.Namespace) -> None:
 
     listing(rows, options, line, f"nothing was done yet in {settings.root}")
 
-# %% ../../nbs/80_doors/87_inspection.ipynb #a45efcd3
-def show_decisions(settings: Settings, options: argparse.Namespace) -> None:
-    "The newest decisions of a problem, or one by its id."
-    from mlsys_nb.decisions.log import find_decision, read_decisions
-    from mlsys_nb.problem.declaration import load_problem
-    from mlsys_nb.system.clock import instant
-    from mlsys_nb.system.control import get_document, open_control
-
-    problem = load_problem(settings, options.problem)
-    if options.id:
-        found = vars(find_decision(settings, problem.name, options.id))
-        terms = get_document(open_control(settings), "costs", found["costs"] or "")
-        say(json_text({**found, "terms": terms}))
-        return
-    since = instant(options.since) if options.since else None
-    rows = read_decisions(settings, problem.name, since).tail(options.limit).to_dicts()
-    keys = list(problem.features.keys)
-
-    def line(row: Mapping[str, Any]) -> str:
-        who = " ".join(f"{key}={row[key]}" for key in keys)
-        when = f"{row['moment']:%Y-%m-%d %H:%M}"
-        return f"{row['decision_id']:28}  {when}  version {row['version']:>3}  {row['score']:.4f}  {row['action']}  {who}"
-
-    listing(rows, options, line, "no decisions yet")
-
-# %% ../../nbs/80_doors/87_inspection.ipynb #7bf68fb7
-def explain_decision(settings: Settings, options: argparse.Namespace) -> None:
-    "What each feature added to one answer, compared with the cases sealed beside its model."
-    from mlsys_nb.decisions.log import find_decision
-    from mlsys_nb.problem.declaration import load_problem
-    from mlsys_nb.release.explanation import explain
-    from mlsys_nb.release.registry import load_version
-    from mlsys_nb.system.control import open_control
-
-    problem = load_problem(settings, options.problem)
-    made = find_decision(settings, problem.name, options.id)
-    why = explain(load_version(open_control(settings), settings, problem, made.version), made.features)
-    if options.json:
-        say(
-            json_text(
-                {"decision_id": made.decision_id, "version": made.version, "score": made.score, **vars(why)}
-            )
-        )
-        return
-    of = f" of {why.about}" if why.about else ""
-    say(
-        f"version {made.version} said {made.score:.4f}: margin{of} {why.margin:+.4f}, of the cases it is compared with {why.usual:+.4f}"
-    )
-    for name, part in why.parts.items():
-        say(f"{part:+10.4f}  {name} = {made.features.get(name)}")
-
 # %% ../../nbs/80_doors/87_inspection.ipynb #8e029ba2
 def show_card(settings: Settings, options: argparse.Namespace) -> None:
     "The model card that is sealed with a version; default: the champion's."
@@ -257,6 +212,31 @@ def show_card(settings: Settings, options: argparse.Namespace) -> None:
         )
     say(f"version {number} of {problem.name}, sealed {manifest['seal'][:12]}")
     say(read_sealed(folder, "card.md", manifest).decode("utf-8"))
+
+# %% ../../nbs/80_doors/87_inspection.ipynb #d30d7c3e
+def show_influence(settings: Settings, options: argparse.Namespace) -> None:
+    "What the champion would be without the newest batches and the heaviest entities: each fit made again."
+    from mlsys_nb.loop.attribution import attribution
+    from mlsys_nb.loop.step import Context
+    from mlsys_nb.problem.declaration import load_problem
+
+    if not begun(settings):
+        raise MlsysError(f"{options.problem} has no champion yet; train one: mlsys train {options.problem}")
+    found = attribution(
+        Context(settings, load_problem(settings, options.problem), now_of(settings, options)), options.most
+    )
+
+    def line(row: Mapping[str, Any]) -> str:
+        harm = (
+            f"{row['harm']:+.4f} [{row['low']:+.4f}, {row['high']:+.4f}]"
+            if row["low"] is not None
+            else f"{row['harm']:+.4f}"
+        )
+        return f"{harm} {found.unit}  without {row['by']} {row['value']}  ({row['rows']:,} rows, predictions move by {row['moved']:.4f})"
+
+    listing(found.table.to_dicts(), options, line, "nothing to leave out: one batch, one entity")
+    for sentence in () if options.json else found.sentences:
+        say(f"{sentence}; see mlsys withdraw --help")
 
 # %% ../../nbs/80_doors/87_inspection.ipynb #55027ebd
 def list_conflicts(settings: Settings, options: argparse.Namespace) -> None:
@@ -286,18 +266,13 @@ def list_conflicts(settings: Settings, options: argparse.Namespace) -> None:
 # %% ../../nbs/80_doors/87_inspection.ipynb #samp1e02
 def list_sample(settings: Settings, options: argparse.Namespace) -> None:
     "Decisions drawn by lot that wait for somebody to find out their outcome."
-    from mlsys_nb.decisions.log import read_decisions
-    from mlsys_nb.decisions.outcomes import posted
-    from mlsys_nb.decisions.selection import case_names
+    from mlsys_nb.decisions.selection import to_label
     from mlsys_nb.problem.declaration import load_problem
     from mlsys_nb.problem.lot import Lot, Lots
 
     problem, now = load_problem(settings, options.problem), now_of(settings, options)
     lots = Lots(label=Lot(options.one_in)) if options.one_in else problem.lots
-    made = read_decisions(settings, problem.name, None).filter("eligible")
-    told = posted(settings, problem, now).select("decision_id")
-    left = made.join(told, on="decision_id", how="anti", maintain_order="left") if made.height else made
-    rows = left.filter(lots.chosen(case_names(problem, left))).to_dicts() if left.height else []
+    rows = to_label(settings, problem, now, lots).to_dicts()
     names = ("decision_id", *problem.entity, "moment", "score", "action")
     found = [{name: row[name] for name in names} for row in rows[-options.limit :]]
 

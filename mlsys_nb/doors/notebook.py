@@ -7,6 +7,7 @@ __all__ = ['case_notebook', 'at']
 
 # %% ../../nbs/80_doors/84_notebook.ipynb #2a37b8ff
 import json
+import shlex
 from datetime import timedelta
 from typing import Any
 
@@ -87,8 +88,8 @@ Correct what is wrong above, save, and then, in the folder of `settings.ini`:
 
 The service answers a request, and is told later what came of it; both are in the log that the next commands read:
 
-    curl -s -H 'content-type: application/json' -d '{asked}' http://127.0.0.1:8100/v1/{name}/predictions
-    curl -s -H 'content-type: application/json' -d '{answered}' http://127.0.0.1:8100/v1/{name}/outcomes
+    curl -s -H "authorization: Bearer $(cat {key})" -H 'content-type: application/json' -d '{asked}' http://127.0.0.1:8100/v1/{name}/predictions
+    curl -s -H "authorization: Bearer $(cat {key})" -H 'content-type: application/json' -d '{answered}' http://127.0.0.1:8100/v1/{name}/outcomes
     mlsys score {name}{now}
     mlsys monitor {name}{now}
 """
@@ -99,6 +100,7 @@ def case_notebook(
     rows: Origin,
     told: Origin | None = None,  # Of the outcomes; None: they stand in the rows
     notes: tuple[str, ...] = (),  # What was done to the table
+    key: str = "data/key",  # The file with the key of whoever runs the system, from the folder of settings.ini
 ) -> str:  # JSON
     "The notebook that declares a proposal and explains it."
     look, name = proposal.look, proposal.name
@@ -124,7 +126,9 @@ def case_notebook(
         ("markdown", "## What the contract says of the table"),
         ("code", _CHECK.format(name=name, text=rows.text)),
     ]
-    cells.append(("markdown", _NEXT.format(name=name, now=at(proposal), **_asking(proposal))))
+    cells.append(
+        ("markdown", _NEXT.format(name=name, now=at(proposal), key=shlex.quote(key), **_asking(proposal)))
+    )
     return _notebook(cells)
 
 # %% ../../nbs/80_doors/84_notebook.ipynb #ba96b3e8

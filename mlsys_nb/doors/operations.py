@@ -33,6 +33,7 @@ def root_option(
 
 def play_demo(settings: Settings, options: argparse.Namespace) -> None:
     "The whole loop on recorded data, month after month."
+    from mlsys_nb.doors.keyring import example_request
     from mlsys_nb.doors.replay import replay, replayable
     from mlsys_nb.problem.declaration import load_problem
     from mlsys_nb.system.clock import elapsed
@@ -45,6 +46,8 @@ def play_demo(settings: Settings, options: argparse.Namespace) -> None:
     say(f"reports     {settings.reports / 'index.html'}")
     say(f"dashboard   mlsys dashboard{root_option(settings)}")
     say(f"service     mlsys serve {options.problem}{root_option(settings)}")
+    if asked := example_request(settings, options.problem):
+        say(f"ask it      {asked}")
     say(f"policies    mlsys simulate {options.problem}{root_option(settings)}")
 
 # %% ../../nbs/80_doors/86_operations.ipynb #f8fd8ff2

@@ -53,13 +53,14 @@ class Resample:
         bounds: tuple[float, float] = (-np.inf, np.inf),  # Where the figure can lie at all
     ) -> Estimate:
         "The figure with an interval of the repetitions' spread."
-        if value is None or draws is None or self.n_entities < 2 or np.isfinite(draws).sum() < 2:
+        known = None if draws is None else draws[np.isfinite(draws)]
+        if value is None or draws is None or known is None or self.n_entities < 2 or len(known) < 2:
             return Estimate(value)
         k, repeats = self.n_entities, max(2, len(draws))
         z = NormalDist().inv_cdf((1 + level) / 2)
         # Student's quantile to first order: the spread itself is known from few entities and repetitions.
         t = z + (z**3 + z) / 4 * (1 / (k - 1) + 1 / (repeats - 1))
-        half = t * float(np.nanstd(draws, ddof=1)) * np.sqrt(k / (k - 1))
+        half = t * float(known.std(ddof=1)) * np.sqrt(k / (k - 1))
         return Estimate(
             float(value), float(max(value - half, bounds[0])), float(min(value + half, bounds[1]))
         )

@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 
 from .bootstrap import Estimate, Resample
-from .calibration import reliability
+from .calibration import calibration_error, reliability
 from .costs import CostMatrix
 from .judge import Wager, Watched
 from .probability import CLIP, auc
@@ -113,7 +113,7 @@ def _figures(
         for i, b in enumerate(bounds)
     ]
     gaps = {gap_of(name): gap for name, gap in zip(names, found[2:], strict=True)}
-    error = reliability(right, sure, draws, level=level)[1]
+    error = calibration_error(right, sure, draws, level=level)
     return {"accuracy": found[0], "brier": found[1], "ece": error, **gaps}
 
 
@@ -200,7 +200,7 @@ class Classes:
         return _figures(self.names, y, p, draws, level)
 
     def tables(self, y: np.ndarray, p: np.ndarray, draws: Resample, level: float) -> dict[str, pl.DataFrame]:
-        shown = reliability(*_top(y, p), draws, level=level)[0]
+        shown = reliability(*_top(y, p), draws, level=level)
         return {"reliability": shown, "confusion": _confusion(self.names, y, p)}
 
     def _shares(self, y: np.ndarray) -> np.ndarray:

@@ -20,8 +20,8 @@ class Limits:
     outcomes: int = 30  # Of the rarer kind, or apart from the commonest
     moments: int = 1  # Periods in the holdout
     level: float = 0.95  # Coverage of every interval
-    same: float = 0.02  # A refresh may be worse by this share of the spread, as far as anybody can tell
-    worth: float = 0.0015  # A change must gain this share of the spread: less is not worth a release
+    same: float = 0.02  # A refresh may lose this share more than what serves (at most: of the spread), as far as anybody can tell
+    worth: float = 0.0015  # A change must gain this share of the same: less is not worth a release
     ranking: float = 0.02  # So much of the figure of discrimination may be lost at most
     calibration: float = 0.3  # Mean prediction may differ from the mean outcome by this share of the scale
     slice_loss: float = 0.03  # So much loss may be lost in a slice at most, as a share of the spread

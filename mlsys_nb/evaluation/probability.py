@@ -13,7 +13,13 @@ import numpy as np
 import polars as pl
 
 from .bootstrap import Estimate, Resample
-from .calibration import calibration_line, monotone, recalibration, reliability
+from mlsys_nb.evaluation.calibration import (
+    calibration_error,
+    calibration_line,
+    monotone,
+    recalibration,
+    reliability,
+)
 from .costs import Costs
 from .judge import Wager, Watched
 
@@ -57,14 +63,18 @@ def auc(
 ) -> np.ndarray:  # One AUC per repetition; NaN where only one class was drawn
     "Area under the ROC curve, ties counted half."
     order = np.argsort(p, kind="stable")
-    starts = np.flatnonzero(np.r_[True, np.diff(p[order]) > 0])
-    positive = y[order] == 1
-    w = np.ones((1, len(y))) if weights is None else weights[:, order]
-    ones = np.add.reduceat(np.where(positive, w, 0.0), starts, axis=1)
-    zeros = np.add.reduceat(np.where(positive, 0.0, w), starts, axis=1)
-    below = np.cumsum(zeros, axis=1) - zeros / 2
-    pairs_of_both = ones.sum(axis=1) * zeros.sum(axis=1)
-    won = np.einsum("rt,rt->r", ones, below)
+    chosen = y[order] == 1
+    win, lose = order[chosen], order[~chosen]
+    w = np.ones((1, len(y))) if weights is None else weights
+    ones, beaten = w[:, win], np.zeros((len(w), len(lose) + 1))
+    np.cumsum(w[:, lose], axis=1, out=beaten[:, 1:])
+    under, level = (np.searchsorted(p[lose], p[win], side) for side in ("left", "right"))
+    won = np.einsum("rt,rt->r", ones, beaten[:, under])
+    ties = under < level
+    if ties.any():
+        more = beaten[:, level[ties]] - beaten[:, under[ties]]
+        won += np.einsum("rt,rt->r", ones[:, ties], more) / 2
+    pairs_of_both = ones.sum(axis=1) * beaten[:, -1]
     return np.divide(won, pairs_of_both, out=np.full(len(w), np.nan), where=pairs_of_both > 0)
 
 # %% ../../nbs/30_evaluation/32_probability.ipynb #1e1db620
@@ -118,7 +128,7 @@ class Probability:
         return _figures(y, p, draws, level)
 
     def tables(self, y: np.ndarray, p: np.ndarray, draws: Resample, level: float) -> dict[str, pl.DataFrame]:
-        return {"reliability": reliability(y, p, draws, level=level)[0]}
+        return {"reliability": reliability(y, p, draws, level=level)}
 
     def enough(self, y: np.ndarray) -> dict[str, int]:
         return {"outcomes of the rarer kind": int(min(y.sum(), len(y) - y.sum()))}
@@ -146,4 +156,4 @@ def _figures(y: np.ndarray, p: np.ndarray, draws: Resample, level: float) -> dic
     brier = draws.estimate(float(((p - y) ** 2).mean()), drawn[:, 0] / drawn[:, 1], level)
     intercept, slope = calibration_line(y, p, draws, level)
     line = {"calibration_intercept": intercept, "calibration_slope": slope}
-    return {"brier": brier, **line, "ece": reliability(y, p, draws, level=level)[1]}
+    return {"brier": brier, **line, "ece": calibration_error(y, p, draws, level=level)}

@@ -220,7 +220,7 @@ class Ranking:
 
     def tables(self, y: np.ndarray, p: Any, draws: Resample, level: float) -> dict[str, pl.DataFrame]:
         hits = (looked_for(p, y).place <= self.shown).astype(np.float64)
-        shown = reliability(hits, expected_hits(p, self.shown), draws, level=level)[0]
+        shown = reliability(hits, expected_hits(p, self.shown), draws, level=level)
         return {"reliability": shown, "places": _by_place(p, y, self.shown)}
 
     def enough(self, y: np.ndarray) -> dict[str, int]:

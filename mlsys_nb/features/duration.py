@@ -72,6 +72,18 @@ def window_name(
 # %% ../../nbs/20_features/20_duration.ipynb #b18be8bf
 SESSION = "session"  # the unit of a window that no calendar tells
 
+
+def window_text(
+    window: "Window",  # Any
+) -> str:  # Part of a feature's name
+    "How a window is called."
+    if window.unit == SESSION:
+        limit = "" if window.most is None else f"_of_{window_name(window.most)}"
+        return f"{SESSION}_{window_name(window.length)}{limit}"
+    if window.unit:
+        return window.unit if not window.back else f"{window.unit}_{window.back}_back"
+    return window_name(window.length) + (f"_lag_{window_name(window.lag)}" if window.lag else "")
+
 # %% ../../nbs/20_features/20_duration.ipynb #29779484
 @dataclass(frozen=True)
 class Window:
@@ -83,15 +95,15 @@ class Window:
     zone: str = ""  # of that calendar
     back: int = 0  # how many periods ago
     early: bool = False  # moments are told a microsecond early, as a strict set does
+    most: int | None = None  # of a session: no further back than this; None: to its beginning
 
     @property
     def reach(self) -> int | None:
         "How far back from a moment it may look; None: to the beginning."
-        if self.unit == SESSION:
-            return None
-        if self.unit:
+        if self.unit and self.unit != SESSION:
             return LONGEST_DAYS[self.unit] * (self.back + 1) * DAY
-        return None if self.length is None else self.length + self.lag
+        length = self.most if self.unit else self.length
+        return None if length is None else length + self.lag
 
     @property
     def ends_now(self) -> bool:
@@ -100,16 +112,14 @@ class Window:
 
     def spec(self) -> Any:
         "The window as JSON: a length, a length and a lag, or a period."
+        if self.unit == SESSION:
+            return [SESSION, self.length, *([] if self.most is None else [self.most])]
         if self.unit:
-            return [SESSION, self.length] if self.unit == SESSION else [self.unit, self.zone, self.back]
+            return [self.unit, self.zone, self.back]
         return [self.length, self.lag] if self.lag else self.length
 
     def __str__(self) -> str:
-        if self.unit == SESSION:
-            return f"{SESSION}_{window_name(self.length)}"
-        if self.unit:
-            return self.unit if not self.back else f"{self.unit}_{self.back}_back"
-        return window_name(self.length) + (f"_lag_{window_name(self.lag)}" if self.lag else "")
+        return window_text(self)
 
     def bounds(self, t: int) -> tuple[int | None, int]:
         "What happened after the first and up to the second counts at t."
@@ -158,7 +168,7 @@ def window_from(
     "A window, read back."
     if isinstance(spec, list):
         if spec[0] == SESSION:
-            return Window(spec[1], unit=SESSION)
+            return Window(spec[1], unit=SESSION, most=spec[2] if len(spec) > 2 else None)
         return period(*spec) if isinstance(spec[0], str) else Window(spec[0], spec[1])
     return Window(spec)
 
@@ -190,12 +200,17 @@ def period(
 # %% ../../nbs/20_features/20_duration.ipynb #9d98c74d
 def session(
     gap: str | timedelta,  # The longest silence within it: "30min"
+    most: str | timedelta = "lifetime",  # How much of it is looked at: "1d" is its last day
 ) -> Window:  # For any window word
     "What goes on without a break, if it still does at the moment."
-    length = window_length(gap)
+    length, limit = window_length(gap), window_length(most)
     if length is None:
         raise ValueError(f"a gap is a length of time such as '30min', got {gap!r}")
-    return Window(length, unit=SESSION)
+    if limit is not None and limit < length:
+        raise ValueError(
+            f"a session is looked at for at least its gap, got gap={gap!r}, most={most!r}; take a longer most"
+        )
+    return Window(length, unit=SESSION, most=limit)
 
 
 def session_after(
@@ -205,4 +220,6 @@ def session_after(
     last: int,  # Its last event
 ) -> int:  # The moment where no session goes on
     "After what the session that goes on at a moment counts."
-    return first - 1 if t + window.early - last <= (window.length or 0) else t
+    if t + window.early - last > (window.length or 0):
+        return t
+    return first - 1 if window.most is None else max(first - 1, t - window.most)

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from ..data.frame import INTERNAL, misread
+from ..data.lists import LIST_ITEMS
 from .conditions import Condition, Field, condition_columns
 from .dtypes import POLARS, accepts, typed_column
 from ..system.markup import card, table
@@ -34,7 +36,10 @@ class Measure:
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
-            raise ValueError(f"a measure is one of {DTYPES}, got {self.dtype!r}; money is int in pence")
+            items = f"; {LIST_ITEMS}" if self.dtype.startswith("list") else ""
+            raise ValueError(
+                f"a measure is one of {DTYPES}, got {self.dtype!r}; money is int in pence{items}"
+            )
 
 # %% ../../nbs/20_features/20_events.ipynb #318a8a06
 SYSTEM_COLUMNS = ("event_id", "known_at", "retracted_at")
@@ -58,12 +63,7 @@ class Events:
             raise ValueError(
                 f"events {self.name!r} need keys typed int or text, got {self.keys}; e.g. {{'id': 'int'}}"
             )
-        names = [*self.keys, self.time, *typed, *SYSTEM_COLUMNS]
-        twice = sorted({n for n in names if names.count(n) > 1})
-        if twice:
-            raise ValueError(
-                f"columns of events {self.name!r} have one role each, got {twice} twice; rename one"
-            )
+        check_called(self)
 
     def __hash__(self) -> int:
         return hash((self.name, self.time, tuple(self.keys)))
@@ -85,6 +85,23 @@ class Events:
 
     def _repr_html_(self) -> str:
         return events_card(self)
+
+# %% ../../nbs/20_features/20_events.ipynb #eda6b371
+def check_called(
+    events: Events,  # A new declaration
+) -> None:  # Raises on the first broken rule
+    "Each column has a name, and one role."
+    names = [*events.keys, events.time, *events.columns, *SYSTEM_COLUMNS]
+    if odd := [n for n in names if misread(n)] + [k for k in events.keys if k == "moment"]:
+        raise ValueError(
+            f"columns of events {events.name!r} have names, no patterns, and none of the system's own (what begins with "
+            f"{INTERNAL}, a key called moment), got {odd}; rename them in the contract with as_="
+        )
+    twice = sorted({n for n in names if names.count(n) > 1})
+    if twice:
+        raise ValueError(
+            f"columns of events {events.name!r} have one role each, got {twice} twice; rename one"
+        )
 
 # %% ../../nbs/20_features/20_events.ipynb #00780745
 def events_card(

@@ -12,6 +12,7 @@ from datetime import timedelta
 from functools import cached_property
 from typing import Any
 
+from ..data.frame import misread
 from .aggregates import Aggregate, Feature, digest, nodes_of
 from .conditions import condition_of
 from .dtypes import LISTS
@@ -137,10 +138,12 @@ def check_feature_names(
     "Refuse a name that is another thing's; a request value that is itself a feature keeps its name."
     names, asked = set(features.names), [name for name, _ in features.plan.requests]
     itself = {f.name for f in features.features if f.op == "request" and f.params == (f.name,)}
-    taken = sorted((names & (reserved | times)) | (set(asked) & reserved))
+    taken = sorted(
+        (names & (reserved | times)) | (set(asked) & reserved) | {n for n in (*names, *asked) if misread(n)}
+    )
     if taken:
         raise ValueError(
-            f"names of features and request values are not those of keys or the moment, got {taken} in set {features.name!r}"
+            f"names of features and request values are no patterns, and not those of keys, the moment or the system, got {taken} in set {features.name!r}"
         )
     twice = sorted({n for n in asked if asked.count(n) > 1} | ((names & set(asked)) - itself))
     if twice:

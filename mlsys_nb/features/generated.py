@@ -175,7 +175,7 @@ def changes(
 ) -> list[int]:  # When it begins to be in the window, and when it leaves
     "The edges of an event's stay; that of a session ends a gap after an event, if nothing follows."
     if window.unit == SESSION:
-        return [t, t + (window.length or 0)]
+        return [t, t + (window.length or 0), t + (window.most or 0)]
     begin, gone = stay(window, np.array([t]))
     return [*begin.tolist(), *(() if gone is None else gone.tolist())]
 

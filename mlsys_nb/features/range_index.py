@@ -60,21 +60,32 @@ class Ranges:
         return best
 
 # %% ../../nbs/20_features/24_range_index.ipynb #232429ae
+AlikePairs = tuple[np.ndarray, np.ndarray]
+
+
+def alike_pairs(
+    entity: np.ndarray,  # Of the kept events, ascending
+    values: np.ndarray,  # Theirs
+) -> AlikePairs:  # Positions of the older and of the newer one
+    "Each event with the next one of the same entity and value."
+    order = np.lexsort((values, entity))
+    same = (entity[order[1:]] == entity[order[:-1]]) & (values[order[1:]] == values[order[:-1]])
+    return order[:-1][same], order[1:][same]
+
+
 def distinct_in_ranges(
     view: Ranges,  # What counts
     sweep: Sweep,  # The events
-    values: np.ndarray,  # The kept events' values
+    pairs: AlikePairs,  # Of the kept events
 ) -> np.ndarray:  # By moment
     "How many different values."
-    entity, time, start = (a[view.rows] for a in (sweep.entity, sweep.events.time, sweep.events.start))
-    order = np.lexsort((values, entity))
-    same = (entity[order[1:]] == entity[order[:-1]]) & (values[order[1:]] == values[order[:-1]])
-    older, newer = order[:-1][same], order[1:][same]
+    time, start = (a[view.rows] for a in (sweep.events.time, sweep.events.start))
+    older, newer = pairs
     begin, gone = stay(view.window, time)
     if gone is not None:
         together = gone[older] > np.maximum(start, begin)[newer]
         older, newer = older[together], newer[together]
-    begun, over = np.zeros(len(values), dtype=np.int64), np.zeros(len(values), dtype=np.int64)
+    begun, over = np.zeros(len(time), dtype=np.int64), np.zeros(len(time), dtype=np.int64)
     begun[newer], over[older] = 1, 1
     if gone is None:  # nobody ever leaves
         over = begun

@@ -183,14 +183,15 @@ def stretches(
 
 def going_on(
     seen: Sequence[EventVersion],  # All that is visible, by time
-    moment: datetime,  # T
+    now: "Situation",  # As of when, and how
     window: Window,  # A session
 ) -> list[EventVersion]:  # None when it is over
     "The events of the session that goes on."
     parts = stretches([v.time for v in seen], window.length or 0)
-    if not parts or moment - parts[-1][-1] > timedelta(microseconds=window.length or 0):
+    if not parts or now.moment - parts[-1][-1] > timedelta(microseconds=window.length or 0):
         return []
-    return [v for v in seen if v.time >= parts[-1][0]]
+    looked_at = Window(window.most)
+    return [v for v in seen if v.time >= parts[-1][0] and inside(v.time, now.moment, looked_at, now.strict)]
 
 # %% ../../nbs/20_features/29_reference.ipynb #316e813b
 def aggregate_value(
@@ -201,9 +202,7 @@ def aggregate_value(
     "One aggregate of one entity at one moment."
     kept = [v for v in found if v.counts(now.moment, part.window, now.strict)]
     if part.window.unit == "session":
-        kept = going_on(
-            [v for v in found if v.counts(now.moment, Window(), now.strict)], now.moment, part.window
-        )
+        kept = going_on([v for v in found if v.counts(now.moment, Window(), now.strict)], now, part.window)
     kept = [v for v in kept if part.where is None or truth(part.where, v.row) is True]
     if part.column:
         kept = [v for v in kept if clean(v.row[part.column]) is not None]

@@ -12,7 +12,7 @@ import numpy as np
 
 from .duration import Window
 from .range_index import Ranges, Spans, running_sums, spans
-from .sweep import Sweep, breaks, session_edges
+from .sweep import Sweep, breaks, looked_at, session_edges
 
 # %% ../../nbs/20_features/24_silence.ipynb #569fa192
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ def edges_in_spans(
     t, gap = sweep.asked.time, window.length or 0
     found = sessions_in_spans(whole, sweep, gap)
     goes_on = (found.number > 0) & (t + window.early - found.end <= gap)
-    return np.where(goes_on, found.begin - 1, t)
+    return np.where(goes_on, looked_at(window, t, found.begin - 1), t)
 
 
 def session_spans(

@@ -164,7 +164,9 @@ def session_begin(
     silent = np.flatnonzero(np.diff(times) > (window.length or 0))
     first = int(silent[-1]) + 1 if len(silent) else 0
     after = session_after(window, view.moment, int(times[first]), int(times[-1]))
-    return first if after < view.moment else view.n
+    if after >= view.moment:
+        return view.n
+    return first if window.most is None else max(first, bisect_right(view.times, after))
 
 # %% ../../nbs/20_features/27_visible.ipynb #f50c2391
 class Kept:

@@ -13,8 +13,10 @@ from .arithmetic import whole
 from .duration import SESSION
 from .events import NULL
 from mlsys_nb.features.range_index import (
+    AlikePairs,
     Ranges,
     Spans,
+    alike_pairs,
     distinct_in_ranges,
     distinct_in_spans,
     mode_in_spans,
@@ -95,6 +97,7 @@ def reduced(
     part: Aggregate,  # The aggregate
     view: VIEW,  # What counts
     wide: bool,  # Whether sums of its column need limbs
+    paired: dict[object, AlikePairs],  # By condition and column: the pairs that were found before
 ) -> tuple[np.ndarray, np.ndarray | None]:  # Values by moment, and which are known (None: all)
     "One aggregate of every moment."
     if part.op == "count":
@@ -109,7 +112,9 @@ def reduced(
         return squares(sweep, view, values), None
     if part.op == "count_distinct":
         if isinstance(view, Ranges):
-            return distinct_in_ranges(view, sweep, values), None
+            if (part.where, part.column) not in paired:
+                paired[part.where, part.column] = alike_pairs(sweep.entity[view.rows], values)
+            return distinct_in_ranges(view, sweep, paired[part.where, part.column]), None
         return distinct_in_spans(view, sweep, values), None
     if isinstance(view, Spans) and part.op == "mode":
         best = mode_in_spans(view, values)
@@ -136,7 +141,7 @@ def evaluate_windows(
         (p.where, p.column): kept_events(sweep, p) for p in {(p.where, p.column): p for p in parts}.values()
     }
     wide = {column for column in {p.column for p in parts if p.op == "sum"} if is_wide(sweep, column)}
-    answers = []
+    answers, pairs = [], dict[object, AlikePairs]()
     for part in parts:
         events = kept[part.where, part.column]
         rough = part.op == "mode" or (part.op == "count_distinct" and part.window.unit == SESSION)
@@ -148,5 +153,5 @@ def evaluate_windows(
             views[key] = (
                 ranges(sweep, part.window, events) if positions else make(sweep, part.window, events, depth)
             )
-        answers.append(reduced(sweep, part, views[key], part.column in wide))
+        answers.append(reduced(sweep, part, views[key], part.column in wide, pairs))
     return answers

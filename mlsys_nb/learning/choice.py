@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 
 from ..evaluation.ranked import looked_for
-from .alternatives import Among, alternatives, ranked
+from .alternatives import AT_ONCE, Among, alternatives, ranked
 from .link import Floats, Learner
 
 # %% ../../nbs/35_learning/35_choice.ipynb #91d69c8d
@@ -47,23 +47,35 @@ def _drawn(item: str, rows: pl.DataFrame, features: Sequence[str], label: str, s
     rng = np.random.default_rng(seed)
     if rows.height > _DECISIONS:
         rows = rows[np.sort(rng.choice(rows.height, _DECISIONS, replace=False))]
+    parts = [_drawn_part(item, part, features, label, rng) for part in rows.iter_slices(AT_ONCE)]
+    if not any(part[0].height for part in parts):
+        raise ValueError(
+            f"training needs decisions that chose one of several candidates, got none among {rows.height}; offer more "
+            "candidates"
+        )
+    sizes, found = np.concatenate([part[1] for part in parts]), sum(part[3] for part in parts)
+    y = np.column_stack(
+        [np.repeat(np.arange(len(sizes)), sizes), np.concatenate([part[2] for part in parts])]
+    )
+    drawn = pl.concat([part[0] for part in parts])
+    return Cases(drawn, y.astype(float), float((found + 0.5) / (rows.height + 1)))
+
+
+def _drawn_part(
+    item: str, rows: pl.DataFrame, features: Sequence[str], label: str, rng: np.random.Generator
+) -> tuple[pl.DataFrame, np.ndarray, np.ndarray, float]:
+    "What is drawn of some decisions: its rows, how many each has, which were chosen; and how many chose a candidate at all."
     long = alternatives(rows, item, features)
     sizes = np.diff(long.starts)
     unit = np.repeat(np.arange(len(sizes)), sizes)
     wanted = rows[label].cast(long.items.dtype).gather(unit)
     chosen = (long.items == wanted).fill_null(False).to_numpy()
-    teaches = (np.bincount(unit, chosen, len(sizes)) == 1) & (sizes > 1)
-    if not teaches.any():
-        raise ValueError(
-            f"training needs decisions that chose one of several candidates, got none among {rows.height}; offer more "
-            "candidates"
-        )
+    times = np.bincount(unit, chosen, len(sizes))
+    teaches = (times == 1) & (sizes > 1)
     share = np.minimum(1.0, _OTHERS / np.maximum(sizes - 1, 1))
     kept = teaches[unit] & (chosen | (rng.random(len(unit)) < share[unit]))
-    numbers = np.unique(unit[kept], return_inverse=True)[1]
-    y = np.column_stack([numbers, chosen[kept]]).astype(float)
-    inside = (np.bincount(unit, chosen, len(sizes)).sum() + 0.5) / (len(sizes) + 1)
-    return Cases(long.rows.filter(pl.Series(kept)), y, float(inside))
+    left = np.bincount(unit[kept], minlength=len(sizes))
+    return long.rows.filter(pl.Series(kept)), left[teaches], chosen[kept], float(times.sum())
 
 # %% ../../nbs/35_learning/35_choice.ipynb #e6753730
 def conditional_logit(

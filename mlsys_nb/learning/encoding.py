@@ -86,7 +86,7 @@ def codes(
         known = pl.Series(list(column.categories), dtype=pl.String)
         numbers = pl.Series(range(len(known)), dtype=pl.Float64)
         values = values.cast(pl.String).replace_strict(known, numbers, default=None, return_dtype=pl.Float64)
-    return values.cast(pl.Float64).fill_null(float("nan")).to_numpy()
+    return values.cast(pl.Float64).to_numpy()  # NaN where it is null
 
 # %% ../../nbs/35_learning/35_encoding.ipynb #fd7d6a51
 @dataclass(frozen=True)

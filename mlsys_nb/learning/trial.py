@@ -19,6 +19,7 @@ from .encoding import EncodedRows
 from .kept_trial import KeptTrials, rows_digest, trial_key
 from .link import Learner
 from .recency import within_lookback
+from .rival import rival_code, rivals_of
 from .rule import Rule
 from .train import Later, Prepared, fit_prepared, prepared_rows
 
@@ -97,7 +98,9 @@ def trial_of(task: Task, family: str, params: Mapping[str, float | int], origin:
     asked = {**params, **task.past}
     if task.kept is None:
         return _fitted(task, family, asked, origin)
-    key = trial_key({**task.facts, "family": family, "params": asked})
+    rival = rivals_of(task.learner.how.rivals).get(family)
+    theirs = {"rival": rival_code(rival)} if rival else {}
+    key = trial_key({**task.facts, **theirs, "family": family, "params": asked})
     if (found := task.kept.get(key)) is not None:
         figures, p = found
         return Trial(family, figures["params"], origin, figures["loss"], figures["ranking"], p)

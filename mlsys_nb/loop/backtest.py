@@ -14,13 +14,12 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from ..decisions.outcomes import labelled
 from ..decisions.record import with_requests
 from ..evaluation.bootstrap import Estimate, Resample, clusters, resample
 from ..evaluation.judge import Judge, in_words
 from ..features.events import POLARS
 from ..learning.train import Fitted, fit
-from .step import Context, evidence
+from .step import Context, evidence, labelled_since
 from ..monitoring.performance import by_period
 from ..problem.dataset import as_known, build_dataset, training_periods
 from ..problem.declaration import Problem
@@ -202,7 +201,7 @@ def backtest(
         return None
     number, since = _first_model(at, history)
     first = load_version(at.control, at.settings, at.problem, number)
-    made = labelled(at.settings, at.problem, at.now, at.lake).filter(pl.col("moment") >= since)
+    made = labelled_since(at).filter(pl.col("moment") >= since)
     made = evidence(at.control, at.problem.name, made.filter(source="batch"))
     judged = made.drop_nulls("label").sort("moment", *at.problem.entity)
     types = {name: POLARS[dtype] for name, dtype in first.features.requests.items()}

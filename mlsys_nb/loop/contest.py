@@ -6,7 +6,7 @@
 __all__ = ['Incumbent', 'Contest', 'ServedItself', 'Played', 'play', 'Machine', 'verdict_on']
 
 # %% ../../nbs/75_loop/76_contest.ipynb #cacd6bc4
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -14,10 +14,12 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from ..evaluation.gate import Inquiry, Predictions, RefitMove, gate
+from ..evaluation.bootstrap import clusters
+from ..evaluation.gate import Inquiry, Predictions, gate
 from ..evaluation.question import Question
-from ..evaluation.two_way import LevelWobble, wobble_of
-from ..evaluation.verdict import Verdict
+from ..evaluation.two_way import Clustered, LevelWobble, judged_mean, wobble_of
+from ..evaluation.verdict import RefitMove, Verdict
+from ..learning.kept_trial import KeptTrials, asked_once
 from ..learning.recipe import Recipe
 from ..learning.split import RollingOrigin, TooLittleData, rolling_origins
 from ..learning.train import Fitted, fit
@@ -49,6 +51,7 @@ class Contest:
     chosen_by: tuple[datetime, ...] = ()  # Periods by which a search chose the recipe: they do not judge it
     seed: int = 0
     threads: int = 1
+    kept: KeptTrials | None = None  # What fits have said before
 
     @property
     def opens(self) -> dict[datetime, datetime]:
@@ -93,6 +96,35 @@ def _wobble(contest: Contest, origins: tuple[RollingOrigin, ...]) -> LevelWobble
     judge = contest.problem.target.judge
     return wobble_of(judge, judge.outcomes(pl.concat(parts)), block)
 
+# %% ../../nbs/75_loop/76_contest.ipynb #a01f29c2
+_How = tuple[str, Mapping[str, Any]]  # Family and parameters
+
+
+def _learns(
+    c: Contest, who: str, periods: tuple[datetime, ...]
+) -> tuple[pl.DataFrame, tuple[str, ...], _How]:
+    "What somebody learns from, which columns of it, and how."
+    before = c.incumbent
+    recipe = before.recipe if before and who == "incumbent" else c.recipe
+    how: _How = ("rule", {}) if who == "rule" else (recipe.family, recipe.params)
+    rows = c.at(periods)
+    if before and who == "incumbent" and before.inputs:
+        labels = rows.select("label", "period")
+        seen = before.seen(rows).drop("label", "period", strict=False).with_columns(labels)
+        return seen, before.inputs, how
+    return rows, c.problem.inputs, how
+
+
+def _fit(contest: Contest, rows: pl.DataFrame, inputs: tuple[str, ...], how: tuple[str, Any]) -> Fitted:
+    (family, params), problem = how, contest.problem
+    engine: dict[str, Any] = {
+        "rule": problem.rule,
+        "learner": problem.learner,
+        "seed": contest.seed,
+        "threads": contest.threads,
+    }
+    return fit(family, rows, inputs, params=params, moment="period", **engine)
+
 # %% ../../nbs/75_loop/76_contest.ipynb #9582daa7
 class _Fits:
     "Every fit of a contest, made once."
@@ -106,33 +138,21 @@ class _Fits:
         if who == "incumbent" and before and before.recipe.hash == c.recipe.hash:
             who = "challenger"
         if (who, periods) not in self.made:
-            recipe = before.recipe if before and who == "incumbent" else c.recipe
-            rows, inputs = c.at(periods), c.problem.inputs
-            if before and who == "incumbent" and before.inputs:
-                labels = rows.select("label", "period")
-                rows, inputs = (
-                    before.seen(rows).drop("label", "period", strict=False).with_columns(labels),
-                    before.inputs,
-                )
-            how = ("rule", {}) if who == "rule" else (recipe.family, recipe.params)
-            self.made[who, periods] = _fit(c, rows, inputs, how)
+            self.made[who, periods] = _fit(c, *_learns(c, who, periods))
         return self.made[who, periods]
 
     def predicted(self, who: str, periods: tuple[datetime, ...], rows: pl.DataFrame) -> Any:
-        before = self.contest.incumbent
-        fitted = self.of(who, periods)
-        return fitted.predict(before.seen(rows) if before and who == "incumbent" and before.inputs else rows)
-
-
-def _fit(contest: Contest, rows: pl.DataFrame, inputs: tuple[str, ...], how: tuple[str, Any]) -> Fitted:
-    (family, params), problem = how, contest.problem
-    engine: dict[str, Any] = {
-        "rule": problem.rule,
-        "learner": problem.learner,
-        "seed": contest.seed,
-        "threads": contest.threads,
-    }
-    return fit(family, rows, inputs, params=params, moment="period", **engine)
+        "What somebody's fit on some periods says of rows; it may have been asked before."
+        c, before = self.contest, self.contest.incumbent
+        other = before is not None and who == "incumbent" and bool(before.inputs)
+        asked = before.seen(rows) if before and other else rows
+        answer = lambda: self.of(who, periods).predict(asked)
+        if c.kept is None or other or c.problem.target.among:
+            return answer()
+        learnt, inputs, (family, params) = _learns(c, who, periods)
+        fixed = repr((c.problem.rule, c.problem.learner, c.seed))
+        facts = {"family": family, "params": dict(params), "inputs": inputs, "fixed": fixed}
+        return asked_once(c.kept, (learnt, asked.drop("origin", strict=False)), facts, answer)
 
 # %% ../../nbs/75_loop/76_contest.ipynb #177628f0
 def _rival(fits: _Fits, origin: RollingOrigin, rows: pl.DataFrame) -> Any | None:
@@ -238,12 +258,41 @@ def _moves(
 ) -> RefitMove:
     "How far the shipped fit is from the newest judged one, and how far successive ones were from each other."
     judge = fits.contest.problem.target.judge
-    apart = lambda a, b, part: float(judge.distance(a.predict(part), b.predict(part)).mean())
-    judged = [fits.of("challenger", known) for known in taught]
-    steps = zip(judged, judged[1:], rows[1:], strict=False)
-    return RefitMove(apart(shipped, judged[-1], rows[-1]), max((apart(*step) for step in steps), default=0.0))
+    said = lambda known, part: fits.predicted("challenger", known, part)
+    apart = lambda p, q: float(judge.distance(p, q).mean())
+    steps = zip(taught, taught[1:], rows[1:], strict=False)
+    usual = max((apart(said(a, part), said(b, part)) for a, b, part in steps), default=0.0)
+    far = apart(shipped.predict(rows[-1]), said(taught[-1], rows[-1]))
+    return RefitMove(far, usual, _asked_for(fits, taught[-1], rows[-1]) if far > 2 * usual else 0.0)
+
+# %% ../../nbs/75_loop/76_contest.ipynb #d741d125
+def _asked_for(fits: _Fits, known: tuple[datetime, ...], newest: pl.DataFrame) -> float:
+    "What moving saves, at least, for each half of the newest entities when the other half has taught it."
+    contest = fits.contest
+    judge, who = contest.problem.target.judge, clusters(newest, contest.problem.keys)
+    if min(judge.enough(judge.outcomes(newest["label"])).values()) < 2:
+        return 0.0
+    halves = [newest.filter(pl.Series(who % 2 == side)) for side in (0, 1)]
+    saved = np.concatenate([_saved(fits, known, newest, part) for part in halves if part.height])
+    entity = np.concatenate([who[who % 2 == side] for side in (0, 1)])
+    rows = Clustered(entity, np.zeros(len(entity), dtype=np.int64), LevelWobble((), 1))
+    return max(judged_mean(saved, rows, np.zeros(0), contest.problem.limits.level).low, 0.0)
 
 
+def _saved(fits: _Fits, known: tuple[datetime, ...], newest: pl.DataFrame, part: pl.DataFrame) -> np.ndarray:
+    "What some of the newest entities lose less by a fit that all the others have taught."
+    contest, judge = fits.contest, fits.contest.problem.target.judge
+    keys, back, last = list(contest.problem.keys), contest.recipe.lookback, max(contest.opens)
+    taught = contest.rows.filter(pl.col("period") >= last - back) if back else contest.rows
+    fresh, strangers = pl.col("period") >= newest["period"].min(), part.select(keys).unique()
+    taught = pl.concat([taught.filter(~fresh), taught.filter(fresh).join(strangers, on=keys, how="anti")])
+    moved = _fit(contest, taught, contest.problem.inputs, (contest.recipe.family, contest.recipe.params))
+    y = judge.outcomes(part["label"])
+    said = (fits.predicted("challenger", known, part), moved.predict(part))
+    before, after = (judge.losses(y, judge.checked(y, p)[1]) for p in said)
+    return np.asarray(before - after)
+
+# %% ../../nbs/75_loop/76_contest.ipynb #60cdc310
 def _nothing(contest: Contest, n: int) -> str:
     "Why nothing can be judged."
     days = contest.problem.matures_after / timedelta(days=1)

@@ -34,7 +34,7 @@ from mlsys_nb.loop.retrain import (
 from .skew import certified
 from .stand_in import against_champion, stand_by, stand_in
 from .step import Context, Shown, StepResult, anew, reaching
-from .upkeep import ask_for_labels, consult, told_besides, tried
+from .upkeep import ask_for_labels, consult, power_before, rolled_back, told_besides, tried
 from .watch import watch_drift
 from ..monitoring.alerts import Alert, close_replaced, from_drift, from_performance, record
 from ..monitoring.drift import DriftReport
@@ -144,7 +144,7 @@ def monitor(at: Context) -> Monitored:
     note |= {"drift alerts": list(drift.alerts), "told": dict(drift.told)}
     early = judged.filter("early").height if "early" in judged.columns else 0
     note |= {"early outcomes": early}
-    note |= told_besides(at, model, judged, performance)
+    note |= told_besides(at, model, performance)
     note |= {
         "conflicts": waiting.height,
         "days kept": kept.archived,
@@ -176,6 +176,8 @@ class Trained(StepResult):
         if c := self.candidate:
             parts += [c.verdict, c.examined, c.evaluation, c.tuned, c.dataset]
         told = {"reason": self.reason, **({"rule": self.rule} if self.rule else {})}
+        words = {"power": "what could be seen, as known before", "intervals": "stated gains, and what came"}
+        told |= {said: self.outputs[name] for name, said in words.items() if name in self.outputs}
         head = card(f"Decision: {self.decision}", told, tone=tone)
         return head + "".join(part._repr_html_() for part in parts if part is not None)
 
@@ -297,19 +299,19 @@ def retrain(at: Context, *, n_trials: int = 12, seed: int = 0) -> Trained:
 
 
 def _carried(at: Context, asked: Upkeep, work: str, *, n_trials: int, seed: int) -> Trained:
-    "Do what the policy asks for, through the gate that fits it."
+    "Do what the policy asks for, through the gate that fits it, or leave it to a person."
+    if asked.action not in at.problem.cadence.automatic:
+        said = f"{asked.action} is left to a person (cadence: automatic): {asked.reason}"
+        return _finish(at, Trained("kept", said, asked), at.champion)
     if asked.action == "recalibrate":
         return _recalibrated(at, asked, work, seed)
-    if asked.action in ("threshold", "roll back"):  # a person's: costs are declared, and a rollback holds
-        return _finish(
-            at, Trained("kept", f"{asked.action} is for a person to do: {asked.reason}", asked), at.champion
-        )
+    if asked.action == "roll back":
+        return _rolled_back(at, asked)
     if asked.action == "rule":
         return replace(_rule_asked(at, seed), policy=asked)
     recipe = recipe_of(at.model) if asked.action == "refresh" and at.model else None
-    if recipe and recipe.features != at.problem.features.hash:
-        recipe = None  # other features are another recipe
-    return _trained(at, work, asked, recipe=recipe, n_trials=n_trials, seed=seed)
+    same = recipe and recipe.features == at.problem.features.hash  # other features are another recipe
+    return _trained(at, work, asked, recipe=recipe if same else None, n_trials=n_trials, seed=seed)
 
 # %% ../../nbs/75_loop/79_pipeline.ipynb #7eca1b02
 def _recalibrated(at: Context, asked: Upkeep, work: str, seed: int) -> Trained:
@@ -325,13 +327,21 @@ def _recalibrated(at: Context, asked: Upkeep, work: str, seed: int) -> Trained:
     holder = carry_out(at, noted)
     return _finish(at, Trained(*_became(at, noted, holder), asked, release=noted, remedy=remedy), holder)
 
+# %% ../../nbs/75_loop/79_pipeline.ipynb #6f7a4968
+def _rolled_back(at: Context, asked: Upkeep) -> Trained:
+    "The champion before this one serves again, and is held until a person resumes."
+    holder = rolled_back(at, asked.reason)
+    return _finish(
+        at, Trained("rolled back", f"version {holder.version} serves again: {asked.reason}", asked), holder
+    )
+
 # %% ../../nbs/75_loop/79_pipeline.ipynb #c72a0667
 def _finish(at: Context, done: Trained, holder: Champion) -> Trained:
     "The same, with what the record must hold."
     outputs: dict[str, Any] = {"decision": done.decision, "reason": done.reason, "champion": holder.version}
     if done.release:
         outputs["candidate"] = done.release.version
-    told = {"rule": done.rule, "intervals": held_of(at.control, at.problem.name)}
+    told = {"rule": done.rule, "intervals": held_of(at.control, at.problem.name), "power": power_before(at)}
     if p := done.policy:
         told |= {"policy": p.reason, "action": p.action, "otherwise": p.counterfactual}
     outputs |= {name: text for name, text in told.items() if text}

@@ -33,6 +33,7 @@ class ChampionState:
     waiting_days: float = 0.0  # Since the oldest outcome that should be known was due
     avoidable: str = ""  # What a correction of its answers would have saved, in words
     corrected: bool = False  # It is an older model with a correction
+    power: str = ""  # What a gate could see, beforehand and in words
     hold: str = ""  # Why nothing moves by itself
     attempts: tuple[Attempt, ...] = ()
 
@@ -49,13 +50,9 @@ class ChampionState:
     def miscalibrated(self) -> bool:
         return any(_about_calibration(a) for a in self.alerts if a.kind == "performance")
 
-    @property
-    def dear(self) -> bool:
-        return any(a.subject.startswith("cost") for a in self.alerts if a.kind == "performance")
-
 
 def _about_calibration(alert: Alert) -> bool:
-    return alert.subject.startswith(("calibration", "coverage"))
+    return alert.subject.startswith(("calibration", "coverage", "cost"))
 
 # %% ../../nbs/75_loop/76_policy.ipynb #acd4c347
 @dataclass(frozen=True)
@@ -68,6 +65,7 @@ class Upkeep:
     passed: tuple[str, ...] = ()  # Cheaper actions that do not fit, and why
     counterfactual: str = ""
     trouble: bool = False  # Something is wrong, or this is upkeep
+    power: str = ""  # What the gate that will be asked can see, and when it could see more
 
     @property
     def acts(self) -> bool:
@@ -78,6 +76,7 @@ class Upkeep:
         facts = {"reason": self.reason, "also": "; ".join(self.reasons[1:]) or "nothing else"}
         facts |= {"passed over": "; ".join(self.passed)} if self.passed else {}
         facts |= {"otherwise": self.counterfactual} if self.counterfactual else {}
+        facts |= {"what can be seen": self.power} if self.power else {}
         name = f"version care: {self.action}"
         return card(name.capitalize(), facts, tone="good" if self.action == "nothing" else "warn")
 
@@ -86,8 +85,6 @@ def _passed(state: ChampionState, cadence: Cadence, action: str) -> str:
     "Why an action does not fit; empty where it does."
     if action == "recalibrate" and not state.miscalibrated:
         return "recalibrate: it is not the calibration that is off"
-    if action == "threshold" and (state.miscalibrated or not state.dear):
-        return "threshold: it is not the point from which one acts that is off"
     if action == "recalibrate" and state.corrected:
         return f"recalibrate: version {state.champion} carries a correction already"
     mended = [a for a in _since_search(state.attempts) if a.action == "refresh" and a.trouble]
@@ -173,14 +170,13 @@ def decide(
     if state.hold:
         return Upkeep("nothing", state.hold, (state.hold, *reasons), (), f"without the hold: {chosen.action}")
     trouble = any(rung.ground.trouble for rung in rungs)
-    found = Upkeep(chosen.action, reasons[0], reasons, chosen.passed, trouble=trouble)
-    return found if not state.avoidable else _with_price(found, state)
+    power = state.power if chosen.action in _TRAININGS else ""
+    return Upkeep(chosen.action, reasons[0], reasons, chosen.passed, _price(state), trouble, power)
 
 
-def _with_price(found: Upkeep, state: ChampionState) -> Upkeep:
-    "The same, with what doing nothing would go on costing."
-    cost = f"left alone, version {state.champion} goes on losing {state.avoidable}"
-    return Upkeep(found.action, found.reason, found.reasons, found.passed, cost, found.trouble)
+def _price(state: ChampionState) -> str:
+    "What doing nothing would go on costing, where that is known."
+    return f"left alone, version {state.champion} goes on losing {state.avoidable}" if state.avoidable else ""
 
 
 def _seen(state: ChampionState) -> str:

@@ -129,7 +129,11 @@ def train_candidate(
     if question is Question.REFRESH:
         _newer(dataset, before)
     chosen_by = split.valid if split else ()
-    contest = Contest(problem, dataset.frame, made, before, question, chosen_by, seed, at.settings.threads)
+    engine: dict[str, Any] = {
+        "threads": at.settings.threads,
+        "kept": KeptTrials(at.settings.trials / f"{problem.name}.origins"),
+    }
+    contest = Contest(problem, dataset.frame, made, before, question, chosen_by, seed, **engine)
     LOG.info("playing %s, as of every origin, on %d rows", made, dataset.frame.height)
     return _judge(at, dataset, tuned, contest, certificate)
 

@@ -70,7 +70,10 @@ class Scoped(StepResult):
         return card(f"Scope of {self.problem}: {self.verdict}", told, body=body, tone=tone)
 
 # %% ../../nbs/75_loop/77_scope.ipynb #6ae114bd
-_MOST = 20_000  # rows: enough to see whether there is something to see
+_MOST, _CHOICES = (
+    20_000,
+    2_000,
+)  # rows, decisions among candidates: enough to see whether there is something to see
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,8 @@ class _Rows:
 # %% ../../nbs/75_loop/77_scope.ipynb #bdc2c43d
 def _parts(problem: Problem, dataset: Dataset, split: Split, seed: int) -> _Rows:
     parts = [split.rows(dataset.labelled(), part) for part in ("known", "holdout")]
-    known, holdout = (p if p.height <= _MOST else p.sample(_MOST, seed=seed) for p in parts)
+    most = _MOST if problem.target.among is None else _CHOICES
+    known, holdout = (p if p.height <= most else p.sample(most, seed=seed) for p in parts)
     return _Rows(problem, dataset, known, holdout, seed)
 
 

@@ -32,15 +32,19 @@ def aspects_of(lens: Lens) -> tuple[Aspect, ...]:
         return (*each, *(Aspect(name, "share", weight) for name, weight in rest))
     _, _, lean = moments(lens, lens.scores)
     _, _, wide = moments(lens, _influence(lens))
-    own = (Aspect("location", "location", 0.5, lean), Aspect("spread", "spread", 0.2, wide))
+    two = sum(mass > 0 for mass in lens.masses) < 3  # of a yes or no the share says all
+    own = (
+        Aspect("location", "location", 0.7 if two else 0.6, lean),
+        Aspect("spread", "spread", 0.05 if two else 0.15, wide),
+    )
     return (
         *own,
-        Aspect("stuck", "stuck", 0.05),
-        Aspect("outside", "share", 0.1),
+        Aspect("stuck", "stuck", 0.03),
+        Aspect("outside", "share", 0.07),
         Aspect("missing", "share", 0.15),
     )
 
-
+# %% ../../nbs/60_monitoring/60_aspect.ipynb #6ea37904
 def moments(lens: Lens, score: np.ndarray) -> tuple[float, float, float]:
     "Mean, standard deviation and skewness of a score in the reference."
     mass = np.array(lens.masses)

@@ -7,7 +7,7 @@ __all__ = ['autocorrelation', 'tail_score', 'tails', 'Behaviour', 'limit', 'seas
 
 # %% ../../nbs/60_monitoring/60_control_chart.ipynb #87f11f1c
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -17,12 +17,16 @@ import numpy as np
 _LAGS = (*(i / 20 for i in range(20)), 0.98)
 
 
-def _quiet_paths(n_paths: int, n_periods: int, autocorrelation: float, seed: int) -> np.ndarray:
-    "Simulated quiet histories: stationary normal series in which neighbours are correlated."
-    paths = np.random.default_rng(seed).standard_normal((n_paths, n_periods))
+def _quiet_paths(
+    n_paths: int, n_periods: int, autocorrelation: float, seed: int, lasting: float = 1.0
+) -> np.ndarray:
+    "Simulated quiet histories: normal series in which neighbours are correlated, but for what is drawn anew."
+    rng = np.random.default_rng(seed)
+    paths = rng.standard_normal((n_paths, n_periods))
     for i in range(1, n_periods):
         paths[:, i] = autocorrelation * paths[:, i - 1] + np.sqrt(1 - autocorrelation**2) * paths[:, i]
-    return paths
+    fresh = rng.standard_normal(paths.shape) if lasting < 1 else 0.0
+    return np.asarray(np.sqrt(lasting) * paths + np.sqrt(1 - lasting) * fresh)
 
 
 def _neighbour_correlation(series: np.ndarray) -> np.ndarray:
@@ -41,16 +45,13 @@ def _measures(n_periods: int, quantile: float, seed: int) -> np.ndarray:
 # %% ../../nbs/60_monitoring/60_control_chart.ipynb #9bf90450
 def autocorrelation(
     series: np.ndarray,  # One row a part, one column a period
-    noise: float = 0.0,  # Variance that drawing rows at random gives each value
     seed: int = 0,
 ) -> float:  # Between 0 and 0.98; the cautious end of what the series allows
     "How strongly neighbouring periods resemble each other."
     measured = _neighbour_correlation(series)
     if series.shape[1] < 4 or np.isnan(measured).all():
         return _LAGS[-1]
-    real = np.clip(1 - noise / np.maximum(series.var(axis=1, ddof=1), 1e-18), 0, 1)[~np.isnan(measured)]
     typical = float(np.nanmedian(measured))
-    typical /= max(float(np.median(real)), 0.3) if typical > 0 else 1.0
     return float(np.interp(typical, _measures(series.shape[1], _caution(series), seed), _LAGS))
 
 
@@ -138,6 +139,9 @@ class Behaviour:
     autocorrelation: float = 0.0
     freedom: float = np.inf  # Of the curve that periods lie on
     prior: float = 0.0  # Degrees of freedom that other parts lend to the spread
+    lasting: float = (
+        1.0  # Share of the variance in which neighbours are alike; the rest is drawn anew each period
+    )
 
     @property
     def own(self) -> float:
@@ -151,21 +155,25 @@ def _grid(freedom: float) -> np.ndarray:
     near = np.geomspace(1.0, 12.0, 40)
     return np.r_[0.5, near, np.geomspace(14, 4000, 16) if np.isinf(freedom) else np.geomspace(14, 30, 5)]
 
+# %% ../../nbs/60_monitoring/60_control_chart.ipynb #81c66e6e
+@lru_cache(maxsize=256)
+def _pasts(of: Behaviour) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    "Simulated references: the last value of each, its centre and its squared spread."
+    paths = _quiet_paths(3_000, of.periods, of.autocorrelation, 1, of.lasting)
+    return paths[:, -1], *_centre_spread(_distance(paths, of.freedom), of.freedom)
 
-@lru_cache(maxsize=128)
+
+@lru_cache(maxsize=16)
 def _histories(of: Behaviour) -> tuple[np.ndarray, np.ndarray]:
     "Simulated references: the last value of each, and the true score that would just be scored as each of the grid."
-    paths = _quiet_paths(3_000, of.periods, of.autocorrelation, seed=1)
-    true = np.ones(len(paths))
+    last, centre, square = _pasts(replace(of, prior=0.0))
+    true = np.ones(len(last))
     if 0 < of.prior < np.inf:
-        true = np.sqrt(of.prior / np.random.default_rng(2).chisquare(of.prior, len(paths)))
-    centre, square = _centre_spread(true[:, None] * _distance(paths, of.freedom), of.freedom)
-    common = np.exp(
-        np.log(square / true**2).mean() + _bias(of.own)
-    )  # smaller than 1 where neighbours are alike
-    spread = np.sqrt(_moderated(square, common, of.prior, of.own))
-    edge = (centre + _distance(_grid(of.freedom), of.freedom)[:, None] * spread) / true
-    return paths[:, -1], tail_score(edge, of.freedom)
+        true = np.sqrt(of.prior / np.random.default_rng(2).chisquare(of.prior, len(last)))
+    common = np.exp(np.log(square).mean() + _bias(of.own))  # smaller than 1 where neighbours are alike
+    spread = np.sqrt(_moderated(square * true**2, common, of.prior, of.own)) / true
+    edge = centre + _distance(_grid(of.freedom), of.freedom)[:, None] * spread
+    return last, tail_score(edge, of.freedom)
 
 
 def _bias(own: float) -> float:
@@ -179,15 +187,16 @@ def _moderated(square: Any, common: float, prior: float, own: float) -> Any:
     return common + 0 * square if np.isinf(prior) else (prior * common + own * square) / (prior + own)
 
 # %% ../../nbs/60_monitoring/60_control_chart.ipynb #80283446
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=8192)
 def _tails_beyond(of: Behaviour, window: int, gap: int) -> np.ndarray:
     "Logarithm of the odds that a quiet chart exceeds each score of the grid, on either side."
     from scipy.special import ndtr
 
     last, edge = _histories(of)
     after = gap + np.arange(window)
-    fade, apart = np.power(of.autocorrelation, after), np.abs(after[:, None] - after[None, :])
-    variance = (np.power(of.autocorrelation, apart) - np.outer(fade, fade)).mean()
+    fade, apart = of.lasting * np.power(of.autocorrelation, after), np.abs(after[:, None] - after[None, :])
+    anew = (1 - of.lasting) * np.eye(window)
+    variance = (of.lasting * np.power(of.autocorrelation, apart) + anew - np.outer(fade, fade)).mean()
     beyond = 2 * ndtr((fade.mean() * last - edge) / max(float(variance), 1e-12) ** 0.5).mean(axis=1)
     return np.log(np.maximum(beyond, 1e-300))
 
@@ -231,6 +240,7 @@ class Quiet:
     effects: np.ndarray  # What each position of the season adds, one row a part
     behaviours: tuple[Behaviour, ...]
     skew: np.ndarray  # Of one row
+    bend: np.ndarray  # Skewness of periods that drawing rows does not explain
     rows: float  # Typical, of a reference period
 
     def scores(
@@ -248,8 +258,15 @@ class Quiet:
         freedoms = np.array([b.freedom for b in self.behaviours])
         for freedom in set(freedoms.tolist()):
             z[freedoms == freedom] = tail_score(u[freedoms == freedom], freedom)
-        lean = np.clip(self.skew[:, None] * rows**-2.0 / noise**3, -0.6, 0.6)
-        return np.asarray(z - lean * (np.minimum(z * z, 36) - 1) / 6)
+        z = _unskewed(z, np.clip(self.skew[:, None] * rows**-2.0 / noise**3, -0.6, 0.6))
+        nearer = _unskewed(z, self.bend[:, None])
+        return np.where(np.abs(nearer) < np.abs(z), nearer, z)
+
+# %% ../../nbs/60_monitoring/60_control_chart.ipynb #9b710c1b
+def _unskewed(z: np.ndarray, skew: np.ndarray) -> np.ndarray:
+    "The normal score of a skewed one."
+    g = np.where(np.abs(skew) < 1e-4, 1e-4, skew)
+    return np.asarray(6 / g * (np.cbrt(np.maximum(1 + g * z / 2, 1e-9)) - 1) + g / 6)
 
 # %% ../../nbs/60_monitoring/60_control_chart.ipynb #3c3af3aa
 def _prior(square: np.ndarray, own: float) -> tuple[float, float]:
@@ -262,7 +279,7 @@ def _prior(square: np.ndarray, own: float) -> tuple[float, float]:
         return 0.0, float(known.mean()) if len(known) else 0.0
     e = np.log(known) + _bias(own)
     free = len(known) - 1
-    unlike = e.var(ddof=1) * free / chi2.ppf(0.25, free) - polygamma(1, own / 2)
+    unlike = e.var(ddof=1) * free / chi2.ppf(0.4, free) - polygamma(1, own / 2)
     if unlike <= 0:
         return np.inf, float(np.exp(e.mean()))
     lent = np.array([3.0, 6.0, 12.0, 25.0, 50.0, 100.0, 200.0])
@@ -291,9 +308,12 @@ def quiet_from(
         centre[at], square[at], found = _group(rest[at], real[at] * (length - 1), floor)
         for i, one in zip(at, found, strict=True):
             behaviours[i] = one
-    square *= 1 + real * length / m
-    bent = np.zeros(len(series)) if skew is None else skew
-    return Quiet(centre, np.maximum(square, floor), effects, tuple(behaviours), bent, 1 / floor)
+    square = np.maximum(square * (1 + real * length / m), floor)
+    lean, bend = np.zeros(len(series)) if skew is None else skew, np.zeros(len(series))
+    for word in (w for w in dict.fromkeys(alike) if w.startswith(("location", "share"))):
+        at = np.flatnonzero((np.array(alike) == word) & (np.ptp(rest, axis=1) > 1e-9))
+        bend[at] = _bend(rest[at], lean[at] * floor**2 / square[at] ** 1.5, [behaviours[i] for i in at])
+    return Quiet(centre, square, effects, tuple(behaviours), lean, bend, 1 / floor)
 
 # %% ../../nbs/60_monitoring/60_control_chart.ipynb #40738f9a
 def _group(
@@ -305,7 +325,6 @@ def _group(
     if moves.any() and m >= 8:
         freedom[moves] = tails(rest[moves])
     centre, square, found = rest.mean(axis=1), np.zeros(len(rest)), [Behaviour(m)] * len(rest)
-    rho = _likeness(rest[moves], floor)
     for nu in set(freedom.tolist()):
         mine = freedom == nu
         centre[mine], square[mine] = _centre_spread(rest[mine], nu)
@@ -314,17 +333,44 @@ def _group(
         prior, common = _prior(np.where(moves, square, 0.0)[mine], own)
         square[mine] = np.where(moves[mine], _moderated(square[mine], common, prior, own), 0.0)
         for i in np.flatnonzero(mine):
-            likeness = rho[int(moves[:i].sum())] if moves[i] else 0.0
-            found[i] = Behaviour(m, likeness, nu, prior if moves[i] else np.inf)
+            found[i] = Behaviour(m, 0.0, nu, prior if moves[i] else np.inf)
+    told = zip(np.flatnonzero(moves), *_likeness(rest[moves], floor, square[moves]), strict=True)
+    for i, rho, lasting in told:
+        found[i] = replace(found[i], autocorrelation=float(rho), lasting=float(lasting))
     return centre, square, found
 
 
-def _likeness(series: np.ndarray, floor: float) -> np.ndarray:
-    "The autocorrelation to reckon with, part by part, in steps of a tenth: that of all, or a part's own if clearly higher."
+_STEPS = np.array([0.0, 0.1, 0.2, 0.35, 0.5, 0.7, 1.0])
+_RHOS = np.array([0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, _LAGS[-1]])
+
+
+def _likeness(series: np.ndarray, floor: float, square: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    "Part by part: autocorrelation of what lasts (that of all, or a part's own if clearly higher), and its share of the spread."
     if not len(series):
-        return np.zeros(0)
-    common, m = autocorrelation(series, floor), series.shape[1]
+        return np.zeros(0), np.ones(0)
+    common, m = autocorrelation(series), series.shape[1]
     if m < 4:
-        return np.full(len(series), common)
-    own = np.interp(_neighbour_correlation(series), _measures(m, 0.75, 0), _LAGS)
-    return np.minimum(np.ceil(np.maximum(own, common) * 10 - 0.3) / 10, _LAGS[-1])
+        return np.full(len(series), common), np.ones(len(series))
+    own = np.interp(_neighbour_correlation(series), _measures(m, 0.9, 0), _LAGS)
+    doubt = 0.674 * (2 / (m - 1) / len(series)) ** 0.5
+    real = np.clip(1 - floor / np.maximum(square, floor) + doubt, 0, 1)
+    lasting = _STEPS[np.searchsorted(_STEPS, real - 0.03)]
+    most = np.minimum(0.5 + 0.5 * lasting, _LAGS[-1])  # what hardly lasts tells hardly how long it does
+    rho = np.minimum(np.maximum(own, common) / np.maximum(lasting, 0.05), most)
+    return _RHOS[np.searchsorted(_RHOS, rho - 0.02)] * (lasting > 0), lasting
+
+# %% ../../nbs/60_monitoring/60_control_chart.ipynb #e4776233
+def _bend(rest: np.ndarray, drawn: np.ndarray, of: list[Behaviour]) -> np.ndarray:
+    "Skewness of periods beyond what drawing rows explains: that of all, or a part's own, where it is clear."
+    m, bend = rest.shape[1], np.zeros(len(rest))
+    tame = np.array([b.freedom >= 10 for b in of], bool)
+    if m < 20 or not tame.any():
+        return bend
+    d = rest[tame] - rest[tame].mean(axis=1, keepdims=True)
+    more = (d**3).mean(axis=1) / (d**2).mean(axis=1) ** 1.5 - drawn[tame]
+    cube = np.array([b.lasting * b.autocorrelation for b in of])[tame] ** 3
+    doubt = np.sqrt(6 / m * (1 + cube) / (1 - cube))
+    common = float(more.mean())
+    common *= abs(common) > 1.5 * float((doubt**2).sum()) ** 0.5 / len(more)
+    bend[tame] = np.clip(np.where(np.abs(more - common) > 2.5 * doubt, more, common), -1, 1)
+    return bend

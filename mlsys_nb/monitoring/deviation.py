@@ -82,6 +82,7 @@ class Trend:
     slope: np.ndarray  # A day
     level: np.ndarray  # At the end of the reference
     doubt: np.ndarray  # Variance of the slope
+    off: np.ndarray  # How far the last reference periods lay beside the line
     middle: float  # Day
     end: float
 
@@ -92,13 +93,14 @@ class Trend:
         level = series.mean(axis=1) + slope * (days[-1] - days.mean())
         rest = series - series.mean(axis=1, keepdims=True) - slope[:, None] * t
         doubt = (rest**2).sum(axis=1) / max(len(days) - 2, 1) / max(float(t @ t), 1e-9)
-        return replace(self, slope=slope, level=level, doubt=doubt)
+        return replace(self, slope=slope, level=level, doubt=doubt, off=rest[:, -3:].mean(axis=1))
 
     def rest(self, values: np.ndarray, days: np.ndarray) -> np.ndarray:
         "What the trend does not explain; inside its corridor nothing is left."
         line = self.level[:, None] + self.slope[:, None] * (days - self.end)
         ahead = days > self.end
-        low, high = np.minimum(self.level[:, None], line), np.maximum(self.level[:, None], line)
+        low = np.minimum(self.level[:, None], line) + np.minimum(self.off, 0)[:, None]
+        high = np.maximum(self.level[:, None], line) + np.maximum(self.off, 0)[:, None]
         left = np.where(ahead, values - np.clip(values, low, high), values - line)
         return np.where(self.growing[:, None], left, values)
 
@@ -108,7 +110,7 @@ def _trend(profile: Profile, of: Series, days: np.ndarray) -> Trend:
     asked = np.array([profile.lenses[i].feature in profile.lifetime for i in of.lens])
     tau = _tau(of.values) if m >= 5 else none
     growing = np.abs(tau) >= np.where(asked, 0.4 if m >= 8 else 0.8, 0.8)
-    return Trend(growing, none, none, none, float(days.mean()), float(days[-1])).of(of.values, days)
+    return Trend(growing, none, none, none, none, float(days.mean()), float(days[-1])).of(of.values, days)
 
 # %% ../../nbs/60_monitoring/61_deviation.ipynb #48ab23fe
 @dataclass(frozen=True)
@@ -168,14 +170,18 @@ def _held(
     skew = np.array([part.skew for part in known.parts])
     alike = [part.alike for part in known.parts]
     own = trend.of(before, periods)
+    skew = skew * (-2.0 if before is known.natural else 1.0)
     quiet = quiet_from(own.rest(before, periods), known.rows, alike, place, length, skew)
     rest = own.rest(now, later)
     moved = np.nan_to_num(rest - quiet.centre[:, None] - quiet.effects[:, here])
-    ahead = own.growing[:, None] * own.doubt[:, None] * (later - own.middle) ** 2
-    grown = np.nan_to_num(now - before.mean(axis=1, keepdims=True))
+    grown = own.growing[:, None] * np.nan_to_num(now - before.mean(axis=1, keepdims=True))
+    ahead = own.growing[:, None] * own.doubt[:, None] * (later - own.middle) ** 2 + (_BENDS * grown) ** 2
     follows = _follows(known, np.where(own.growing[:, None], 0, moved), 0.2, 2) + ahead
-    follows += _follows(known, np.where(own.growing[:, None], grown, 0), 0.4, 1)
+    follows += _follows(known, grown, 0.4, 1)
     return quiet, moved, np.nan_to_num(quiet.scores(rest, rows, here, follows))
+
+
+_BENDS = 0.2  # real growth misses its straight line by such a share: values move in lumps, past the last cell
 
 
 def _follows(known: Series, moved: np.ndarray, share: float, power: int) -> np.ndarray:

@@ -140,4 +140,8 @@ def counts_from(
     shape: Sequence[int],  # Periods, groups, cells; -1 for what follows
 ) -> np.ndarray:
     "The counts that were packed."
-    return np.frombuffer(zlib.decompress(base64.b64decode(text)), "<i4").astype(np.int64).reshape(shape)
+    try:
+        told = zlib.decompress(base64.b64decode(text, validate=True))
+        return np.frombuffer(told, "<i4").astype(np.int64).reshape(shape)
+    except (ValueError, zlib.error) as e:
+        raise DriftError(f"sketches are whole or nothing, these are damaged ({e}); count them anew") from e

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PRIOR', 'PRIOR_FREE', 'Spread', 'between_periods', 'season', 'without_season', 'period_wobble', 'apart_of', 'Wobble',
-           'wobbles']
+           'wobbles', 'figures_of']
 
 # %% ../../nbs/60_monitoring/61_wobble.ipynb #c2e1c086
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from ..evaluation.evaluate import Evaluation, evaluate
+from ..evaluation.bootstrap import resample
+from ..evaluation.evaluate import Evaluation
 from ..evaluation.judge import Judge
 
 # %% ../../nbs/60_monitoring/61_wobble.ipynb #e984d537
@@ -195,7 +196,10 @@ def _at(
     length = _length(known["period"].unique().sort())
     look, whole = _looks(known["period"], together)
     rows = [np.flatnonzero(look == k) for k in range(min(whole, _NEWEST))]
-    values, n = [_values(judge, y, p, at) for at in rows], np.array([float(len(at)) for at in rows])
+    values, n = (
+        [figures_of(judge, y[at], p[at]) if len(at) else {} for at in rows],
+        np.array([float(len(at)) for at in rows]),
+    )
     size = max(float(judge.levels(y).std(axis=0).max()), 1e-12)
     outcomes = _of_looks(judge, known, look, whole, window + (together - 1) * length)
     figures = {}
@@ -222,12 +226,22 @@ def _of_looks(
     return _of_outcomes(judge, rows.with_columns(pl.col("period").max().over("_look")), "period", window)
 
 # %% ../../nbs/60_monitoring/61_wobble.ipynb #d0d83a6a
-def _values(judge: Judge, y: np.ndarray, p: Any, rows: np.ndarray) -> dict[str, float | None]:
-    "The watched figures of some rows."
-    if not len(rows):
-        return {}
-    found = evaluate(judge, y[rows], p[rows], repeats=2).figures
-    return {name: found[name].value for name in judge.watched if name in found}
+def figures_of(
+    judge: Judge,
+    y: np.ndarray,
+    p: Any,  # In the judge's form
+) -> dict[str, float | None]:
+    "The watched figures of some rows, as `evaluate` has them, without intervals and tables."
+    y, p = judge.checked(y, p)
+    more = judge.figures(y, p, resample(len(y), repeats=2), 0.95)
+    rank, loss, gap = judge.ranking(y, p)[0], judge.losses(y, p).mean(), judge.bias(y, p).mean()
+    found = {
+        judge.ranks: None if np.isnan(rank) else float(rank),
+        judge.loss: float(loss),
+        "calibration_gap": float(gap),
+    }
+    found |= {name: x.value for name, x in more.items()}
+    return {name: found[name] for name in judge.watched if name in found}
 
 
 def _row_noise(evaluation: Evaluation, name: str) -> float:

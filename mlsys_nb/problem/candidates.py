@@ -257,7 +257,7 @@ def _lists(
     return found.with_columns(pl.all().fill_null(pl.lit([], dtype=pl.List(pl.Null))))
 
 
-_AT_ONCE = 4_000  # Rows whose candidates are laid out at a time
+_AT_ONCE = 1_000  # Rows whose candidates are laid out at a time
 
 
 def beside(

@@ -151,7 +151,13 @@ def content_digest(
     for name in lists:
         sizes = frame[name].list.len().fill_null(0)
         found.update(sizes.to_numpy().tobytes())
-        found.update(frame[name].filter(sizes > 0).explode().to_frame().write_csv(null_value="\\N").encode())
+        there, header = frame.select(name).filter(sizes > 0), True
+        for part in (
+            there.iter_slices(1_000) if there.height else (there,)
+        ):  # as one text, without ever holding all of it
+            written = part.explode(name).write_csv(null_value="\\N", include_header=header)
+            found.update(written.encode())
+            header = False
     return found.hexdigest()
 
 # %% ../../nbs/40_problem/44_dataset.ipynb #bb3ba923

@@ -82,6 +82,8 @@ def register(
             name: manifest[name]
             for name in ("family", "params", "training", "metrics", "dataset", "simulated")
         }
+        if "recipe" in manifest:  # refreshes of one recipe share a memory
+            summary["recipe"] = manifest["recipe"]
         row = VersionRow(package.problem, 0, package.digest, path, at, run_id, summary=summary)
         added = add_version(control, row)
         if added.status == "retired":

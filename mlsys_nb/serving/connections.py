@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
-from .refusal import Refusal, error_body
+from .refusal import PROBLEM_JSON, Refusal, error_body
 
 # %% ../../nbs/55_serving/58_connections.ipynb #f4098ddc
 @dataclass
@@ -47,7 +47,7 @@ def _bytes_of(refusal: Refusal) -> bytes:
     "A refusal as it goes over the line, where there is no request to answer."
     body, reason = error_body(refusal), {408: "Request Timeout", 431: "Header Fields Too Large"}
     head = f"HTTP/1.1 {refusal.status} {reason.get(refusal.status, 'Service Unavailable')}\r\n"
-    said = {"content-type": "application/json", "content-length": len(body), "connection": "close"}
+    said = {"content-type": PROBLEM_JSON, "content-length": len(body), "connection": "close"}
     lines = "".join(f"{name}: {value}\r\n" for name, value in {**said, **refusal.headers}.items())
     return f"{head}{lines}\r\n".encode() + body
 

@@ -10,6 +10,7 @@ __all__ = ['MAX_ENTITIES', 'not_on_disk', 'predict', 'unreadable', 'outcome', 'd
 import asyncio
 from collections.abc import Mapping
 from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
 import orjson
@@ -20,9 +21,10 @@ from ..decisions.record import Decision
 from ..decisions.segments import DamagedRecord
 from ..problem.target import NoOutcome
 from ..release.explanation import explain
+from .access import Caller
 from .guard import read_object
 from .predictor import Predictor, entity_named, values_named
-from .refusal import Refusal, clipped, error_body
+from .refusal import Refusal, clipped, error_of
 from .state import OpenService
 from ..system.group_commit import Waiting
 from ..system.settings import MlsysError
@@ -101,7 +103,7 @@ def _submitted(service: OpenService, decision: Decision) -> Waiting[Decision]:
 # %% ../../nbs/55_serving/58_endpoints.ipynb #1dcbad2f
 def _because(service: OpenService, decision: Decision) -> dict[str, Any]:
     "The parts of an answer's margin; an answer that is made is given, explained or not."
-    model, told = service.predictor.model, f"mlsys explain {decision.problem} {decision.decision_id}"
+    model, told = service.predictor.model, f"mlsys explain {decision.decision_id}"
     if decision.version != model.version:
         return {
             "cannot_say": f"version {decision.version} gave this answer, version {model.version} serves now; {told}"
@@ -186,7 +188,7 @@ async def _predict_many(
             _count(service, answer)
             shown.append(_shown(next(decisions), with_features, service.log.durable))
         else:
-            shown.append({"entity": entity, **orjson.loads(error_body(answer))})
+            shown.append({"entity": entity, "error": error_of(answer)})
     return _warned(service, {"predictions": shown})
 
 # %% ../../nbs/55_serving/58_endpoints.ipynb #8bc1b504
@@ -222,8 +224,15 @@ async def _find(service: OpenService, decision_id: str) -> Decision:
     recent = service.log.recent(decision_id)
     if recent is not None:
         return recent
+    with service.lookups.place():
+        return await _found(service, decision_id)
+
+
+async def _found(service: OpenService, decision_id: str) -> Decision:
+    "A decision of the log's files."
+    look, name = partial(find_decision, service.settings), service.problem.name
     try:
-        return await asyncio.to_thread(find_decision, service.settings, service.problem.name, decision_id)
+        return await asyncio.to_thread(look, name, decision_id)
     except UnknownDecision as e:
         rule = f"a decision id comes from an answer about {service.problem.name!r}"
         raise Refusal(404, rule, clipped(decision_id), "check the id") from e
@@ -238,10 +247,11 @@ async def _find(service: OpenService, decision_id: str) -> Decision:
 async def outcome(
     service: OpenService,  # The open service
     body: bytes,  # A JSON object
+    caller: Caller,  # Who says so
 ) -> Any:  # What the ledger made of it
     "Take in what became of a decision."
-    asked = read_object(body, frozenset({"decision_id", "outcome", "actor", "correction", "reviewer"}))
-    decision_id, actor = _text(asked, "decision_id"), _text(asked, "actor")
+    asked = read_object(body, frozenset({"decision_id", "outcome", "correction", "reviewer"}))
+    decision_id = _text(asked, "decision_id")
     if decision_id is None:
         raise Refusal(
             422, "an outcome names its decision", "no decision_id", "send the decision_id of the answer"
@@ -251,8 +261,10 @@ async def outcome(
     except NoOutcome as e:
         raise Refusal(422, e.rule, clipped(asked.get("outcome")), e.remedy) from e
     flags = {name: _flag(asked, name) for name in ("correction", "reviewer")}
+    if flags["reviewer"]:
+        caller.needs("operate", "a reviewer's word")
     await _find(service, decision_id)
-    posted = Outcome(decision_id, label, service.now(), actor or "", **flags)
+    posted = Outcome(decision_id, label, service.now(), caller.name, **flags)
     try:
         posting = await asyncio.to_thread(service.ledger.post, [posted])
     except (MlsysError, OSError) as e:
@@ -300,7 +312,8 @@ async def contradictions(
     service: OpenService,  # The open service
 ) -> Any:
     "Outcomes that contradict what counts, and wait for somebody to settle them with a correction."
-    found = await asyncio.to_thread(conflicts, service.settings, service.problem.name)
+    with service.lookups.place():
+        found = await asyncio.to_thread(conflicts, service.settings, service.problem.name)
     rows = [{**row, "known_at": row["known_at"].isoformat()} for row in found.to_dicts()]
     return {"contradictions": rows}
 

@@ -12,7 +12,7 @@ from typing import Any
 from ..data.intake import Intake, Post, Receipt
 from .endpoints import not_on_disk
 from .guard import read_json
-from .refusal import Refusal, clipped
+from .refusal import Refusal, clipped, problem_of
 from .state import OpenService
 from ..system.settings import MlsysError
 from ..system.suggestion import did_you_mean
@@ -61,8 +61,7 @@ def answer_of(receipt: Receipt) -> tuple[int, dict[str, Any]]:  # Status and bod
         said["ignored"] = [clipped_text(name) for name in receipt.ignored[:20]]
     if len(bad) < len(fates):
         return 202, said
-    first = {"rule": bad[0]["rule"], "got": bad[0]["got"], "remedy": _MEND}
-    return 422, {"error": first, **said}
+    return 422, {**problem_of(Refusal(422, str(bad[0]["rule"]), str(bad[0]["got"]), _MEND)), **said}
 
 
 def clipped_text(text: str, limit: int = 200) -> str:

@@ -18,7 +18,8 @@ from typing import Any
 
 import orjson
 
-from .refusal import Refusal, clipped, error_body
+from .access import Access
+from .refusal import PROBLEM_JSON, Refusal, clipped, error_body
 
 # %% ../../nbs/55_serving/57_guard.ipynb #d95d2454
 MAX_DEPTH = 32
@@ -130,7 +131,7 @@ async def send_refusal(
 ) -> None:
     "Answer one request with a refusal."
     body = error_body(refusal)
-    said = {"content-type": "application/json", "content-length": str(len(body)), **refusal.headers}
+    said = {"content-type": PROBLEM_JSON, "content-length": str(len(body)), **refusal.headers}
     headers = [(name.encode(), value.encode()) for name, value in said.items()]
     if close:
         headers.append((b"connection", b"close"))
@@ -223,11 +224,35 @@ async def _arrived(limits: RequestLimits, scope: Scope, receive: Receive) -> byt
         raise Refusal(408, rule, "one that had not arrived by then", "send the body at once") from e
 
 # %% ../../nbs/55_serving/57_guard.ipynb #1a2f81a2
+async def _begun(
+    access: Access | None, limits: RequestLimits, scope: Scope, receive: Receive
+) -> bytes | None:
+    "The body of a request whose head was found good; the caller stands in its scope."
+    if access is not None:
+        scope["caller"] = access.admitted(scope)
+    return await _arrived(limits, scope, receive)
+
+
+def _crowded(access: Access | None, limits: RequestLimits, scope: Scope, inside: int) -> Refusal | None:
+    "Why a whole request is not worked on now."
+    if inside >= limits.concurrency and scope["path"] not in limits.always:
+        rule = f"the service works on at most {limits.concurrency} requests at once"
+        return Refusal(503, rule, "one more", "try again after a second", retry_after=1)
+    try:
+        if access is not None:
+            access.count(scope["caller"])
+    except Refusal as e:
+        return e
+    return None
+
+# %% ../../nbs/55_serving/57_guard.ipynb #1128e74a
 def guard(
     app: App,  # Any ASGI application
     limits: RequestLimits,  # What every request is held to
+    access: Access
+    | None = None,  # Who may ask; None: whoever reaches it, for an application without a network
 ) -> App:  # The same application behind the limits
-    "Wrap `app` so that slow, huge and too many requests are refused, and no error leaves as a traceback."
+    "Wrap `app` so that strangers, slow, huge and too many requests are refused, and no error leaves as a traceback."
     inside = 0
 
     async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
@@ -237,15 +262,12 @@ def guard(
                 await app(scope, receive, send)
             return
         try:
-            body = await _arrived(limits, scope, receive)
+            body = await _begun(access, limits, scope, receive)
         except Refusal as e:
             await send_refusal(send, e, close=True)
             return
-        if inside >= limits.concurrency and scope["path"] not in limits.always:
-            rule = f"the service works on at most {limits.concurrency} requests at once"
-            await send_refusal(
-                send, Refusal(503, rule, "one more", "try again after a second", retry_after=1)
-            )
+        if (why := _crowded(access, limits, scope, inside)) is not None:
+            await send_refusal(send, why)
         elif body is not None:
             inside += 1
             try:

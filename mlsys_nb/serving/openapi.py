@@ -12,78 +12,19 @@ from typing import Any
 from ..features.dtypes import LISTS
 from ..problem.candidates import MOST_GIVEN
 from ..problem.declaration import Problem
+from .access import NEEDS
+from mlsys_nb.serving.answers import (
+    ABOUT_EVENTS,
+    ABOUT_MODEL,
+    ABOUT_OUTCOMES,
+    CLOSED,
+    json_content,
+    plain_object,
+    responses_of,
+)
+from .keys import ROLES
 from .predictor import MOST_ITEMS
 from ..system.markup import page, table
-
-# %% ../../nbs/55_serving/58_openapi.ipynb #711dd9dd
-_ERRORS: Mapping[int, tuple[str, str, str, str]] = {
-    400: ("Not JSON", "the body is one JSON value in UTF-8, with finite numbers and whole characters", "b'{'",
-          "send valid JSON (RFC 8259)"),
-    404: ("Unknown", "an entity has been seen before", "{'id': 1}", "check the id"),
-    408: ("Too slow", "a request takes at most 10 s", "a body that had not arrived by then", "send the body at once"),
-    409: ("Conflict", "a request_id names one request", "another entity under 'r-1'", "use a new request_id"),
-    413: ("Too large", "a body has at most 65536 bytes", "70000 bytes or more", "send less at once"),
-    422: ("Wrong value", "id is of type int", "'13085' of type str", "send int"),
-    503: ("Not now", "a champion serves predictions", "no champion yet", "promote a version, then try again"),
-}  # fmt: skip
-
-# %% ../../nbs/55_serving/58_openapi.ipynb #5fe52ccf
-_ABOUT_OUTCOMES: Mapping[int, tuple[str, str, str, str]] = {
-    404: ("Unknown decision", "a decision id comes from an answer of this service", "'h1-77-0000000000000000'", "check the id"),
-    409: ("Contradiction", "one outcome of a decision counts: 1, said by 'shop' at 2010-12-31T09:00:00+00:00", "outcome 0",
-          'it is kept for review; if it is right, send it with "correction": true'),
-    422: ("Wrong value", "outcome is 1 (it happened) or 0 (it did not)", "2", "send 0 or 1"),
-    410: ("Gone", "a decision is found while the log has it", "'retired'", "ask the operator"),
-    503: ("Not now", "an answer is given when it is on disk", "'No space left on device'", "tell the operator"),
-}  # fmt: skip
-
-_ABOUT_MODEL: Mapping[int, tuple[str, str, str, str]] = {
-    404: (
-        "Unknown problem",
-        "this service answers for one problem",
-        "'other'",
-        "ask /v1/ and the problem's name",
-    ),
-}
-
-_ABOUT_EVENTS: Mapping[int, tuple[str, str, str, str]] = {
-    404: ("Unknown source", "this service takes events of visits", "'visit'", "post to /v1/events/visits"),
-    422: ("None keeps the contract", "page: unlike pattern", "page: start does not look like ^/",
-          "mend it and send it again; as it came it stays in the quarantine of its source"),
-    503: ("Not now", "an answer is given when it is on disk", "'No space left on device'", "tell the operator, and try again later"),
-}  # fmt: skip
-
-# %% ../../nbs/55_serving/58_openapi.ipynb #63458de2
-_ERROR_SCHEMA: Mapping[str, Any] = {
-    "type": "object",
-    "required": ["error"],
-    "properties": {
-        "error": {
-            "type": "object",
-            "required": ["rule", "got", "remedy"],
-            "properties": {
-                "rule": {"type": "string", "description": "What the service demands"},
-                "got": {"type": "string", "description": "What came instead, clipped"},
-                "remedy": {"type": "string", "description": "What to do"},
-            },
-        }
-    },
-}
-
-
-def _json(schema: Mapping[str, Any], example: Any) -> dict[str, Any]:
-    return {"application/json": {"schema": dict(schema), "example": example}}
-
-
-def _responses(
-    answer: tuple[Mapping[str, Any], Any], *errors: int, special: Mapping[int, tuple[str, str, str, str]] = {}
-) -> dict[int | str, Any]:
-    found: dict[int | str, Any] = {200: {"description": "The answer", "content": _json(*answer)}}
-    for status in errors:
-        title, rule, got, remedy = {**_ERRORS, **special}[status]
-        example = {"error": {"rule": rule, "got": got, "remedy": remedy}}
-        found[status] = {"description": title, "content": _json(_ERROR_SCHEMA, example)}
-    return found
 
 # %% ../../nbs/55_serving/58_openapi.ipynb #744e827a
 _TYPES = {"int": "integer", "text": "string", "bool": "boolean", "float": "number"}
@@ -191,22 +132,18 @@ def _ask(problem: Problem) -> tuple[dict[str, Any], dict[str, Any]]:
 
 # %% ../../nbs/55_serving/58_openapi.ipynb #928916df
 def _body(schema: Mapping[str, Any], example: Any) -> dict[str, Any]:
-    return {"requestBody": {"required": True, "content": _json(schema, example)}}
-
-
-def _plain(description: str, example: Any) -> tuple[dict[str, Any], Any]:
-    return {"type": "object", "description": description}, example
+    return {"requestBody": {"required": True, "content": json_content(schema, example)}}
 
 
 def _ready() -> dict[int | str, Any]:
-    yes = _plain(
-        "Whether predictions can be served",
+    yes = plain_object(
+        "Whether predictions can be served; without the role view only that",
         {"ready": True, "version": 3, "detail": "serving version 3", "warnings": []},
     )
-    no = _plain(
+    no = plain_object(
         "Why they cannot", {"ready": False, "version": None, "detail": "no champion yet", "warnings": []}
     )
-    return {**_responses(yes), 503: {"description": "Not ready", "content": _json(*no)}}
+    return {**responses_of(yes), 503: {"description": "Not ready", "content": json_content(*no)}}
 
 
 _REPEATS = (
@@ -245,8 +182,13 @@ def _events(problem: Problem) -> dict[str, Any]:
 
 def _event_answers() -> dict[int | str, Any]:
     counts = {"accepted": 1, "corrected": 0, "repeated": 0, "quarantined": []}
-    errors = _responses(_plain("", {}), 400, 404, 408, 413, 422, 503, special=_ABOUT_EVENTS)
-    taken = {"description": "What became of the events", "content": _json(*_plain("Counts", counts))}
+    errors = responses_of(
+        plain_object("", {}), *CLOSED, 400, 404, 408, 413, 415, 422, 503, special=ABOUT_EVENTS
+    )
+    taken = {
+        "description": "What became of the events",
+        "content": json_content(*plain_object("Counts", counts)),
+    }
     return {202: taken, **{status: said for status, said in errors.items() if status != 200}}
 
 # %% ../../nbs/55_serving/58_openapi.ipynb #0a7c03e1
@@ -255,18 +197,17 @@ def _outcome(problem: Problem) -> tuple[dict[str, Any], dict[str, Any]]:
     label = problem.target.schema()
     flags = {
         "correction": "true: this one counts from now on, whatever was said before",
-        "reviewer": "true: a reviewer says so, whose word stands above others'",
+        "reviewer": "true: a reviewer says so, whose word stands above others'; needs the role operate",
     }
     schema = {
         "type": "object", "required": ["decision_id", "outcome"], "additionalProperties": False,
         "properties": {
             "decision_id": {"type": "string"}, "outcome": label,
-            "actor": {"type": "string", "description": "Who says so"},
             **{name: {"type": "boolean", "description": told} for name, told in flags.items()},
         },
     }  # fmt: skip
     example = label["enum"][-1] if "enum" in label else label.get("example", 12.5)
-    return schema, {"decision_id": "h1-77-8d1c2f3a9b0e4d5f", "outcome": example, "actor": "shop"}
+    return schema, {"decision_id": "h1-77-8d1c2f3a9b0e4d5f", "outcome": example}
 
 # %% ../../nbs/55_serving/58_openapi.ipynb #0476a97b
 def operations(
@@ -274,8 +215,10 @@ def operations(
 ) -> dict[str, dict[str, Any]]:  # Route name -> keyword arguments of the route
     "What the service's routes take and give."
     ask, prediction = _ask(problem), _prediction(problem)
-    receipt = _plain("What the ledger made of it", {"decision_id": "h1-77-8d1c2f3a9b0e4d5f", "status": "new"})
-    card = _plain("The manifest", {"version": 3, "digest": "9f2c...", "family": "boosting"})
+    receipt = plain_object(
+        "What the ledger made of it", {"decision_id": "h1-77-8d1c2f3a9b0e4d5f", "status": "new"}
+    )
+    card = plain_object("The manifest", {"version": 3, "digest": "9f2c...", "family": "boosting"})
     waits = {
         "decision_id": "h1-77-8d1c2f3a9b0e4d5f",
         "label": 1,
@@ -284,22 +227,37 @@ def operations(
         "other_actor": "call centre",
     }
     waits["known_at"] = "2010-12-31T09:00:00+00:00"
-    disputed = _plain("The review queue", {"contradictions": [waits]})
-    posted = (400, 404, 408, 409, 413, 422, 503)
+    disputed = plain_object("The review queue", {"contradictions": [waits]})
+    posted = (*CLOSED, 400, 404, 408, 409, 413, 415, 422, 503)
     return {
         "predictions": {"summary": "Predict for one entity, or several", "openapi_extra": _body(*ask),
-                        "description": _REPEATS, "responses": _responses(prediction, *posted)},
+                        "description": _REPEATS, "responses": responses_of(prediction, *posted)},
         "outcomes": {"summary": "Say what became of a decision", "openapi_extra": _body(*_outcome(problem)),
-                     "description": _CORRECTIONS, "responses": _responses(receipt, *posted, special=_ABOUT_OUTCOMES)},
+                     "description": _CORRECTIONS, "responses": responses_of(receipt, *posted, special=ABOUT_OUTCOMES)},
         "events": {"summary": "Say what happened: one event, or many", "openapi_extra": _events(problem),
                    "description": _COUNTED_ONCE, "responses": _event_answers()},
-        "decision": {"summary": "A decision as it was served", "responses": _responses(prediction, 404, 410, 503, special=_ABOUT_OUTCOMES)},
-        "model": {"summary": "The model that serves", "responses": _responses(card, 404, 503, special=_ABOUT_MODEL)},
-        "contradictions": {"summary": "Outcomes that wait for a correction", "responses": _responses(disputed, 404, special=_ABOUT_MODEL)},
-        "healthz": {"summary": "Is the process alive", "responses": _responses(_plain("Alive", {"alive": True}))},
+        "decision": {"summary": "A decision as it was served", "responses": responses_of(prediction, *CLOSED, 404, 410, 503, special=ABOUT_OUTCOMES)},
+        "model": {"summary": "The model that serves", "responses": responses_of(card, *CLOSED, 404, 503, special=ABOUT_MODEL)},
+        "contradictions": {"summary": "Outcomes that wait for a correction", "responses": responses_of(disputed, *CLOSED, 404, 503, special=ABOUT_MODEL)},
+        "healthz": {"summary": "Is the process alive", "responses": responses_of(plain_object("Alive", {"alive": True}))},
         "readyz": {"summary": "Can it serve predictions", "responses": _ready()},
-        "metrics": {"summary": "Figures for Prometheus", "responses": {200: {"description": "Text format"}}},
+        "metrics": {"summary": "Figures for Prometheus", "responses": {
+            200: {"description": "Text format", "content": {"text/plain": {"schema": {"type": "string"}}}},
+            **{status: said for status, said in responses_of(plain_object("", {}), *CLOSED).items() if status != 200}}},
     }  # fmt: skip
+
+# %% ../../nbs/55_serving/58_openapi.ipynb #5db41f85
+_ROUTE = {"decision": "decisions"}  # Where an operation is not called what its route is
+_SCHEME = {
+    "type": "http", "scheme": "bearer",
+    "description": "A key with the role that the operation names. "
+    + "; ".join(f"{role}: {does}" for role, does in ROLES.items()),
+}  # fmt: skip
+
+
+def _security(route: str) -> list[dict[str, list[str]]]:
+    "Which role a route asks for; none where everybody may ask."
+    return [{"key": [need]}] if (need := NEEDS[route]) else []
 
 # %% ../../nbs/55_serving/58_openapi.ipynb #d8f6eee4
 _PATHS = {
@@ -324,26 +282,40 @@ def openapi_document(
         kept = dict(told[name])
         about = {**kept.pop("openapi_extra", {}), **kept, "operationId": name}
         about["responses"] = {str(status): said for status, said in kept["responses"].items()}
+        about["security"] = _security(_ROUTE.get(name, name))
         if part:
             where = {"name": part, "in": "path", "required": True, "schema": {"type": "string"}}
             about["parameters"] = [where]
         paths[path.format(problem.name)] = {method: about}
     title = f"{problem.title}: {problem.question}"
-    return {"openapi": "3.1.0", "info": {"title": title, "version": "1"}, "paths": paths}
+    about = {"title": title, "version": "1"}
+    return {
+        "openapi": "3.1.0",
+        "info": about,
+        "paths": paths,
+        "components": {"securitySchemes": {"key": _SCHEME}},
+    }
 
 # %% ../../nbs/55_serving/58_openapi.ipynb #b58a5b61
 def api_page(
     description: Mapping[str, Any],  # An OpenAPI document
 ) -> str:  # A page of HTML that makes no request
     "The OpenAPI document, readable."
-    rows, details = [], []
+    rows, details = list[dict[str, Any]](), list[dict[str, Any]]()
     for path, methods in description["paths"].items():
         for method, operation in methods.items():
             name = f"{method.upper()} {path}"
             statuses = ", ".join(sorted(map(str, operation["responses"])))
             about = operation.get("description", "")
+            role = ", ".join(r for way in operation.get("security", ()) for r in way["key"])
             rows.append(
-                {"request": name, "what": operation.get("summary", ""), "answers": statuses, "rules": about}
+                {
+                    "request": name,
+                    "what": operation.get("summary", ""),
+                    "role": role,
+                    "answers": statuses,
+                    "rules": about,
+                }
             )
             details += [
                 {"request": name, "part": part, "example": text} for part, text in _examples(operation)
@@ -361,7 +333,7 @@ def _examples(operation: Mapping[str, Any]) -> list[tuple[str, str]]:
         **{str(s): r for s, r in operation["responses"].items()},
     }
     found = {
-        name: part.get("content", {}).get("application/json", {}).get("example")
+        name: next((kind.get("example") for kind in part.get("content", {}).values()), None)
         for name, part in parts.items()
     }
     return [(name, json.dumps(example)) for name, example in found.items() if example is not None]

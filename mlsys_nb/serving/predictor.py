@@ -15,13 +15,13 @@ import numpy as np
 import polars as pl
 
 from ..decisions.record import Decision
+from ..decisions.selection import case_name
 from ..features.dtypes import LISTS
 from ..features.feature_set import FeatureSet
 from ..problem.candidates import MOST_GIVEN
 from ..problem.declaration import ASKED, Problem
 from ..release.package import Model
 from .refusal import Refusal, clipped
-from ..system.clock import micros
 
 # %% ../../nbs/55_serving/55_predictor.ipynb #2ff62a4a
 _KINDS: dict[str, type] = {"int": int, "text": str, "bool": bool}
@@ -223,7 +223,7 @@ def decided(
     }  # candidates are read beside them
     eligible = problem.population.admits(features)
     choice = problem.target.decide(float(p) if np.ndim(p) == 0 else p, costs)
-    spared = problem.lots.explore and bool(problem.lots.spared([(*entity.values(), micros(asked[0]))])[0])
+    spared = problem.lots.explore and bool(problem.lots.spared([case_name(problem, entity, asked[0])])[0])
     acts = eligible and choice.score >= predictor.least and not spared
     action = choice.action if acts else predictor.declined
     return Decision(

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from ..problem.declaration import Problem, load_problem
+from .access import Access, Caller
 from .connections import Connections, limited_protocol
 from mlsys_nb.serving.endpoints import (
     contradictions,
@@ -31,8 +32,9 @@ from mlsys_nb.serving.endpoints import (
 )
 from .events import events
 from .guard import App, Receive, RequestLimits, Scope, Send, guard
+from .keys import first_key
 from .openapi import api_page, openapi_document
-from .refusal import Refusal, clipped, error_body
+from .refusal import PROBLEM_JSON, Refusal, clipped, error_body
 from .reload import watch
 from .state import OpenService, open_service, readiness
 from .telemetry import Metrics, measured, shared_counts
@@ -54,7 +56,8 @@ class _Answer(NamedTuple):
 
 
 def _json(value: Any, status: int = 200) -> _Answer:
-    return _Answer(orjson.dumps(value), status)
+    kind = (b"content-type", PROBLEM_JSON.encode() if 400 <= status < 500 else b"application/json")
+    return _Answer(orjson.dumps(value), status, (kind,))
 
 
 def _text(content: bytes, kind: str) -> _Answer:
@@ -62,7 +65,7 @@ def _text(content: bytes, kind: str) -> _Answer:
 
 
 def _error(refusal: Refusal, allowed: str = "") -> _Answer:
-    said = {"content-type": "application/json", **refusal.headers, **({"allow": allowed} if allowed else {})}
+    said = {"content-type": PROBLEM_JSON, **refusal.headers, **({"allow": allowed} if allowed else {})}
     headers = tuple((name.encode(), value.encode()) for name, value in said.items())
     return _Answer(error_body(refusal), refusal.status, headers)
 
@@ -80,6 +83,7 @@ class _Life:
     def __init__(self, settings: Settings, problem: Problem, parent: int | None = None) -> None:
         self.settings, self.problem, self.metrics = settings, problem, Metrics(problem.name)
         self.parent = parent  # The process that looks after this one
+        self.access = Access(settings)
         self.service: Any = None
 
     def open(self) -> None:
@@ -89,6 +93,7 @@ class _Life:
     def close(self) -> None:
         if self.service is not None:
             self.service.close()
+            self.access.close()
             self.service = None
 
     async def end_with(self, parent: int | None) -> None:
@@ -114,19 +119,19 @@ class _Life:
         await send({"type": "lifespan.shutdown.complete"})
 
 # %% ../../nbs/55_serving/59_service.ipynb #52fcbf32
-_Work = Callable[[OpenService, str, bytes], Awaitable[_Answer]]
+_Work = Callable[[OpenService, str, bytes, Caller], Awaitable[_Answer]]
 
 
-async def _events(service: OpenService, name: str, body: bytes) -> _Answer:
+async def _events(service: OpenService, name: str, body: bytes, caller: Caller) -> _Answer:
     status, said = await events(service, name, body)
     return _json(said, status)
 
 
 def _asked(work: Callable[..., Awaitable[Any]], reads: str) -> _Work:
-    "An endpoint that takes a body, a part of the path, or nothing, as a route."
+    "An endpoint that takes a body, with its sender or without, a part of the path, or nothing, as a route."
 
-    async def route(service: OpenService, part: str, body: bytes) -> _Answer:
-        given = {"body": (body,), "part": (part,), "": ()}[reads]
+    async def route(service: OpenService, part: str, body: bytes, caller: Caller) -> _Answer:
+        given: tuple[Any, ...] = {"body": (body,), "sender": (body, caller), "part": (part,), "": ()}[reads]
         return _json(await work(service, *given))
 
     return route
@@ -134,7 +139,7 @@ def _asked(work: Callable[..., Awaitable[Any]], reads: str) -> _Work:
 
 _ROUTES: Mapping[str, tuple[str, int, _Work]] = {  # Its method, the parts of its path, and what it does
     "predictions": ("POST", 4, _asked(predict, "body")),
-    "outcomes": ("POST", 4, _asked(outcome, "body")),
+    "outcomes": ("POST", 4, _asked(outcome, "sender")),
     "decisions": ("GET", 5, _asked(decision, "part")),
     "model": ("GET", 4, _asked(model_card, "")),
     "contradictions": ("GET", 4, _asked(contradictions, "")),
@@ -153,13 +158,13 @@ def _route(service: OpenService, path: str) -> tuple[str, _Work, str] | None:
     return method, work, parts[-1]
 
 # %% ../../nbs/55_serving/59_service.ipynb #a0bdc37c
-def _page(life: _Life, path: str) -> _Answer | None:
+def _page(life: _Life, path: str, caller: Caller) -> _Answer | None:
     "What the process says of itself."
     if path == "/healthz":
         return _json({"alive": True})
     if path == "/readyz":
         status, shown = readiness(life.service)
-        return _json(shown, status)
+        return _json(shown if "view" in caller.roles else {"ready": shown["ready"]}, status)
     if path == "/metrics":
         readiness(life.service)
         return _text(life.metrics.text(), "text/plain; version=0.0.4")
@@ -179,16 +184,16 @@ def _not_here(method: str, path: str, allowed: str = "") -> _Answer:
 # %% ../../nbs/55_serving/59_service.ipynb #2e2ddb4e
 async def _answered(life: _Life, scope: Scope, receive: Receive) -> _Answer:
     "What a request is answered."
-    method, path = scope["method"], scope["path"]
+    method, path, caller = scope["method"], scope["path"], scope["caller"]
     if not path.startswith("/v1/"):
         if method not in ("GET", "HEAD"):
-            return _not_here(method, path, "GET, HEAD" if _page(life, path) else "")
-        return _page(life, path) or _not_here(method, path)
+            return _not_here(method, path, "GET, HEAD" if _page(life, path, caller) else "")
+        return _page(life, path, caller) or _not_here(method, path)
     try:
         found = _route(life.service, path)
         if found is None or found[0] != method:
             return _not_here(method, path, found[0] if found else "")
-        return await found[1](life.service, found[2], (await receive()).get("body", b""))
+        return await found[1](life.service, found[2], (await receive()).get("body", b""), caller)
     except Refusal as e:
         return _error(e)
 
@@ -205,7 +210,7 @@ def _application(life: _Life) -> App:
     limits = RequestLimits(
         life.settings.max_body, life.settings.deadline_seconds, life.settings.header_seconds
     )
-    return measured(guard(app, limits), life.metrics)
+    return measured(guard(app, limits, life.access), life.metrics)
 
 # %% ../../nbs/55_serving/59_service.ipynb #7cea1cc1
 def _socket(host: str, port: int) -> socket.socket:
@@ -231,8 +236,24 @@ def _config(app: Any, settings: Settings, **more: Any) -> Any:
     protocol: Any = partial(limited_protocol, limits)
     return uvicorn.Config(
         app, http=protocol, ws="none", headers=[("x-content-type-options", "nosniff")], log_level="warning", access_log=False, lifespan="on", server_header=False, timeout_keep_alive=30,
-        timeout_graceful_shutdown=int(settings.deadline_seconds) + 1, **more,
+        timeout_graceful_shutdown=int(settings.deadline_seconds) + 1,
+        ssl_certfile=settings.certificate or None, ssl_keyfile=settings.private_key or None, **more,
     )  # fmt: skip
+
+# %% ../../nbs/55_serving/59_service.ipynb #bfac6957
+def _check_certificate(settings: Settings) -> None:
+    "Refuse files that no TLS can be spoken with, before anything is opened."
+    import ssl
+
+    if not (settings.certificate or settings.private_key):
+        return
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(settings.certificate, settings.private_key)
+    except (OSError, ssl.SSLError) as e:
+        raise ServiceError(
+            f"TLS needs the files certificate and private_key, {settings.certificate!r} and {settings.private_key!r} "
+            f"cannot be used: {e}; correct them in settings.ini"
+        ) from e
 
 
 @contextlib.contextmanager
@@ -240,7 +261,10 @@ def _server(settings: Settings, problem_name: str) -> Iterator[Any]:
     "A server whose service is open already, so that what is wrong with it is told before anything listens."
     import uvicorn
 
+    _check_certificate(settings)
     life = _Life(settings, load_problem(settings, problem_name))
+    if first_key(settings, "mlsys serve") is not None:
+        logger.info("made the first key of this system: %s", settings.key_file)
     life.open()
     try:
         yield uvicorn.Server(_config(_application(life), settings))
@@ -277,7 +301,8 @@ def serve(
         _socket(host or settings.host, settings.port if port is None else port)
     ) as listening:
         with _server(settings, problem_name) as server:
-            logger.info("listening at http://%s:%s", *listening.getsockname()[:2])
+            scheme = "https" if settings.certificate else "http"
+            logger.info("listening at %s://%s:%s", scheme, *listening.getsockname()[:2])
             if number == 1:
                 server.run(sockets=[listening])
         if number > 1:  # all is well, and each worker opens its own

@@ -89,10 +89,14 @@ def make_folder(folder: Path) -> Path:  # The same folder
     return folder
 
 # %% ../../nbs/00_system/02_disk.ipynb #eeb95ad2
-def make_empty(path: Path, folder: bool) -> None:
+def make_empty(
+    path: Path,
+    folder: bool,
+    private: bool = False,  # A file that nobody but its owner ever reads
+) -> None:
     "Make an empty file or folder, whose name need not be on disk yet."
     with deed("made", path):
-        path.mkdir() if folder else path.touch()
+        path.mkdir() if folder else path.touch(0o600 if private else 0o666)
 
 
 def rename(source: Path, target: Path) -> None:

@@ -72,10 +72,10 @@ def remove_leftovers(folder: Path) -> None:
             os.close(handle)
 
 
-def _claim(target: Path, folder: bool) -> tuple[Path, int]:
+def _claim(target: Path, folder: bool, private: bool) -> tuple[Path, int]:
     while True:
         path = target.parent / f"{TEMPORARY}{target.name}-{secrets.token_hex(6)}"
-        disk.make_empty(path, folder)
+        disk.make_empty(path, folder, private)
         try:
             handle = disk.open_file(path, os.O_RDONLY)
             fcntl.flock(handle, fcntl.LOCK_EX)
@@ -87,10 +87,10 @@ def _claim(target: Path, folder: bool) -> tuple[Path, int]:
 
 # %% ../../nbs/00_system/02_durable.ipynb #843a791b
 @contextmanager
-def _temporary(target: Path, folder: bool) -> Iterator[Path]:
+def _temporary(target: Path, folder: bool, private: bool = False) -> Iterator[Path]:
     make_folder(target.parent)
     remove_leftovers(target.parent)
-    path, handle = _claim(target, folder)
+    path, handle = _claim(target, folder, private)
     try:
         yield path
     finally:
@@ -100,11 +100,12 @@ def _temporary(target: Path, folder: bool) -> Iterator[Path]:
 
 # %% ../../nbs/00_system/02_durable.ipynb #0290ab1b
 def write_bytes(
-    path: Path,  # Made or replaced
+    path: Path,
     content: bytes,
+    private: bool = False,  # From its first byte on nobody but its owner may read it
 ) -> str:  # SHA-256 of the content
     "Write a file in one step."
-    with _temporary(path, folder=False) as temporary:
+    with _temporary(path, folder=False, private=private) as temporary:
         write_file(temporary, content)
         disk.rename(temporary, path)
     sync_folder(path.parent)
@@ -150,8 +151,7 @@ def _manifest(files: Mapping[str, bytes], meta: Mapping[str, Any]) -> dict[str, 
             f"a sealed folder has plain file names, and files and seal are its own words in the manifest; "
             f"got files {wrong or sorted(files)} and words {sorted(meta)}"
         )
-    listed = {name: {"sha256": sha256(content), "bytes": len(content)} for name, content in files.items()}
-    unsealed = {**meta, "files": listed}
+    unsealed = {**meta, "files": {n: {"sha256": sha256(c), "bytes": len(c)} for n, c in files.items()}}
     return json.loads(json_bytes({**unsealed, "seal": sha256(json_bytes(unsealed))}))
 
 

@@ -11,18 +11,21 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from statistics import median
 from time import perf_counter
-from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
 
 from mlsys_nb import features as f
+from mlsys_nb.data.contract import Column, Contract
+from mlsys_nb.data.sources import ReplaySource
 from mlsys_nb.evaluation.costs import PerHit
 from mlsys_nb.features.online import open_online
 from mlsys_nb.learning.rule import Rule
 from mlsys_nb.learning.train import fit
 from mlsys_nb.problem.candidates import Candidates, beside
 from mlsys_nb.problem.chosen import Chosen
+from mlsys_nb.problem.declaration import Problem
+from mlsys_nb.problem.population import Everyone
 from mlsys_nb.release.package import Model, serving_form
 from mlsys_nb.serving.predictor import Predictor
 from mlsys_nb.serving.shortlist import Shortlist
@@ -66,8 +69,15 @@ def measured(n: int, folder: Path) -> tuple[float, float, int]:
     rows = rows.with_columns(label=pl.col("what").list.get(3))
     fitted = fit("linear", rows, among.names, learner=target.learner, rule=Rule.majority())
     model = Model(*serving_form(fitted), fitted.link, {"declared": {}})
-    problem = SimpleNamespace(name="next", population=SimpleNamespace(entity=lambda s: dict(s.keys), admits=lambda v: True),
-                              strangers=True, target=target, costs=PerHit("EUR", 1.0))  # fmt: skip
+    contract = Contract(
+        "buys",
+        tuple(Column(c, t) for c, t in (("who", "int"), ("what", "text"), ("n", "int"), ("at", "time"))),
+    )
+    problem = Problem(
+        name="next", title="Next", question="What will be bought next?", sources=(ReplaySource("buys", contract, "buys.parquet", "at"),),
+        features=whole, population=Everyone(every="1w", start=START + timedelta(days=7)), target=target, horizon=timedelta(days=7),
+        rule=Rule.feature("sold_30d", "likelier", "what many buy"), costs=PerHit("EUR", 1.0),
+    )  # fmt: skip
     with open_online(folder / str(n)) as store:
         for kept in (whole, *among.kept):
             store.keep(kept)

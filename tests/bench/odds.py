@@ -16,6 +16,8 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
+from rates import printed  # noqa: E402
+
 
 def main() -> None:
     parts = sorted(p.stem.removeprefix("odds_") for p in HERE.glob("odds_*.py"))
@@ -31,11 +33,7 @@ def main() -> None:
     print("== odds")
     for part in given.only or parts:
         print(part)
-        for row in importlib.import_module(f"odds_{part}").rows(given.n, given.seed):
-            shown = f"{row['measured']:8.4f} [{row['low']:.4f}, {row['high']:.4f}]"
-            print(
-                f"  {row['claim']:56} {row['world']:60} {shown}  aim {row['aim']}, n {row['n']}", flush=True
-            )
+        printed(importlib.import_module(f"odds_{part}").rows(given.n, given.seed))
 
 
 if __name__ == "__main__":

@@ -68,10 +68,11 @@ def process(code: str, root: str, **environment: str) -> Iterator[tuple[int, sub
 
 
 def asked(
-    port: int, bodies: list[bytes], path: str, connections: int, seconds: float
+    port: int, bodies: list[bytes], path: str, connections: int, seconds: float, heads: dict[str, str]
 ) -> tuple[float, float, float]:
     "Requests a second, median and 99th percentile in ms, of callers that each wait for their answer."
-    head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n".encode()
+    said = "".join(f"{name}: {value}\r\n" for name, value in heads.items())
+    head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n{said}Content-Length: %d\r\n\r\n".encode()
     requests = [head % len(body) + body for body in bodies]
     poll, times, sent, n = selectors.DefaultSelector(), [], {}, 0
     for _ in range(connections):
@@ -141,6 +142,7 @@ def resident(pid: int) -> float:
 
 
 def main() -> None:
+    from caller import head
     from serving_world import lines, make
 
     parser = argparse.ArgumentParser()
@@ -152,7 +154,7 @@ def main() -> None:
         today(make(Path(folder), families=(given.family,)))
         customers = lines()["customer_id"].drop_nulls().unique().sort().to_list()
         bodies = [b'{"customer_id": %d}' % c for c in customers]
-        path = "/v1/churn/predictions"
+        path, heads = "/v1/churn/predictions", head(folder)  # the key's check is part of the path
         print(f"one fsync of this disk: {fsync_ms(Path(folder)):.2f} ms")
         table: list[tuple[str, int, float, float, float]] = []
         for name, code, environment in (
@@ -163,9 +165,11 @@ def main() -> None:
             if given.durable and name not in ("echo", given.durable):
                 continue
             with process(code, folder, **environment) as (port, child):
-                asked(port, bodies, path, 4, 1.0)
+                asked(port, bodies, path, 4, 1.0, heads)
                 for connections in (1, 8, 32):
-                    table.append((name, connections, *asked(port, bodies, path, connections, given.seconds)))
+                    table.append(
+                        (name, connections, *asked(port, bodies, path, connections, given.seconds, heads))
+                    )
                     print(
                         "   {:14} {:3} connections {:8.0f} a second, p50 {:.3f} ms, p99 {:.3f} ms".format(
                             *table[-1]

@@ -1,0 +1,138 @@
+"""Whole years with real fits, the real policy and the real gate, on rows whose truth is known: what is trained, what ships, what it gains.
+
+    python tests/bench/odds_years.py [years] [seed]
+
+A linear model of 200 customers a month, monthly looks. In a *quiet* year nothing changes but the months' own shocks; in one that
+*moves* what is known means something else from month to month. Each look asks the policy; a refresh or another recipe (of
+equal worth) is judged by `contest.play` and `contest.verdict_on`, as in production, and what ships serves. A shipped version is
+held against what its verdict stated in the first month that it serves.
+"""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import polars as pl
+from rates import line, printed
+
+from mlsys_nb.evaluation.limits import Limits
+from mlsys_nb.evaluation.question import Question
+from mlsys_nb.learning.recipe import Recipe
+from mlsys_nb.learning.split import TooLittleData
+from mlsys_nb.learning.train import fit
+from mlsys_nb.loop.contest import Contest, Incumbent, play, verdict_on
+from mlsys_nb.loop.memory import Attempt, with_attempt
+from mlsys_nb.loop.policy import ChampionState, decide
+from mlsys_nb.problem.declaration import load_problem
+from mlsys_nb.problem.occasion import Age, Cadence, Growth
+from mlsys_nb.system.settings import load_settings
+
+CUSTOMERS, BEFORE, LOOKS, MONTH = 200, 8, 12, timedelta(days=30)
+WHEN, CADENCE = (Growth(0.5), Age("28d")), Cadence(search="150d")
+START = datetime(2010, 1, 1, tzinfo=UTC)
+MOMENTS = [START + MONTH * i for i in range(BEFORE + LOOKS + 1)]
+RECIPES = [{"C": 0.1, "segments": 1}, {"C": 0.2, "segments": 1}]  # Of equal worth
+
+
+@dataclass
+class Year:
+    "What became of one."
+
+    trainings: int = 0
+    asked: int = 0  # Changes of recipe
+    changed: int = 0  # Of these, shipped
+    shipped: list = field(
+        default_factory=list
+    )  # Of each: whether the stated interval held, and what was gained
+
+
+def world(problem, seed, shock, moves):
+    "Months of the problem's form, with known truth."
+    rng, n = np.random.default_rng(seed), CUSTOMERS * len(MOMENTS)
+    frame = pl.DataFrame({name: rng.normal(size=n) for name in problem.inputs if name != "country"})
+    month = np.repeat(np.arange(len(MOMENTS)), CUSTOMERS)
+    known, effect = (
+        frame[problem.features.names[0]].to_numpy(),
+        1 + np.cumsum(moves * rng.normal(size=len(MOMENTS))),
+    )
+    z = 0.3 + effect[month] * known + shock * rng.normal(size=len(MOMENTS))[month]
+    when = pl.Series([MOMENTS[m] for m in month], dtype=pl.Datetime("us", "UTC"))
+    return frame.with_columns(
+        country=pl.Series(rng.choice(["UK", "EIRE"], n)), customer_id=np.tile(np.arange(CUSTOMERS), len(MOMENTS)),
+        moment=when, period=when, label=pl.Series((rng.random(n) < 1 / (1 + np.exp(-z))).astype(np.int8)),
+    )  # fmt: skip
+
+
+def lived(problem, seed, shock, moves) -> Year:
+    "A year of looks."
+    rows, found, attempts, which = world(problem, seed, shock, moves), Year(), (), 0
+    judge, engine = (
+        problem.target.judge,
+        {"moment": "period", "rule": problem.rule, "learner": problem.learner},
+    )
+    until = lambda k: rows.filter(pl.col("period") <= MOMENTS[k])
+    recipe = lambda i: Recipe(problem.features.hash, "linear", RECIPES[i % 2], None)
+    model = fit("linear", until(BEFORE - 1), problem.inputs, params=RECIPES[0], **engine)
+    before, fitted, searched, number = (
+        Incumbent(recipe(0), MOMENTS[BEFORE - 1], model.predict),
+        BEFORE,
+        BEFORE,
+        1,
+    )
+    for k in range(BEFORE + 1, BEFORE + LOOKS):
+        known, now = until(k - 1), MOMENTS[k]
+        days = {"age_days": 30.0 * (k - fitted), "searched_days": 30.0 * (k - searched)}
+        labels = {"trained_rows": fitted * CUSTOMERS, "new_labels": (k - fitted) * CUSTOMERS}
+        state = ChampionState(problem=problem.name, champion=number, now=now, performance="as promised", attempts=attempts, **days, **labels)  # fmt: skip
+        action = decide(state, WHEN, CADENCE).action
+        if action not in ("refresh", "search"):
+            continue
+        question, wanted = (Question.REFRESH, recipe(which)) if action == "refresh" else (Question.CHANGE, recipe(which + 1))  # fmt: skip
+        found.trainings, found.asked = found.trainings + 1, found.asked + (action == "search")
+        searched = k if action == "search" else searched
+        try:
+            played = play(contest := Contest(problem, known, wanted, before, question, seed=seed))
+        except TooLittleData:
+            continue
+        verdict = verdict_on(contest, played)
+        outcome = {"promote": "promoted", "refuse": "refused"}.get(verdict.decision, verdict.decision)
+        attempts = with_attempt(attempts, Attempt(now, action, number, labels["new_labels"], outcome))
+        if not verdict.promotes:
+            continue
+        next_one = rows.filter(period=MOMENTS[k])
+        y = judge.outcomes(next_one["label"])
+        gain = float((judge.losses(y, before.predict(next_one)) - judge.losses(y, played.shipped.predict(next_one))).mean())  # fmt: skip
+        found.shipped.append((verdict.stated.ahead_low <= gain <= verdict.stated.ahead_high, gain))
+        found.changed, which = found.changed + (action == "search"), which + (action == "search")
+        before, fitted, number = Incumbent(wanted, MOMENTS[k - 1], played.shipped.predict), k, number + 1
+    return found
+
+
+def rows(n: int = 20, seed: int = 0) -> Iterator[dict]:
+    "One row a claim and world; n years of each."
+    from dataclasses import replace
+
+    problem = replace(load_problem(load_settings(), "churn"), slices=(), limits=Limits(rows=100, entities=50))
+    for name, shock, moves in (("quiet, shock .10", 0.10, 0.0), ("quiet, shock .20", 0.20, 0.0), ("moves, shock .10", 0.10, 0.15)):  # fmt: skip
+        years = [lived(problem, seed + i, shock, moves) for i in range(n)]
+        shipped = [one for year in years for one in year.shipped]
+        about = f"{name}, {n} years"
+        yield line("the stated interval holds what ships", about, sum(held for held, _ in shipped), len(shipped), ">= 0.90")  # fmt: skip
+        yield line("a refresh ships, of all trainings", about, len(shipped), sum(y.trainings for y in years), "as it is")  # fmt: skip
+        yield line("an equal recipe replaces another", about, sum(y.changed for y in years), sum(y.asked for y in years), "<= 0.025")  # fmt: skip
+        yield line(
+            "a year has more than 14 trainings", about, sum(y.trainings > 14 for y in years), n, "<= 0"
+        )
+        mean = float(np.mean([gain for _, gain in shipped])) if shipped else 0.0
+        yield line(f"shipped versions gained {mean:+.4f} nats a decision; more than none", about, sum(g > 0 for _, g in shipped), len(shipped), "as it is")  # fmt: skip
+
+
+def main() -> None:
+    n, seed = (int(x) for x in (*sys.argv[1:], *("20", "0")[len(sys.argv) - 1 :]))
+    printed(rows(n, seed))
+
+
+if __name__ == "__main__":
+    main()
