@@ -16,7 +16,7 @@ help:
 	@echo 'make demo        create the environment and run the whole loop on real data'
 	@echo 'make test        create the environment and run every check'
 	@echo 'make long        every check at its full size, at most three hours; can be stopped and started again'
-	@echo 'make serve       the prediction service of the demo problem, on 127.0.0.1:8100'
+	@echo 'make serve       the prediction service of every trained problem, on 127.0.0.1:8100'
 	@echo 'make dashboard   the dashboards, on 127.0.0.1:8866'
 	@echo 'make docs        build the documentation site into _docs/'
 	@echo 'make lab         JupyterLab'
@@ -34,7 +34,7 @@ long: $(VENV)/.dev
 	PATH="$(BIN):$$PATH" $(BIN)/python tests/long.py
 
 serve: $(VENV)/.demo
-	$(BIN)/mlsys serve churn
+	$(BIN)/mlsys serve
 
 dashboard: $(VENV)/.demo
 	$(BIN)/mlsys dashboard

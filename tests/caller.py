@@ -1,5 +1,8 @@
-"Somebody who may ask: every test that asks a closed service does so with these heads."
+"A service asked over HTTP as a client asks it; who must show a key for that shows the one of these heads."
 
+import json
+import urllib.error
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -19,3 +22,15 @@ def head(root: Path | str) -> dict[str, str]:
 def client_of(root: Path | str, url: str, **more: Any) -> httpx.Client:
     "A client that carries the key."
     return httpx.Client(base_url=url, headers=head(root), **{"timeout": 20, **more})
+
+
+def post(address: str, path: str, body: object) -> tuple[int, dict]:
+    "Status and body of one answer of a service that asks for no key."
+    asked = urllib.request.Request(
+        f"{address}{path}", json.dumps(body).encode(), {"content-type": "application/json"}
+    )
+    try:
+        with urllib.request.urlopen(asked, timeout=20) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as e:
+        return e.code, json.load(e)

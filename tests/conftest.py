@@ -17,6 +17,9 @@ from hypothesis import settings
 # people: those say MLSYS_OPEN=nobody, and ask with the heads of caller.py.
 os.environ.setdefault("MLSYS_OPEN", "loopback")
 
+# The mirror in MLflow takes seconds of each command; test_mlflow.py has it.
+os.environ.setdefault("MLSYS_TRACKING_URI", "off")
+
 # A shell lets what it begins in the background ignore SIGINT, and so would everything that tests start and stop.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -44,6 +44,7 @@ STEPS = (
     Step("kills", "1,500 SIGKILLs at random moments: nothing lost, doubled or hung; outputs equal", (sys.executable, "tests/kills.py", "--kills", "1500", "--seed", "1")),
     Step("events", "10,000 events over HTTP with kills of two services: acknowledged = lake = store = training set", (sys.executable, "-m", "pytest", "-q", "-s", "-p", "no:cacheprovider", "tests/test_events.py"), (("TEST_MLSYS_EVENTS", "10000"),)),
     Step("streams", "60 SIGKILLs of `mlsys stream` over a file and over Redis", (*PYTEST[:-4], "-p", "no:cacheprovider", "tests/test_stream.py"), (("TEST_MLSYS_KILLS", "30"),)),
+    Step("calendar", "1,000 simulated days over changes of clocks, two schedulers killed at random: once each, or said to be missed", (sys.executable, "tests/calendar_world.py", "1000", "1")),
     Step("cases", "the shipped cases on all of their data, replayed month by month", (sys.executable, "-m", "pytest", "-q", "-s", "-p", "no:cacheprovider", "tests/test_cases.py", "-k", "whole"), (("TEST_MLSYS_CASES", "full"),)),
     Step("worlds", "three worlds, whole policies: the declared loop against never, recalibrate, refit, newest", (sys.executable, "tests/bench/worlds.py")),
     Step("walks", "tables never seen before, six kinds in many forms: the tutorial by its printed commands, from the wheel", (sys.executable, "-m", "pytest", "-q", "-s", "-p", "no:cacheprovider", "tests/test_own_problem.py"), (("TEST_MLSYS_WALKS", "6"),)),

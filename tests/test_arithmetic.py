@@ -115,3 +115,5 @@ def test_constants_that_no_int64_holds_are_refused():
     ):
         with pytest.raises(ValueError, match=r"below 2\*\*63"):
             make()
+    for least in (2**63 - 1, -(2**63) + 1):
+        assert f.filled(x, least).params[0] == least

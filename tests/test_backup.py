@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 import serving_world as world
-from asked import post
+from caller import post
 
 from mlsys_nb.decisions.log import read_decisions
 from mlsys_nb.decisions.outcomes import read_outcomes
 from mlsys_nb.decisions.writer import DecisionLog
-from mlsys_nb.doors.backup import BackupError, backups, restore, stored, take, taken_by
+from mlsys_nb.doors.backup import BackupError, backups, damaged, keep_newest, restore, stored, take, taken_by
 from mlsys_nb.doors.cli import main
 from mlsys_nb.doors.soundness import findings
 from mlsys_nb.loop.arrivals import ingest_due
@@ -25,7 +25,7 @@ from mlsys_nb.loop.reproduction import reproduce
 from mlsys_nb.loop.step import context
 from mlsys_nb.release.registry import champion
 from mlsys_nb.serving.service import running
-from mlsys_nb.system.durable import write_json
+from mlsys_nb.system.durable import SealError, write_json
 from mlsys_nb.system.settings import load_settings
 
 
@@ -130,11 +130,30 @@ def test_a_damaged_backup_is_named_and_writes_nothing(tmp_path, hurt, capsys):
         )
     assert main(["restore", str(place), "--to", str(tmp_path / "no")]) == 2
     assert str(place) in capsys.readouterr().err and not (tmp_path / "no").exists()
-    if hurt != "manifest":  # the same content once more: the next backup mends the place
-        take(here, place, world.JUNE + timedelta(days=1))
-        assert main(["restore", str(place), "--to", str(tmp_path / "yes")]) == (
-            0 if hurt in ("cut", "gone") else 2
-        )
+    take(here, place, world.JUNE + timedelta(days=1))  # the same content once more: it mends the place
+    assert main(["restore", str(place), "--to", str(tmp_path / "yes")]) == 0
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "files.json"])
+def test_one_damaged_manifest_hurts_only_its_own_backup(tmp_path, name, capsys):
+    here, place = world.make(tmp_path / "live"), tmp_path / "copies"
+    day = timedelta(days=1)
+    made = [take(here, place, world.JUNE + n * day) for n in range(3)]
+    content = (made[1].path / name).read_bytes()
+    (made[1].path / name).write_bytes(content[:-20])
+    assert taken_by(place, world.JUNE + day / 2) == made[0] and taken_by(place, None) == made[2]
+    with pytest.raises(SealError, match=f"{made[1].name}.*--at 2010-06-01T00:00:00Z"):
+        taken_by(place, world.JUNE + day)
+    newer = take(here, place, world.JUNE + 3 * day)
+    assert newer.name.endswith("-000004") and backups(place) == [made[0], made[2], newer]
+    for words in (["backup", str(place), "--list"], ["restore", str(place), "--to", str(tmp_path / "yes")]):
+        assert main([*words, "--root", str(here.root)]) == 0
+    assert f"{made[1].name}  damaged: " in capsys.readouterr().out
+    with pytest.raises(BackupError, match=f"{made[1].name}.*nothing was removed"):
+        keep_newest(place, 1)
+    assert made[0].path.exists()
+    (made[1].path / name).write_bytes(content)
+    assert keep_newest(place, 1) == 3 and restore(newer, tmp_path / "whole") == newer.files
 
 
 def test_what_is_not_copied_and_what_is_refused(tmp_path):
@@ -157,5 +176,4 @@ def test_what_is_not_copied_and_what_is_refused(tmp_path):
     made = take(here, place, world.JUNE)
     said = json.loads((made.path / "manifest.json").read_text())
     (made.path / "manifest.json").write_text(json.dumps({**said, "format": 9}))
-    with pytest.raises(Exception, match="not as it was written"):
-        backups(place)
+    assert backups(place) == [] and "not as it was written" in str(damaged(place)[0])

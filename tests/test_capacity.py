@@ -8,6 +8,7 @@ import calls_world
 import polars as pl
 import pytest
 import visits_world as world
+from caller import post
 from test_stand_in import FIRST, at
 
 from mlsys_nb.decisions.log import find_decision
@@ -22,6 +23,7 @@ from mlsys_nb.loop.scope import Wanted, scope
 from mlsys_nb.loop.step import Context, anew
 from mlsys_nb.problem.capacity import Capacity, policy_spec
 from mlsys_nb.serving.endpoints import decision, predict
+from mlsys_nb.serving.service import running
 from mlsys_nb.serving.state import open_service
 from mlsys_nb.system.control import get_document
 from mlsys_nb.system.settings import ProblemError
@@ -111,6 +113,33 @@ def test_changed_costs_count_at_the_next_start_with_the_same_model(gym, capsys):
     assert batch.frame["threshold"].unique().to_list() == [0.25]
     again = score(place).batch
     assert again.already and "other costs" in again.note
+
+
+def test_changed_costs_take_effect_in_a_service_that_runs(gym):
+    "The next batch is scored on them, and the service follows without a start: same model, same prediction."
+    ingest_due(at(gym, 10))
+    ingest_due(at(gym, 11))
+    quick = replace(gym, reload_seconds=0.05)
+
+    def says(url: str) -> tuple[str, float]:
+        status, made = post(url, "/v1/visits/predictions", {"member": KNOWN[0]})
+        assert status == 200 and made["version"] == 1, made
+        kept = find_decision(gym, "visits", made["decision_id"])
+        return kept.costs, kept.threshold
+
+    def until(url: str, policy: str) -> float:
+        for _ in range(200):
+            costs, threshold = says(url)
+            if costs == policy:
+                return threshold
+        raise AssertionError(f"still {costs}, not {policy}")
+
+    with running(quick, "visits") as url:
+        assert says(url) == (world.problem.policy, 0.25)
+        assert score(at(gym, 10, DEAR)).batch.frame["costs"].unique().to_list() == [DEAR.policy]
+        assert until(url, DEAR.policy) == 5 / 8
+        score(at(gym, 11))
+        assert until(url, world.problem.policy) == 0.25
 
 
 def test_the_stop_of_another_policy_does_not_count(gym):

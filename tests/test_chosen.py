@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 import tools_world as world
-from asked import post
+from caller import post
 
 from mlsys_nb.decisions.log import find_decision, read_decisions
 from mlsys_nb.decisions.outcomes import labelled
@@ -17,8 +17,10 @@ from mlsys_nb.evaluation.bootstrap import clusters
 from mlsys_nb.evaluation.evaluate import compare, evaluate
 from mlsys_nb.evaluation.ranked import looked_for
 from mlsys_nb.features.online import open_online
+from mlsys_nb.learning.alternatives import AT_ONCE
 from mlsys_nb.learning.choice import cases_of, conditional_logit
-from mlsys_nb.learning.train import fit
+from mlsys_nb.learning.correction import Corrigible, correction
+from mlsys_nb.learning.train import fit, raw_sums
 from mlsys_nb.loop.arrivals import ingest_due
 from mlsys_nb.loop.pipeline import monitor, score, train
 from mlsys_nb.loop.reproduction import reproduce
@@ -149,7 +151,7 @@ def a_request_brings_its_own_candidates_and_the_decision_is_made_again_from_the_
         with urllib.request.urlopen(f"{address}/openapi.json", timeout=20) as answer:
             body = json.load(answer)["paths"]["/v1/tools/predictions"]["post"]["requestBody"]
     schema = body["content"]["application/json"]["schema"]["oneOf"][0]
-    assert schema["properties"]["candidates"]["items"] == {"type": "string"}
+    assert schema["properties"]["candidates"]["items"] == {"type": "string", "minLength": 1, "maxLength": 200}
     assert "candidates" not in schema["required"]
     logged = find_decision(at.settings, "tools", made["decision_id"])
     assert logged.request == {"candidates": asked["candidates"]}
@@ -213,6 +215,26 @@ def test_a_choice_is_trained_scored_served_answered_and_watched(tmp_path):
     a_request_brings_its_own_candidates_and_the_decision_is_made_again_from_the_log(lived)
     the_service_answers_ranked_candidates_and_the_outcome_comes_back(lived)
     a_decision_is_one_row_for_the_monitor(lived)
+
+
+def test_a_correction_learns_from_more_choices_than_are_laid_out_at_once():
+    "What many decisions have is laid out a thousand at a time; each part once got the sums of the first."
+    rows = dataset((0.8, 1.5))
+    assert rows.height > 2 * AT_ONCE
+    learner, judge = world.problem.learner, world.problem.target.judge
+    model = fit("linear", rows, world.problem.inputs, learner=learner, moment="period")
+    asked = []
+
+    def sums(long):
+        asked.append(long.height)
+        return 0.5 * raw_sums(model.estimator, model.encode(long))  # half as sure as it should be
+
+    about = Corrigible(judge, model.link, model.feature_names, sums, rows)
+    made = correction(about)
+    assert 1.6 < made.slope < 2.5, made
+    assert len(asked) == -(-rows.height // AT_ONCE), "each part is computed once"
+    y, plain, mended = judge.outcomes(rows["label"]), about.answers(model.link), about.answers(made)
+    assert judge.losses(y, mended).mean() < judge.losses(y, plain).mean() - 0.01
 
 
 def test_one_candidate_none_and_ties():

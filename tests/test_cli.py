@@ -101,7 +101,7 @@ def test_help_is_quick():
         (["runs", "--limit", "0"], "from 1 to"),
         (["promote", "churn", "7", "--reason", "x"], "no version 7"),
         (["decision", "h000000-7-abcdef12"], "a decision id comes from an answer"),
-        (["dashboard", "lop"], "did you mean loop?"),
+        (["dashboard", "modle"], "did you mean model?"),
         (["completion", "fish"], "bash"),
         (["stream", "none.jsonl", "nope"], "no problem 'nope'"),
         (["stream", "none.jsonl", "churn"], "there is none at none.jsonl"),
@@ -259,10 +259,12 @@ def test_fault_21_options_stand_before_or_after(capsys, root):
 def test_fault_21_listing_commands_answer_in_json(capsys, root):
     one = {
         "champion",
+        "diff",
         "explain",
         "influence",
         "replay",
-    }  # They answer about what must be there; explain with one object
+        "schedule",
+    }  # They answer about what must be there, or wait; explain with one object
     names = [name for name, command in COMMANDS.items() if "lists" in command.kind and name not in one]
     assert {"problems", "jobs", "runs", "versions", "alerts", "decisions", "conflicts", "verify"} <= set(
         names
@@ -280,6 +282,7 @@ def test_fault_21_an_own_folder_finds_the_jobs(tmp_path, monkeypatch, capsys):
     code, out, _ = mlsys(capsys, "jobs")
     assert code == 0
     assert [line.split()[0] for line in out.splitlines()] == [
+        "drill",
         "ingest",
         "monitor",
         "retrain",
@@ -375,7 +378,7 @@ def test_reports_that_were_removed_for_their_age_are_not_missed(capsys, root, mo
         at = datetime(2010, month, 1, tzinfo=UTC)
         run = Run(f"r{month}", "train", "churn", "", "succeeded", at, as_of=at, seconds=1.0)
         run = replace(run, report=f"reports/churn/train/r{month}", finished_at=at)
-        record = record_for(run, {}, {}, settings)
+        record = record_for(run, {"inputs": {}, "metrics": {}}, settings)
         write_report(settings, run, {"notebook": {"cells": []}, "page": "<p>page</p>", "record": record})
         finish_run(open_control(settings), run)
     code, out, _ = mlsys(capsys, "reports", "--now", "2010-05-02", "--root", root)

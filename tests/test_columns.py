@@ -225,3 +225,42 @@ def test_a_pandas_frame_is_a_batch() -> None:
     )
     assert check(contract, frame).rows.select("n", "s").rows() == [(1, "a"), (None, None), (3, "7")]
     assert check(contract, frame).rows["at"].dtype == pl.Datetime("us", "UTC")
+
+
+def test_a_pandas_frame_is_welcome_wherever_a_person_meets_one() -> None:
+    "The same answers from both, and rows in the kind that was asked with."
+    import numpy as np
+    import serving_world as world
+
+    from mlsys_nb.evaluation import Probability, clusters, slice_gains, slice_report
+    from mlsys_nb.learning import fit, permutation_importance
+    from mlsys_nb.monitoring import drift_check, period_wobble, reference_profile
+    from mlsys_nb.problem.dataset import Lake, build_dataset
+    from mlsys_nb.release.package import open_package
+
+    rows, problem = world.dataset().frame, world.problem
+    other, names = rows.to_pandas(), problem.features.names
+    both = [fit("linear", frame, names, rule=problem.rule) for frame in (rows, other)]
+    p, q = both[0].predict(rows), both[1].predict(other)
+    model = open_package(world.package())
+    assert np.array_equal(p, q) and np.array_equal(model.predict(rows), model.predict(other))
+    judge, groups = Probability(), clusters(other, ["customer_id"])
+    assert groups.tolist() == clusters(rows, ["customer_id"]).tolist()
+    tables = [
+        lambda f: slice_report(judge, f, f["label"], p, ["country"], groups=groups),
+        lambda f: slice_gains(judge, f, f["label"], p, q, ["country"], groups=groups),
+        lambda f: permutation_importance(judge, both[0].predict, f, names[:2], groups=groups, repeats=1),
+    ]
+    for made in tables:
+        a, b = made(rows), made(other)
+        assert isinstance(a, pl.DataFrame) and isinstance(b, pd.DataFrame)
+        assert a.equals(pl.from_pandas(b, schema_overrides=a.schema))
+    profiles = [reference_profile(frame, names[:3]) for frame in (rows, other)]
+    assert profiles[0].to_json() == profiles[1].to_json()
+    newer = [frame[frame["moment"] == frame["moment"].max()] for frame in (other,)]
+    assert drift_check(profiles[0], newer[0]).rows == rows.filter(moment=rows["moment"].max()).height
+    assert period_wobble(judge, other) == period_wobble(judge, rows)
+    lake = Lake({"lines": world.lines().to_pandas()}, ())
+    assert build_dataset(problem, lake, world.MOMENTS[:2], world.JUNE).digest == (
+        build_dataset(problem, world.lake(), world.MOMENTS[:2], world.JUNE).digest
+    )

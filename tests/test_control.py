@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from mlsys_nb.system.audit import audit_log
+from mlsys_nb.system.audit import audit_log, check_trail
 from mlsys_nb.system.clock import instant
 from mlsys_nb.system.control import (
     MIGRATIONS,
@@ -184,6 +184,8 @@ def older(uri: str) -> None:
         connection.exec_driver_sql("DROP TABLE control_schema")
         for table in ("pointers", "pointer_moves", "audit", "documents", "runs", "versions", "alerts"):
             connection.exec_driver_sql(f"ALTER TABLE {table} DROP COLUMN crc")
+        connection.exec_driver_sql("ALTER TABLE audit DROP COLUMN previous")
+        connection.exec_driver_sql("DROP TABLE audit_mark")
 
 
 def test_older_tables_are_brought_to_todays_form_by_whoever_opens_them_first(uri: str) -> None:
@@ -203,6 +205,7 @@ def test_older_tables_are_brought_to_todays_form_by_whoever_opens_them_first(uri
     control = open_tables(uri)
     assert get_pointer(control, "champion") == seen and list_runs(control) == [run]
     assert version_rows(control) == [version] and len(audit_log(control)) == 1
+    assert check_trail(control).broken is None, "the lines that were there are chained by the step"
 
 
 def test_a_step_that_fails_leaves_the_older_form_whole(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,7 +224,9 @@ def test_a_step_that_fails_leaves_the_older_form_whole(uri: str, monkeypatch: py
 def test_newer_tables_are_refused(uri: str) -> None:
     control = open_tables(uri)
     prepare(control, (*MIGRATIONS, lambda connection: None))
-    with pytest.raises(ControlError, match="this house knows forms up to 1; install the newer"):
+    with pytest.raises(
+        ControlError, match=f"this house knows forms up to {len(MIGRATIONS)}; install the newer"
+    ):
         open_tables(uri)
 
 

@@ -8,20 +8,22 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from dataclasses import replace
 from pathlib import Path
 
+import dashboards_world as world
 import polars as pl
 import pytest
 
 from mlsys_nb.cases.churn import lines
 from mlsys_nb.data.ingest import ingest
 from mlsys_nb.decisions.batches import append_batch
-from mlsys_nb.decisions.outcomes import labelled
+from mlsys_nb.decisions.outcomes import labelled, read_outcomes
 from mlsys_nb.doors.catalog import catalog, matching
 from mlsys_nb.doors.cli import main
-from mlsys_nb.doors.dashboard import PANELS, loops, panel
+from mlsys_nb.doors.snapshot import OVERVIEW, SHEETS, write_snapshot
 from mlsys_nb.features import count
 from mlsys_nb.loop.backtest import backtest
 from mlsys_nb.loop.retrain import carry_out, note_release, train_candidate
@@ -30,7 +32,7 @@ from mlsys_nb.monitoring.alerts import alerts, from_performance, open_alerts, re
 from mlsys_nb.monitoring.performance import performance_check, promise
 from mlsys_nb.problem.dataset import build_dataset, load_events
 from mlsys_nb.problem.declaration import load_problem
-from mlsys_nb.release.registry import load_champion
+from mlsys_nb.release.fallback import last_sound
 from mlsys_nb.system.clock import instant
 from mlsys_nb.system.control import open_control
 from mlsys_nb.system.durable import write_json
@@ -55,7 +57,7 @@ def lived(tmp_path_factory):
     april = instant("2010-04-01")
     at = Context(here, problem, april)
     carry_out(at, note_release(at, train_candidate(at, n_trials=1), "first"))
-    model, lake = load_champion(control, here, problem), load_events(problem, here, now)
+    model, lake = last_sound(control, here, problem).model, load_events(problem, here, now)
     for month, off in (("2010-04-01", 0.0), ("2010-05-01", -0.3)):
         rows = build_dataset(problem, lake, [instant(month)], now).frame.drop("label")
         scores = pl.Series(model.predict(rows)) + off
@@ -84,27 +86,13 @@ def test_the_loop_tells_what_happened(lived):
     assert len(alerts(control, "churn")) == len(again)
 
 
-def test_panels(lived, tmp_path):
-    every = loops(lived)
-    said = {tab: panel(every, tab, "churn") for tab in PANELS}
-    assert "first model" in said["Months"] and said["Months"].count("data:image/svg") == 1
-    assert (
-        "version 1" in said["Champions"]
-        and "calibration" in said["Alerts"]
-        and "Calibration" in said["Calibration"]
-    )
-    fresh = load_settings(root=tmp_path, home=HOME)
-    assert all("mlsys demo --root" in panel(loops(fresh), tab, "churn") for tab in PANELS)
-    assert not list(tmp_path.iterdir()), "looking at a system that never ran must leave nothing behind"
-
-
 def test_the_catalog_knows_who_uses_what(lived, monkeypatch, capsys):
     "One entry a meaning: the installed problem and its versions share it; a version keeps what the problem dropped."
     known = catalog(lived)
     (orders,) = matching(known.entries, ["orders_30d"])
     assert orders.used_by == ("churn", "churn version 1 (champion)") and orders.owner == "customer relations"
     s = orders.statistics
-    learnt = load_champion(open_control(lived), lived, load_problem(lived, "churn")).manifest["training"]
+    learnt = last_sound(open_control(lived), lived, load_problem(lived, "churn")).model.manifest["training"]
     assert (
         s["rows"] == learnt["rows"] and s["least"] == 0 <= s["5 %"] <= s["median"] <= s["95 %"] <= s["most"]
     )
@@ -142,85 +130,188 @@ def test_the_catalog_knows_who_uses_what(lived, monkeypatch, capsys):
         package.write_bytes(sound)
 
 
-def voila(root: Path, port: int) -> subprocess.Popen:
-    allowed = ("@jupyter-widgets/jupyterlab-manager", "@voila-dashboards/widgets-manager8")
-    command = [
-        sys.executable, "-m", "voila", str(DASHBOARDS), "--template=mlsys", "--no-browser", f"--port={port}",
-        *(f"--VoilaConfiguration.extension_allowlist={name}" for name in allowed),
-    ]  # fmt: skip
-    here = {**os.environ, "MLSYS_ROOT": str(root), "JUPYTER_PATH": str(DASHBOARDS / ".voila")}
-    return subprocess.Popen(command, env=here, cwd=HOME, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-
-
-def wait(url: str, seconds: float = 90.0) -> None:
-    until = time.monotonic() + seconds
-    while True:
-        try:
-            urllib.request.urlopen(url, timeout=5)
-            return
-        except OSError:
-            assert time.monotonic() < until, f"{url} did not answer"
+@pytest.fixture(scope="module")
+def windows(tmp_path_factory):
+    "The server of all dashboards over a system that lived; its address, its token and its root."
+    settings = load_settings(root=tmp_path_factory.mktemp("windows") / "system", home=HOME)
+    world.lived(settings)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    kept = settings.root / "token"
+    kept.write_text("a-token-for-this-test")
+    code = "import sys; from mlsys_nb.doors.cli import main; sys.exit(main())"
+    words = ["dashboard", "--root", str(settings.root), "--port", str(port), "--token", str(kept)]
+    server = subprocess.Popen(
+        [sys.executable, "-c", code, *words], cwd=HOME, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        until = time.monotonic() + 90
+        while status(f"http://127.0.0.1:{port}/favicon.ico") != 204:
+            assert time.monotonic() < until and server.poll() is None, "the dashboards did not start"
             time.sleep(0.3)
+        yield f"http://127.0.0.1:{port}", "a-token-for-this-test", settings
+    finally:
+        server.terminate()
+        server.wait(30)
 
 
-def watched_tab(browser, port, errors, foreign):
+def status(url):
+    "What a server answers, without following it elsewhere; 0 where there is none."
+
+    class Stay(urllib.request.HTTPRedirectHandler):
+        def redirect_request(self, *more):
+            return None
+
+    try:
+        return urllib.request.build_opener(Stay).open(url, timeout=60).status
+    except urllib.error.HTTPError as e:
+        return e.code
+    except OSError:
+        return 0
+
+
+@pytest.mark.skipif(importlib.util.find_spec("voila") is None, reason="needs voila")
+def test_nobody_sees_a_page_a_report_or_a_kernel_without_the_token(windows):
+    url, token, settings = windows
+    report = next(settings.reports.rglob("report.html")).relative_to(settings.root)
+    for place in (
+        "",
+        "overview.html",
+        "churn-model.html",
+        f"{report}",
+        "voila/render/model.ipynb",
+        "voila/render/catalog.ipynb",
+    ):
+        assert status(f"{url}/{place}") == 302, f"{place} must ask for the token"
+        assert status(f"{url}/{place}?token=another-token-than-it") == 302, place
+    for place in ("", "overview.html", "churn-model.html", f"{report}"):
+        assert status(f"{url}/{place}?token={token}") == 200, place
+    assert status(f"{url}/churn-modell.html?token={token}") == 404
+    assert status(f"{url}/reports/../data/control.db?token={token}") in (403, 404)
+
+
+def watched(browser, width, errors, foreign, scheme="light"):
     "A tab whose errors, and requests to elsewhere, are noted."
-    page = browser.new_page(viewport={"width": 1280, "height": 1000})
+    page = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme).new_page()
     page.set_default_timeout(120_000)  # a kernel on a busy machine
     page.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)
     page.on("pageerror", lambda e: errors.append(str(e)))
     page.on(
         "request",
-        lambda r: foreign.append(r.url) if r.url.startswith("http") and f":{port}/" not in r.url else None,
+        lambda r: (
+            foreign.append(r.url) if r.url.startswith("http") and "://127.0.0.1:" not in r.url else None
+        ),
     )
     return page
 
 
-@pytest.mark.skipif(
+CLIPPED = """() => [...document.querySelectorAll('.mls-sheet, .mls-sheet *')].filter(e => !e.closest('svg') && getComputedStyle(e).display !== 'inline'
+  && e.clientWidth > 0 && e.scrollWidth > e.clientWidth + 1).map(e => e.tagName + ' ' + e.className + ': ' + e.textContent.slice(0, 80))"""
+BROWSER = pytest.mark.skipif(
     not Path(CHROMIUM).exists() or any(importlib.util.find_spec(m) is None for m in ("voila", "playwright")),
     reason="needs chromium, voila and playwright",
 )
-@pytest.mark.parametrize("state", ["fresh", "lived"])
-def test_in_a_browser(state, lived, tmp_path):
+
+
+@pytest.fixture(scope="module")
+def browser():
     from playwright.sync_api import sync_playwright
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shots = Path(os.environ.get("TEST_MLSYS_SCREENSHOTS", tmp_path / "shots"))
-    shots.mkdir(parents=True, exist_ok=True)
-    server, errors, foreign = voila(lived.root if state == "lived" else tmp_path / "none", port), [], []
-    try:
-        wait(f"http://127.0.0.1:{port}/")
-        with sync_playwright() as play:
-            browser = play.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-            page = watched_tab(browser, port, errors, foreign)
-            page.goto(f"http://127.0.0.1:{port}/voila/render/loop.ipynb")
-            page.wait_for_selector(".mls-card", timeout=120_000)
-            for tab in PANELS:
-                page.locator(".lm-TabBar-tabLabel", has_text=tab).click()
-                page.wait_for_timeout(300)
-                page.screenshot(path=shots / f"loop_{state}_{tab.lower()}.png", full_page=True)
-                said = page.inner_text("body")
-                assert "Traceback" not in said and ("mlsys demo" in said) == (state == "fresh"), said[:500]
-            assert page.evaluate("document.documentElement.scrollWidth") <= 1280
-            if state == "lived":
-                page = watched_tab(browser, port, errors, foreign)
-                page.goto(f"http://127.0.0.1:{port}/voila/render/catalog.ipynb")
-                page.wait_for_selector(".mls-card", timeout=120_000)
-                page.get_by_placeholder("pence 30d").fill("pence 30")
-                page.wait_for_function("document.querySelectorAll('.mls-card').length == 1")
-                assert "log_turnover_30d" in page.inner_text("body")
-                page.screenshot(path=shots / "catalog_dashboard.png", full_page=True)
-                assert main(["--root", str(lived.root), "catalog", "--page"]) == 0
-                page = watched_tab(browser, port, errors, foreign)
-                page.goto((lived.reports / "catalog.html").as_uri())
-                page.screenshot(path=shots / "catalog_page.png", full_page=True)
-                page.get_by_role("link", name="orders_60d", exact=True).click()
-                assert page.get_by_role("heading", name="orders_60d").is_visible()
-                assert page.evaluate("document.documentElement.scrollWidth") <= 1280
-            browser.close()
-    finally:
-        server.terminate()
-        server.wait(20)
+    with sync_playwright() as play:
+        found = play.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield found
+        found.close()
+
+
+@pytest.fixture(scope="module")
+def shots(tmp_path_factory):
+    "Where pictures are kept; a variable names a place that stays."
+    place = Path(os.environ.get("TEST_MLSYS_SCREENSHOTS", tmp_path_factory.mktemp("shots")))
+    place.mkdir(parents=True, exist_ok=True)
+    return place
+
+
+@BROWSER
+@pytest.mark.parametrize("state", ["fresh", "lived"])
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "light"), (390, "dark")])
+def test_every_page_shows_whole_on_any_screen(state, width, scheme, browser, shots, tmp_path):
+    settings, errors, foreign = load_settings(root=tmp_path / "system", home=HOME), [], []
+    if state == "lived":
+        world.lived(settings)
+    write_snapshot(settings, tmp_path / "pages")
+    page = watched(browser, width, errors, foreign, scheme)
+    for name in [OVERVIEW, *(f"churn-{sheet}" for sheet in SHEETS)]:
+        page.goto((tmp_path / "pages" / f"{name}.html").as_uri())
+        page.evaluate("document.querySelectorAll('details').forEach(e => { e.open = true })")
+        page.screenshot(path=shots / f"{name}_{state}_{width}_{scheme}.png", full_page=True)
+        assert page.evaluate(CLIPPED) == [], f"{name} at {width}"
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, name
+        assert page.locator("h1").is_visible() and page.locator(".mls-nav").first.is_visible()
+    assert not errors and not foreign, (errors, foreign)
+
+
+@BROWSER
+def test_a_stranger_moves_the_threshold_and_reads_the_money(browser, shots, tmp_path):
+    "Act on nobody, then on everybody, then let a missed case cost twice as much: each figure is what the counts say."
+    settings, errors, foreign = load_settings(root=tmp_path / "system", home=HOME), [], []
+    world.lived(settings)
+    write_snapshot(settings, tmp_path / "pages")
+    page = watched(browser, 390, errors, foreign)
+    page.goto((tmp_path / "pages" / "overview.html").as_uri())
+    page.get_by_role("link", name="churn", exact=True).first.click()
+    counts = {row["threshold"]: row for row in world.cuts(seed=3).to_dicts()}
+    money = lambda t, fp, fn: (
+        1000 * (counts[t]["false_positive"] * fp + counts[t]["false_negative"] * fn) / 2000
+    )
+    said = lambda name: float(
+        page.locator(f"[data-is={name}]").first.inner_text().split()[0].replace(",", "")
+    )
+    slide = lambda label, value: page.get_by_label(label).fill(str(value))
+    assert said("cost") == pytest.approx(money(0.6, 3, 2), abs=0.6)
+    for threshold in (1.0, 0.0, 0.3):
+        slide("act from probability", threshold)
+        assert said("cost") == pytest.approx(money(threshold, 3, 2), abs=0.6)
+        assert said("missed") == counts[threshold]["false_negative"]
+        assert said("saved") == pytest.approx(money(1.0, 3, 2) - money(threshold, 3, 2), abs=1.1)
+    slide("cost of a missed case", 4)
+    assert said("cost") == pytest.approx(money(0.3, 3, 4), abs=0.6)
+    assert said("least") == pytest.approx(min(money(t, 3, 4) for t in counts), abs=0.6)
+    page.screenshot(path=shots / "stranger_threshold.png", full_page=True)
+    page.get_by_role("button", name="as declared").click()
+    assert said("cost") == pytest.approx(money(0.6, 3, 2), abs=0.6)
+    assert not errors and not foreign, (errors, foreign)
+
+
+@BROWSER
+def test_the_catalog_is_searched_behind_the_server(windows, browser, shots):
+    (url, token, _), errors, foreign = windows, [], []
+    page = watched(browser, 1280, errors, foreign)
+    page.goto(f"{url}/overview.html?token={token}")
+    page.get_by_role("link", name="Features").click()
+    page.wait_for_selector(".mls-card")
+    page.get_by_placeholder("pence 30d").fill("pence 30")
+    page.wait_for_function("document.querySelectorAll('.mls-card').length >= 1")
+    page.screenshot(path=shots / "catalog.png", full_page=True)
+    assert "log_turnover_30d" in page.inner_text("body")
+    assert not errors and not foreign, (errors, foreign)
+
+
+@BROWSER
+def test_a_stranger_answers_five_review_cases(windows, browser, shots):
+    "From the overview to five answers on disk, each a label, without a word of explanation."
+    (url, token, settings), errors, foreign = windows, [], []
+    page = watched(browser, 1280, errors, foreign)
+    page.goto(f"{url}/overview.html?token={token}")
+    page.get_by_role("link", name="Reviews").click()
+    page.get_by_role("link", name="Answer them one by one").click()
+    page.get_by_placeholder("your name").fill("ann")
+    for done in range(1, 6):
+        page.get_by_role("button", name="it happened").click()
+        page.wait_for_function(f"document.body.innerText.includes('{done} answered')")
+    page.screenshot(path=shots / "stranger_reviews.png", full_page=True)
+    told = read_outcomes(settings, "churn")
+    assert len({o.decision_id for o in told}) == 5 and {(o.label, o.actor, o.reviewer) for o in told} == {
+        (1, "ann", True)
+    }
     assert not errors and not foreign, (errors, foreign)

@@ -16,7 +16,7 @@ from mlsys_nb.decisions.log import read_decisions
 from mlsys_nb.decisions.segments import log_folder, place_of, segment_path
 from mlsys_nb.release.registry import promote, versions
 from mlsys_nb.serving.access import Caller
-from mlsys_nb.serving.endpoints import contradictions, decision, outcome, predict, same_problem
+from mlsys_nb.serving.endpoints import contradictions, decision, outcome, predict
 from mlsys_nb.serving.refusal import Refusal
 from mlsys_nb.serving.state import open_service, readiness
 from mlsys_nb.system.control import alert_rows, open_control
@@ -68,9 +68,6 @@ def test_a_prediction_is_counted_logged_and_repeated(here):
         )
         assert ask(decision(service, first["decision_id"]))["request_id"] == "r"
         assert read_decisions(here, "churn").height == 1
-        same_problem(service, "churn")
-        with pytest.raises(Refusal, match="answers for 'churn'"):
-            same_problem(service, "other")
 
 
 def test_one_lookup_and_one_parse_for_each_prediction(here):

@@ -307,7 +307,7 @@ def test_hostile_events_harm_only_themselves(world):
         assert answer["features"]["views"] == 4, (
             "the future one is not there yet, the withdrawn one no longer"
         )
-        assert web.get("/readyz").json()["warnings"] == []
+        assert web.get("/readyz").json()["problems"]["pages"]["warnings"] == []
         figures = web.get("/metrics").text
         assert 'mlsys_events_total{source="views",status="quarantined"}' in figures
         assert (
@@ -449,7 +449,7 @@ def test_a_full_disk_is_a_503_and_nothing_acknowledged_is_lost(world):
                     answer.text,
                 )
                 assert "No space" in answer.json()["error"]["got"]
-                assert web.get("/readyz").json()["warnings"]
+                assert web.get("/readyz").json()["problems"]["pages"]["warnings"]
                 assert web.post("/v1/pages/predictions", json={"visitor": "v-1"}).status_code == 200
             finally:
                 disk.FAULTS.remove(full)

@@ -37,12 +37,13 @@ serving: data features problem release decisions
 monitoring: evaluation problem
 jobs:
 loop: data features evaluation learning problem release decisions serving monitoring
-doors: data features evaluation problem release decisions serving monitoring jobs loop
+doors: data features evaluation learning problem release decisions serving monitoring jobs loop
 cases: data features evaluation learning problem
 """
 
 # Bounds that a room breaks, and why it is better so: (room, bound) -> (its own bound, reason).
 LARGER = {
+    ("87_workbench", "cell"): (54, "Workbench is one class: a short method for each thing one does"),
     ("40_calendar", "cell"): (54, "Calendar is one class: the instants, and what lies between two of them"),
     ("41_population", "cell"): (60, "Everyone is one class of one-line answers, the protocol's words"),
     ("41_each", "cell"): (60, "Each is one class of one-line answers, the protocol's words"),
@@ -53,8 +54,10 @@ LARGER = {
         "Candidates is one class: fields, and what follows from them in a line each",
     ),
     ("37_trial", "cell"): (48, "Task is one class: what all trials share, each part made once"),
+    ("63_alerts", "cell"): (44, "Alert is one class: its fields, and what follows from them"),
+    ("00_settings", "lines"): (316, "a line for each thing that is set, and one check for each"),
     ("00_settings", "cell"): (
-        46,
+        52,
         "Places and Settings are one class each: a line or a property for each thing that is set",
     ),
     ("43_declaration", "lines"): (
@@ -73,12 +76,21 @@ LARGER = {
     ("32_probability", "cell"): (44, "Probability is one class of short answers, the protocol's words"),
     ("42_amount", "cell"): (56, "Amount is one class of short answers, the protocol's words"),
     ("42_one_of", "cell"): (56, "OneOf is one class of short answers, the protocol's words"),
-    ("89_cli", "cell"): (50, "COMMANDS is one table: a line for each"),
-    ("55_predictor", "cell"): (50, "Predictor is one class: what it was given, and the two ways to ask"),
+    ("74_schedule", "cell"): (56, "Scheduler is one class: what it runs, and what a turn is"),
+    ("88_timekeeper", "cell"): (54, "Timekeeper is one class: a scheduler, its processes, what it looks at"),
+    ("85_reviewing", "cell"): (60, "ReviewDesk is one class: a reviewer's place, and the few deeds of it"),
+    ("88_what_if", "cell"): (60, "WhatIfDesk is one class: a case, its fields, and the answer below them"),
+    ("82_view", "cell"): (
+        60,
+        "ProblemView is one class of short properties: what dashboards read of a problem",
+    ),
+    ("89_cli", "cell"): (60, "COMMANDS is one table: a line for each"),
+    ("55_predictor", "cell"): (54, "Predictor is one class: what it was given, and the two ways to ask"),
     ("57_telemetry", "cell"): (
-        44,
+        54,
         "Metrics is one class: the figures of one service, and how each is counted",
     ),
+    ("58_problems", "cell"): (50, "Problems is one class: what is served, what cannot be, how both change"),
     ("56_reload", "cell"): (46, "Reloader is one class: what it looks at, and what it takes"),
     ("42_happens", "cell"): (60, "Happens is one class of short answers, the protocol's words"),
     ("50_segments", "cell"): (
@@ -117,10 +129,12 @@ LARGER = {
 WRITERS: dict[str, tuple[set[str], str]] = {
     "doors.figures": ({"savefig"}, "draws into memory"),
     "system.durable": ({"write_parquet"}, "into memory"),
+    "system.joined": ({"sink_parquet", "write_ndjson"}, "into memory, or to the end of a file of disk"),
 }
 MARKUP = {
-    "jobs.report": "the template of nbconvert, whose result passes markup.sanitize",
-    "doors.pages": "frames sanitised output in a Markdown page; looks for scripts in built pages",
+    "doors.pages": "frames sanitised output in a Markdown page",
+    "doors.rendering": "makes HTML of Markdown: all text of it is escaped by the parser, or sanitised",
+    "doors.linking": "leads from words of rendered pages to where they are defined",
 }
 
 
@@ -331,7 +345,7 @@ def test_exceptions_are_needed():
 FOREIGN = {"nbdev", "fastcore", "execnb"}
 HEAVY = {
     "sklearn", "mlflow", "optuna", "pandas", "matplotlib", "nbconvert", "papermill", "nbclient", "nbformat", "fastapi",
-    "uvicorn", "IPython", "voila", "ipywidgets", "zensical",
+    "uvicorn", "IPython", "voila", "ipywidgets", "mistune", "pygments", "jinja2",
 }  # fmt: skip
 
 

@@ -41,7 +41,7 @@ def lab(window, tmp_path_factory):
     run([MLSYS, "init", place / "shop"], place)
     run([MLSYS, "new", "mine", "--from", table.file, *table.options], place / "shop")
     (place / "config").mkdir()
-    quiet = {"ServerApp": {"allow_root": True, "use_redirect_file": True}, "LabApp": {"news_url": None}}
+    quiet = {"ServerApp": {"use_redirect_file": True}}  # the command itself sees to root, news and updates
     (place / "config/jupyter_server_config.json").write_text(json.dumps(quiet))
     opens = place / "opens.sh"
     opens.write_text(f'#!/bin/sh\necho "$1" > {place}/address.txt\n')
@@ -82,6 +82,7 @@ def opened(window, address: str):
     page.wait_for_selector(
         '.jp-Notebook-ExecutionIndicator[data-status="idle"]', timeout=90_000, state="attached"
     )
+    assert not page.locator(".jp-Dialog").count(), "nothing is asked of whoever opens a notebook"
     page.locator(".lm-MenuBar-itemLabel", has_text=re.compile("^Run$")).click()
     page.get_by_role("menuitem", name=re.compile(r"^Run All Cells")).click()
     return page

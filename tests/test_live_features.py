@@ -91,17 +91,20 @@ def test_features_change_while_the_service_runs_and_change_back(tmp_path):
         served(1, problem)
         second = register(control, here, trained(later), "test", JUNE)
         promote(control, "churn", second.version, expected_epoch=1, **SAID)
-        ready = wait_for(lambda: client.get("/readyz").json(), lambda r: r["version"] == 2 or r["warnings"])
+        ready = wait_for(
+            lambda: client.get("/readyz").json()["problems"]["churn"],
+            lambda r: r["version"] == 2 or r["warnings"],
+        )
         if ready["version"] == 1:  # the store lacks something: the old version serves, and the reason is said
             assert "it lacks" in ready["warnings"][0] and ready["ready"]
             served(1, problem)
         with open_online(here.online) as store:
             store.keep(later.features)
             refill(store, events, lines(), {})
-        wait_for(lambda: client.get("/readyz").json(), lambda r: r["version"] == 2)
+        wait_for(lambda: client.get("/readyz").json()["problems"]["churn"], lambda r: r["version"] == 2)
         served(2, later)
         rollback(control, champion(control, "churn"), check=lambda version: None, **SAID)
-        wait_for(lambda: client.get("/readyz").json(), lambda r: r["version"] == 1)
+        wait_for(lambda: client.get("/readyz").json()["problems"]["churn"], lambda r: r["version"] == 1)
         served(1, problem)
     hashes = read_decisions(here, "churn").group_by("version").agg(pl.col("feature_set_hash").unique())
     assert dict(hashes.sort("version").iter_rows()) == {1: [problem.features.hash], 2: [later.features.hash]}

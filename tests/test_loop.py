@@ -450,9 +450,10 @@ def test_section_b_another_question_is_refused_by_name(own, part):
 
 def test_the_monitor_tells_what_decisions_came_to_and_the_dashboard_shows_it(own):
     "Precision, recall and cost by slice, beside the rule, the first model, calling all and calling nobody."
-    from mlsys_nb.doors.dashboard import Loop, outcomes_panel
+    from mlsys_nb.doors.care import outcomes_part
+    from mlsys_nb.doors.view import ProblemView
 
-    assert "No outcome has been looked at yet" in outcomes_panel(Loop(own, "visits"))
+    assert "No outcome has been looked at yet" in outcomes_part(ProblemView(own, "visits"))
     ingest_due(at(own, 20))
     score(at(own, 19))
     watched = monitor(at(own, 20))
@@ -464,13 +465,13 @@ def test_the_monitor_tells_what_decisions_came_to_and_the_dashboard_shows_it(own
     assert told["slices"][0]["slice"] == "all" and 0 < told["slices"][0]["recall"] <= 1
     assert any(row["slice"].startswith("branch = ") for row in told["slices"])
     assert "concept change" in estimate.to_dict()["blind"] and "concept change" in watched._repr_html_()
-    shown = outcomes_panel(Loop(own, "visits"))
+    shown = outcomes_part(ProblemView(own, "visits"))
     assert "call none" in shown and "branch = " in shown and "concept change" in shown
 
 
 def test_whom_a_lot_spares_stands_for_those_that_were_called(own):
     "Who was called has no outcome; one in four is left alone, counts four times, and the sample to label is on a list."
-    from mlsys_nb.decisions.selection import case_names
+    from mlsys_nb.decisions.selection import case_names, explored_by, standing_for_all
     from mlsys_nb.problem.lot import Lot, Lots
 
     explored = replace(world.problem, lots=Lots(explore=Lot(4)))
@@ -488,3 +489,11 @@ def test_whom_a_lot_spares_stands_for_those_that_were_called(own):
     report = monitor(place).performance
     kept = newly_matured(at(own, 25, explored), place.model).drop_nulls("label").height
     assert report.evaluation.n > kept  # each that was spared stands for four
+
+    # declared anew as one in nine: what was decided before still stands for four, drawn as it was drawn then
+    later = replace(world.problem, lots=Lots(explore=Lot(9)))
+    for problem in (explored, later):
+        shares = explored_by(place.control, problem, rows)
+        assert shares[made["costs"][0]] == Lot(4) and made["costs"][0] == explored.policy
+        whole = standing_for_all(problem, rows, shares)
+        assert whole.height == rows.height + 3 * (would & spared).sum()

@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).parent / "bench"))
 from odds_gate import World, _worse, asked, lived, passes, worse_by_margin
 
 from mlsys_nb.evaluation import two_way
-from mlsys_nb.evaluation.gate import _sized
+from mlsys_nb.evaluation.gate import sized_limits
 from mlsys_nb.evaluation.limits import Limits
 from mlsys_nb.evaluation.number import Number
 from mlsys_nb.evaluation.question import Question
@@ -84,6 +84,6 @@ def test_a_shock_that_both_fits_had_learnt_counts_as_well():
 def test_the_margin_is_a_share_of_what_the_one_that_serves_loses():
     "The fault: two in a hundred of a constant's loss are a ninth of a good model's, and a refresh may lose them each month."
     y, limits = 100 + 30 * np.random.default_rng(0).normal(size=500), Limits()
-    poor, good, perfect = (_sized(limits, Number(), y, lost) for lost in (1e9, 2.0, 0.0))
+    poor, good, perfect = (sized_limits(limits, Number(), y, lost) for lost in (1e9, 2.0, 0.0))
     spread = Number().spread(y)
     assert poor.same == limits.same * spread and good.same == limits.same * 2.0 and perfect.same > 0

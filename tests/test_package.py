@@ -42,7 +42,6 @@ from mlsys_nb.release.registry import (
     RegistryError,
     champion,
     features_in_use,
-    load_champion,
     load_version,
     promote,
     register,
@@ -190,7 +189,7 @@ def test_another_versions_folder_is_refused(tmp_path):
     shutil.rmtree(first.path)
     shutil.copytree(second.path, first.path)
     with pytest.raises(PackageError, match="the registry expects"):
-        load_champion(open_control(here), here, problem)
+        load_version(open_control(here), here, problem, 1)
 
 
 BUILD = """

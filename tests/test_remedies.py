@@ -17,6 +17,7 @@ from mlsys_nb.doors.cli import parser
 ROOT = Path(__file__).resolve().parents[1]
 NBS = sorted(ROOT.glob("nbs/**/*.ipynb"))
 TEXTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "settings.ini", "Makefile")]
+TEXTS += sorted(ROOT.glob("nbs/guide/**/*.md"))
 COMMAND = re.compile(
     r"(?<![\w./'-])(?:mlsys|\$\(BIN\)/mlsys) (?=[a-z-])([^`\n;,:()#|]*(?::[\w/][^`\n;,:()#|]*)*)"
 )

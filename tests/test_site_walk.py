@@ -1,5 +1,5 @@
 """A site's own database, its behaviour by HTTP, four questions in one root, asked from PHP and from Node: the functions that
-README prints are the ones that ask. The site is SIMULATED (tests/site_world.py), so that the truth is known."""
+nbs/guide/howto/20_backend.md prints are the ones that ask. The site is SIMULATED (tests/site_world.py), so that the truth is known."""
 
 import json
 import os
@@ -55,8 +55,10 @@ for await (const line of createInterface({ input: process.stdin })) {
 
 
 def printed(language: str) -> str:
-    "The function that README prints, without what it prints as its use."
-    [block] = re.findall(rf"```{language}\n(.*?)```", (HERE.parent / "README.md").read_text(), re.DOTALL)
+    "The function that the guide prints, without what it prints as its use."
+    [block] = re.findall(
+        rf"```{language}\n(.*?)```", (HERE.parent / "nbs/guide/howto/20_backend.md").read_text(), re.DOTALL
+    )
     function, use = block.split("\n\n", 1)
     assert "/predictions" in use and "/outcomes" in use and "/v1/events/" in use
     return function

@@ -9,21 +9,22 @@ import calls_world
 import polars as pl
 import pytest
 import visits_world as world
-from test_each import post
+from caller import post
 
-from mlsys_nb.decisions.log import find_decision
+from mlsys_nb.decisions.log import find_decision, read_decisions
 from mlsys_nb.doors.cli import main
 from mlsys_nb.evaluation.limits import Limits
 from mlsys_nb.learning.train import fit
 from mlsys_nb.loop.arrivals import ingest_due
 from mlsys_nb.loop.pipeline import monitor, retrain, score, train
-from mlsys_nb.loop.step import Context, anew
+from mlsys_nb.loop.stand_in import _parts
+from mlsys_nb.loop.step import Context, anew, seen_by
 from mlsys_nb.loop.training_set import training_set
 from mlsys_nb.problem.happens import Happens
 from mlsys_nb.release.package import build
 from mlsys_nb.release.registry import champion, champion_history, get_version, promote, register, versions
 from mlsys_nb.serving.service import running
-from mlsys_nb.system.control import put_document
+from mlsys_nb.system.control import get_document, put_document
 from mlsys_nb.system.durable import write_json
 
 DAY = world.DAY
@@ -146,7 +147,8 @@ def test_the_rule_answers_where_the_champion_is_damaged_and_says_so(own):
         kept = find_decision(own, "visits", made["decision_id"])
         assert kept.fallback == made["fallback"]
         assert find_decision(own, "visits", scored.batch.frame["decision_id"][0]).fallback == made["fallback"]
-        status, ready = get(address, "/readyz")
+        status, told = get(address, "/readyz")
+        ready = told["problems"]["visits"]
         assert status == 200 and "serving version 2, the rule; the champion was refused" in ready["detail"]
         assert "model.json is not as it was written" in ready["warnings"][0]
         told = {"decision_id": made["decision_id"], "outcome": 1}
@@ -157,6 +159,74 @@ def test_the_rule_answers_where_the_champion_is_damaged_and_says_so(own):
             if made["version"] == 1:
                 break
         assert made["version"] == 1 and "fallback" not in made
+
+
+def by_service(place: Context, who: dict) -> str:
+    "The id of an answer of a service that starts now."
+    with running(place.settings, "visits") as address:
+        status, made = post(address, "/v1/visits/predictions", who)
+        assert status == 200, made
+        return made["decision_id"]
+
+
+@pytest.mark.parametrize("instead", ["the rule", "version 1"])
+def test_an_answer_that_stood_in_for_a_damaged_champion_is_made_again(own, instead, capsys):
+    shutil.copy(world.__file__, own.home)
+    if instead == "version 1":
+        serve_by(at(own), [])
+    else:
+        train(at(own), rule=True)
+    bad = serve_by(anew(at(own)), list(world.problem.rule.features), sign=-1)
+    place = anew(at(own))
+    victim = get_version(place.control, own, "visits", bad).path / "model.json"
+    sound = victim.read_bytes()
+    victim.write_bytes(sound[:-1] + b" ")
+    batch = score(place).batch.frame
+    named = [by_service(place, {"member": int(batch["member"][0])}), *batch["decision_id"][:3]]
+    victim.write_bytes(sound)  # who answered is in the decision, whatever could answer today
+    words = ["--root", str(own.root), "--now", place.now.isoformat()]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(own.home)
+        for name in named:
+            kept = find_decision(own, "visits", name)
+            assert kept.fallback == f"{instead} instead of version {bad}" and kept.version != bad
+            assert main(["replay", name, *words]) == 0
+            assert f"the same to the bit: version {kept.version}," in capsys.readouterr().out
+        kept_by = get_version(place.control, own, "visits", kept.version).path / "model.json"
+        kept_by.write_bytes(kept_by.read_bytes()[:-1] + b" ")
+        assert main(["replay", name, *words]) == 2, "nothing is said of an answer whose version is gone"
+
+
+def test_features_served_by_another_set_of_the_same_names_are_made_anew(own):
+    serve_by(at(own), [])
+    place = anew(at(own))
+    score(place)
+    made, names = read_decisions(own, "visits"), [*place.problem.features.names]
+    assert seen_by(place, place.model, made) is made
+    meant = made.with_columns(pl.col("visits_21d") + 1, feature_set_hash=pl.lit("f" * 64))
+    both = pl.concat([made[:20], meant[20:]])
+    for other in (meant, both):
+        assert seen_by(place, place.model, other).select(names).equals(made.select(names))
+
+
+def test_the_rule_is_judged_by_the_newest_period_alone(own):
+    place = at(own)
+    rows = training_set(place).labelled()
+    early, newest = _parts(place, rows)
+    assert newest["period"].unique().to_list() == [rows["period"].max()]
+    # what became final at the very moment at which the newest period began was known then
+    assert early["period"].max() == rows["period"].max() - place.problem.matures_after
+
+
+def test_a_look_says_what_to_expect_of_decisions_that_wait_for_their_outcome(own):
+    train(at(own), n_trials=1)
+    first = score(at(own)).batch.rows
+    for day in (12, 15):
+        ingest_due(at(own, day))
+        waiting = score(at(own, day)).batch.rows
+    monitor(at(own, 15))
+    told = get_document(at(own, 15).control, "follow_up", "visits")["parts"]["LabelFree"]
+    assert first > 50 and told["n"] >= waiting
 
 
 def get(address: str, path: str) -> tuple[int, dict]:
@@ -178,7 +248,7 @@ def lives_on(place: Context, who: dict, outcome: object) -> None:
         assert status == 200 and "fallback" not in made, made
         told = {"decision_id": made["decision_id"], "outcome": outcome}
         assert post(address, f"/v1/{name}/outcomes", told)[0] == 200
-        assert get(address, "/readyz")[1]["detail"].endswith(", the rule")
+        assert get(address, "/readyz")[1]["problems"][name]["detail"].endswith(", the rule")
     assert monitor(place).outputs["version"] == place.champion.version
 
 

@@ -29,7 +29,7 @@ from mlsys_nb.decisions.writer import DecisionLog
 from mlsys_nb.doors.cli import main
 from mlsys_nb.doors.soundness import CHECKS, findings
 from mlsys_nb.features.online import open_online, sync
-from mlsys_nb.jobs.report import record_of
+from mlsys_nb.jobs.run_index import record_of
 from mlsys_nb.jobs.runner import Runner
 from mlsys_nb.system.audit import audit_log
 from mlsys_nb.system.clock import open_clock

@@ -72,7 +72,7 @@ def test_several_periods_at_one_look_are_each_judged(tmp_path, first):
     at = look(tmp_path, 24)
     for k in range(21, 25):
         decide(at, k, shift=3.0 if k == 22 else 0.0)
-    report = watch.watch_drift(at, first)
+    report = watch.watch_drift(at, first).report
     assert len(report.current) == 4 and report.rows == 4 * MEMBERS
     assert "visits" in report.drifted and "visits" in report.alerts
     row = report.frame.filter(pl.col("feature") == "visits").row(0, named=True)
@@ -83,29 +83,29 @@ def test_the_same_look_twice_says_the_same_and_counts_nothing_twice(tmp_path, fi
     at = look(tmp_path, 22)
     decide(at, 21)
     decide(at, 22)
-    once = watch.watch_drift(at, first)
-    again = watch.watch_drift(look(tmp_path, 22), first)
+    once = watch.watch_drift(at, first).report
+    again = watch.watch_drift(look(tmp_path, 22), first).report
     assert again.rows == once.rows == 2 * MEMBERS and again.frame.equals(once.frame)
     assert again.told == once.told and "named once" in once.told
 
 
 def test_with_nothing_new_the_last_look_still_stands(tmp_path, first):
     decide(look(tmp_path, 21), 21, shift=3.0)
-    assert "visits" in watch.watch_drift(look(tmp_path, 21), first).drifted
-    later = watch.watch_drift(look(tmp_path, 22), first)
+    assert "visits" in watch.watch_drift(look(tmp_path, 21), first).report.drifted
+    later = watch.watch_drift(look(tmp_path, 22), first).report
     assert "visits" in later.drifted and later.rows == MEMBERS
 
 
 def test_nobody_eligible_is_nobody_to_look_at_and_leaves_no_trace(tmp_path, first, monkeypatch):
     at = look(tmp_path, 21)
     monkeypatch.setattr(watch, "rows_asked", lambda *asked: week(0).clear())
-    assert watch.watch_drift(at, first).verdict == "nobody to look at"
+    assert watch.watch_drift(at, first).report.verdict == "nobody to look at"
     assert get_document(at.control, "sketch", "visits/1") is None
 
 
 def test_what_was_only_declined_was_not_served(tmp_path, first):
     decide(look(tmp_path, 21), 21, eligible=False, shift=3.0)
-    assert watch.watch_drift(look(tmp_path, 21), first).verdict == "nothing served yet"
+    assert watch.watch_drift(look(tmp_path, 21), first).report.verdict == "nothing served yet"
 
 
 def test_a_replaced_version_is_judged_by_its_own_decisions(tmp_path, first):
@@ -113,24 +113,24 @@ def test_a_replaced_version_is_judged_by_its_own_decisions(tmp_path, first):
     second = model(2)
     decide(look(tmp_path, 21), 21)
     decide(look(tmp_path, 22), 22, version=2, shift=3.0)
-    old, new = (watch.watch_drift(look(tmp_path, 22), one) for one in (first, second))
+    old, new = (watch.watch_drift(look(tmp_path, 22), one).report for one in (first, second))
     assert old.verdict == "quiet" and old.rows == MEMBERS
     assert "visits" in new.drifted and new.rows == MEMBERS
     decide(look(tmp_path, 23), 23)  # rolled back
-    back = watch.watch_drift(look(tmp_path, 23), first)
+    back = watch.watch_drift(look(tmp_path, 23), first).report
     assert back.verdict == "quiet" and [p[:10] for p in back.current] == [f"{START + 23 * WEEK:%Y-%m-%d}"]
 
 
 def test_a_gap_of_data_is_neither_drift_nor_an_end(tmp_path, first):
     decide(look(tmp_path, 21), 21)
-    assert watch.watch_drift(look(tmp_path, 21), first).verdict == "quiet"
+    assert watch.watch_drift(look(tmp_path, 21), first).report.verdict == "quiet"
     for k in (22, 23, 24):
-        assert watch.watch_drift(look(tmp_path, k), first).rows == MEMBERS
+        assert watch.watch_drift(look(tmp_path, k), first).report.rows == MEMBERS
     decide(look(tmp_path, 29), 29)
-    after = watch.watch_drift(look(tmp_path, 29), first)
+    after = watch.watch_drift(look(tmp_path, 29), first).report
     assert after.verdict == "quiet" and after.rows == MEMBERS
     decide(look(tmp_path, 34), 34, shift=3.0)
-    assert "visits" in watch.watch_drift(look(tmp_path, 34), first).drifted
+    assert "visits" in watch.watch_drift(look(tmp_path, 34), first).report.drifted
 
 
 @pytest.mark.parametrize("damage", [
@@ -148,11 +148,11 @@ def test_damaged_sketches_are_counted_anew_from_the_log(tmp_path, first, damage)
     whole = get_document(at.control, "sketch", "visits/1")
     put_document(at.control, "sketch", "visits/1", damage(whole))
     decide(at, 23)
-    report = watch.watch_drift(at, first)
+    report = watch.watch_drift(at, first).report
     assert "counted anew" in report.told and report.rows == 3 * MEMBERS and report.verdict == "quiet"
     mended = get_document(at.control, "sketch", "visits/1")
     assert len(mended["periods"]) == 3 and mended["periods"][:2] == whole["periods"]
-    assert "counted anew" not in watch.watch_drift(look(tmp_path, 24), first).told
+    assert "counted anew" not in watch.watch_drift(look(tmp_path, 24), first).report.told
 
 
 def test_growing_history_is_named_once_a_version(tmp_path, first):
@@ -160,12 +160,12 @@ def test_growing_history_is_named_once_a_version(tmp_path, first):
     told = []
     for k in range(21, 31):
         decide(look(tmp_path, k), k)
-        report = watch.watch_drift(look(tmp_path, k), first)
+        report = watch.watch_drift(look(tmp_path, k), first).report
         assert "tenure" not in report.drifted, report.frame
         told.append("tenure" in report.told.get("named once", ""))
     assert sum(told) == 1 and any(told[:2])
     decide(look(tmp_path, 31), 31, version=2)
-    assert "tenure" in watch.watch_drift(look(tmp_path, 31), model(2)).told["named once"]
+    assert "tenure" in watch.watch_drift(look(tmp_path, 31), model(2)).report.told["named once"]
 
 
 def test_month_twelve_costs_what_month_one_costs(tmp_path, first, monkeypatch):

@@ -28,8 +28,9 @@ from mlsys_nb.data.columns import (
 )
 from .expectation import Expect, check_expectations
 from .fingerprint import fingerprints
-from .frame import INTERNAL, as_polars, delivered_as
+from .frame import INTERNAL, delivered_as
 from ..system.durable import json_bytes, sha256
+from ..system.interchange import as_polars
 from ..system.markup import card, table
 
 # %% ../../nbs/10_data/11_contract.ipynb #0819b75f

@@ -20,10 +20,11 @@ import polars as pl
 from .columns import converted
 from .contract import Contract, ContractError
 from .delimited import SPOILED, Dialect, SourceError
-from .frame import INTERNAL, as_polars
+from .frame import INTERNAL
 from .reading import format_of, read_table
 from ..system.clock import EPOCH, instant, micros, stamp
 from ..system.durable import sha256
+from ..system.interchange import as_polars
 
 # %% ../../nbs/10_data/12_sources.ipynb #42415608
 Derive = Callable[[pl.DataFrame], pl.DataFrame]

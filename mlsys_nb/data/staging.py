@@ -30,9 +30,10 @@ from mlsys_nb.data.contract import (
 )
 from .expectation import Whole, surprises, values_seen
 from .fingerprint import numbered
-from .frame import INTERNAL, as_polars, delivered_as
+from .frame import INTERNAL, delivered_as
 from .lake import LAKE_FORMAT, LakeError
 from .sources import TOLD, Derive, RawBatch, Source
+from ..system.interchange import as_polars
 
 # %% ../../nbs/10_data/14_staging.ipynb #0da506e8
 class IngestError(LakeError):

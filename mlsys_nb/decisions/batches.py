@@ -26,11 +26,12 @@ from mlsys_nb.system.durable import (
     read_sealed,
     write_folder,
 )
+from ..system.interchange import as_polars
 from ..system.settings import Settings
 
 # %% ../../nbs/50_decisions/51_batches.ipynb #08effedf
 _PART = 10_000
-_GIVEN = frozenset(META) - {"decision_id", "problem", "source", "request_id"}
+_GIVEN = frozenset(META) - {"decision_id", "problem", "source", "request_id", "asked_by"}
 
 
 def _batch_path(settings: Settings, problem: str, batch_id: str) -> Path:
@@ -62,7 +63,7 @@ def _batch_frame(problem: str, ids: pl.Series, rows: pl.DataFrame, keys: Sequenc
     constant = {"problem": pl.lit(problem), "source": pl.lit("batch")}
     empty = {
         name: pl.lit(None, dtype=pl.String)
-        for name in ("request_id", "fallback", "snapshot", "costs", *PACKED)
+        for name in ("request_id", "fallback", "snapshot", "costs", "asked_by", *PACKED)
     }
     kept = {name: value for name, value in empty.items() if name not in rows.columns}
     frame = rows.with_columns(decision_id=ids, **constant, **kept)
@@ -95,6 +96,7 @@ def append_batch(
     keys: Sequence[str],  # Which columns name the entity
 ) -> pl.DataFrame:  # The rows as logged
     "Commit a whole batch of decisions at once; a batch that is already there must be equal."
+    rows = as_polars(rows)
     path, folder = _batch_path(settings, problem, _checked_batch_id(batch_id)), log_folder(settings, problem)
     with lock(folder / "batch.lock"):  # ids are drawn once, also when two score the same
         ids = sealed_rows(path)["decision_id"] if batch_written(settings, problem, batch_id) else None

@@ -26,7 +26,7 @@ from ..system.finding import Finding
 from ..system.settings import Settings
 
 # %% ../../nbs/50_decisions/50_segments.ipynb #6e3fcefc
-LOG_FORMAT = 5
+LOG_FORMAT = 6
 
 
 def line_of(

@@ -152,15 +152,24 @@ class _Files:
             except OSError as e:  # the next writer closes it
                 logger.error("a segment of %s could not be closed: %s", self.problem, e)
 
-    def write(self, waiting: Sequence[Decision], sync: bool = True) -> Iterator[list[Decision | Exception]]:
-        "Write a group, day by day; what is yielded is on disk, or will be with the next `sync`."
+    def write(self, waiting: Sequence[Decision]) -> Iterator[list[Decision | Exception]]:
+        "Write a group, day by day; what is yielded is on disk."
         for part in _by_day(waiting):
             with self.turn:
                 segment = self.open(micros(part[0].moment) // _DAY)
                 content, made = _named(segment, part)
                 if content:
-                    segment.append(content, [micros(d.moment) for d in made if isinstance(d, Decision)], sync)
+                    segment.append(content, [micros(d.moment) for d in made if isinstance(d, Decision)])
             yield made
+
+    def add(self, decision: Decision) -> Decision:
+        "Write one, and let the disk follow with the next `sync`."
+        at = micros(decision.moment)
+        with self.turn:
+            segment = self.open(at // _DAY)
+            one = with_id(decision, id_of(segment.number, segment.size))
+            segment.append(line_of(to_record(one)), [at], False)
+        return one
 
     def sync(self) -> None:
         "Bring to disk what was written without."
@@ -264,14 +273,17 @@ class DecisionLog:
                 memory.by_request[decision.request_id] = found
             return found
 
+    @property
+    def writes(self) -> bool:
+        "Whether an answer does not wait for the disk."
+        return self._later is not None
+
     def write(self, decision: Decision) -> Decision | None:  # None: `submit` it
         "Write a decision at once, and let the disk follow; a killed process loses nothing, a power cut may."
         if self._later is None:
             return None
         clashes(decision.entity, decision.features)
-        (made,) = next(self._files.write([decision], sync=False))
-        if isinstance(made, Exception):
-            raise made
+        made = self._files.add(decision)
         self._later.due()
         self._memory.fill([made])
         return made
@@ -298,6 +310,5 @@ class DecisionLog:
 
     def close(self, patience: float = 30.0) -> None:
         "Write what is queued, then stop."
-        if self._later is not None:
-            self._later.close(patience)
-        self._disk.close(patience)
+        for part in (p for p in (self._later, self._disk) if p is not None):
+            part.close(patience)

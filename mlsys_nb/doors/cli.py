@@ -4,12 +4,11 @@
 
 # %% auto #0
 __all__ = ['Action', 'Option', 'FLAG', 'ROOT', 'NOW', 'JSON', 'DEBUG', 'PROBLEM', 'GIVEN', 'KEY', 'HOST', 'PORT', 'WORKERS',
-           'ENTITY', 'CASES', 'SEED', 'AT', 'SINCE', 'LIMIT', 'REQUESTED', 'KEY_FILE', 'SERVICE', 'REASON', 'BATCH',
-           'SOURCE', 'VERSION', 'ANSWERED', 'ASKED_OF', 'BACKUPS', 'LISTED', 'KEEPING', 'INTO', 'AS_OF', 'CARD_OF',
-           'ALL', 'WINDOW', 'WINDOW_HOST', 'WINDOW_PORT', 'SUBJECT', 'SHELL', 'PROBLEMS', 'WHERE', 'FOLLOW', 'DEMO',
-           'POLICIES', 'RULE', 'OUT', 'OF', 'SEARCHED', 'PAGE', 'WHOSE', 'FOLDER', 'NEW', 'TABLE', 'GUESSED',
-           'OUTCOMES', 'SECRET', 'ONE_IN', 'LEFT_OUT', 'HORIZON', 'do', 'look', 'STEP', 'COMMANDS', 'Command', 'Words',
-           'parser', 'failure', 'stoppable', 'perform', 'main']
+           'ENTITY', 'CASES', 'SEED', 'AT', 'SINCE', 'LIMIT', 'REQUESTED', 'KEY_FILE', 'SERVICE', 'VERIFY', 'REASON',
+           'BATCH', 'SOURCE', 'VERSION', 'ANSWERED', 'ASKED_OF', 'CARD_OF', 'ALL', 'SUBJECT', 'SHELL', 'SERVED',
+           'PROBLEMS', 'WHERE', 'FOLLOW', 'DEMO', 'POLICIES', 'RULE', 'OF', 'SEARCHED', 'PAGE', 'WHOSE', 'FOLDER',
+           'NEW', 'NOTEBOOK', 'TABLE', 'GUESSED', 'OUTCOMES', 'SECRET', 'ONE_IN', 'LEFT_OUT', 'HORIZON', 'do', 'look',
+           'STEP', 'COMMANDS', 'Command', 'Words', 'parser', 'failure', 'stoppable', 'perform', 'main']
 
 # %% ../../nbs/80_doors/89_cli.ipynb #f65525ec
 import argparse
@@ -22,14 +21,18 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from mlsys_nb.doors import (
-    answers,
     asking,
     beginnings,
+    comparing,
     completion,
     custody,
     inspection,
     keyring,
+    manual,
+    oncall,
     operations,
+    scoring,
+    traceability,
 )
 from .arguments import number_within, say
 from ..system.settings import MlsysError, Settings, check_root, load_settings
@@ -73,37 +76,28 @@ REQUESTED = (
         "help": "a value of the request; a list as JSON",
     },
 )
-KEY_FILE = (
-    "--key-file",
-    {"metavar": "FILE", "help": "holds the key to that service; default: data/key of this root"},
-)
+KEY_FILE = ("--key-file", {"metavar": "FILE", "help": "its key; default: data/key of this root"})
 SERVICE = ("--service", {"metavar": "URL", "help": "ask a running service; default: the champion, here"})
 
 # %% ../../nbs/80_doors/89_cli.ipynb #d21406f4
+VERIFY = (
+    "--verify",
+    {"action": FLAG, "help": "read the whole chain, and name the first line that does not hold"},
+)
 REASON = ("--reason", {"required": True, "metavar": "TEXT", "help": "why, in a sentence"})
 BATCH = ("batch", {"help": "its name, as it stands in the lake and in reports"})
 SOURCE = ("--source", {"metavar": "NAME", "help": "whose batch, where several sources have one of that name"})
 VERSION = ("version", {"type": number_within(1, 10**9), "help": "its number; see mlsys versions"})
 ANSWERED = ("id", {"help": "the id that an answer carried; see mlsys decisions"})
 ASKED_OF = ("--problem", {"metavar": "NAME", "help": "whose log; default: whichever knows the id"})
-BACKUPS = ("place", {"metavar": "DIR", "help": "where backups stand, outside the root"})
-LISTED = ("--list", {"action": FLAG, "help": "only say which backups there are"})
-KEEPING = (
-    "--keep",
-    {"type": number_within(1, 10**6), "metavar": "N", "help": "remove all but the newest so many"},
-)
-INTO = ("--to", {"required": True, "metavar": "DIR", "help": "an empty folder"})
-AS_OF = ("--at", {"metavar": "INSTANT", "help": "the newest one taken by then; default: the newest"})
 CARD_OF = (
     "--version",
     {"type": number_within(1, 10**9), "dest": "version", "help": "its number; default: the champion"},
 )
 ALL = ("--all", {"action": FLAG, "help": "closed ones too"})
-WINDOW = ("name", {"nargs": "?", "default": "loop", "help": "a dashboard; default: loop"})
-WINDOW_HOST = ("--host", {"default": "127.0.0.1", "help": "default: this machine only"})
-WINDOW_PORT = ("--port", {"type": number_within(1, 65535), "default": 8866, "help": "default: 8866"})
 SUBJECT = ("--of", {"metavar": "SUBJECT", "help": "only what was done to it, such as churn/champion"})
 SHELL = ("shell", {"choices": completion.SHELLS, "help": "whose script"})
+SERVED = ("names", {"nargs": "*", "metavar": "problem", "help": "of settings.ini; none: all that can serve"})
 PROBLEMS = ("problem", {"nargs": "+", "help": "whose events; names of settings.ini [problems]"})
 WHERE = ("where", {"help": "a file of JSON lines, or redis://host:port/db#key"})
 FOLLOW = ("--follow", {"action": FLAG, "help": "wait for more at its end"})
@@ -119,7 +113,6 @@ POLICIES = (
     },
 )
 RULE = ("--rule", {"action": FLAG, "help": "no search: only the problem's rule"})
-OUT = ("--out", {"metavar": "DIR", "help": "default: _docs of the project"})
 OF = (("--problem", {"help": "of one problem"}), ("--job", {"help": "of one job"}))
 SEARCHED = ("words", {"nargs": "*", "help": "only features of which each of these is said"})
 PAGE = ("--page", {"action": FLAG, "help": "write reports/catalog.html"})
@@ -128,6 +121,7 @@ WHOSE = ("--problem", {"help": "only those of one problem"})
 # %% ../../nbs/80_doors/89_cli.ipynb #6af1a9ce
 FOLDER = ("folder", {"metavar": "DIR", "help": "to be made, or one without a settings.ini"})
 NEW = ("name", {"help": "of the problem, an identifier such as orders"})
+NOTEBOOK = ("name", {"nargs": "?", "help": "a name of settings.ini [problems]; default: the tour"})
 TABLE = (
     "--from",
     {"dest": "origin", "required": True, "metavar": "FILE|URI", "help": "a file, or sqlite:///shop.db#table"},
@@ -188,19 +182,21 @@ STEP = Command(do.execute_job, (PROBLEM, GIVEN, KEY), "dates")
 COMMANDS: dict[str, Command] = {
     "init": Command(beginnings.start_folder, (FOLDER,), "looks"),
     "new": Command(beginnings.propose_problem, (NEW, TABLE, OUTCOMES, *GUESSED, HORIZON, SECRET), "dates"),
-    "lab": Command(beginnings.open_notebook, (("name", {"help": PROBLEM[1]["help"]}),), "looks stays"),
+    "lab": Command(beginnings.open_notebook, (NOTEBOOK,), "looks stays"),
     "demo": Command(do.play_demo, (DEMO,)),
     "run": Command(do.execute_job, (("job", {"help": "see mlsys jobs"}), GIVEN, KEY), "dates"),
-    **dict.fromkeys(("scope", "ingest", "score", "monitor", "retrain"), STEP),
+    **dict.fromkeys(("scope", "ingest", "monitor", "retrain"), STEP),
+    "score": Command(scoring.score_rows, (PROBLEM, *scoring.TABLE_OPTIONS, SECRET, GIVEN, KEY), "dates"),
     "train": Command(do.execute_job, (PROBLEM, RULE, GIVEN, KEY), "dates"),
     "simulate": Command(do.simulate_policies, (PROBLEM, POLICIES, GIVEN, KEY), "dates"),
-    "serve": Command(do.start_service, (PROBLEM, HOST, PORT, WORKERS), "stays"),
+    "serve": Command(do.start_service, (SERVED, HOST, PORT, WORKERS), "stays"),
     "keys": Command(keyring.manage_keys, keyring.KEY_OPTIONS, "lists"),
     "promote": Command(custody.promote_version, (PROBLEM, VERSION, REASON), "dates"),
     "retire": Command(do.retire_version, (PROBLEM, VERSION, REASON), "dates"),
     "recover": Command(do.recover_tables, (), "dates"),
-    "backup": Command(custody.back_up, (BACKUPS, LISTED, KEEPING), "dates"),
-    "restore": Command(custody.bring_back, (BACKUPS, INTO, AS_OF), "looks"),
+    "backup": Command(custody.back_up, custody.BACKUP_OPTIONS, "dates"),
+    "restore": Command(custody.bring_back, custody.RESTORE_OPTIONS, "looks"),
+    "export": Command(custody.export_version, (PROBLEM, *custody.EXPORT_OPTIONS), "looks"),
     "compact": Command(do.compact_problem, (PROBLEM,), "dates"),
     "stream": Command(do.read_stream, (WHERE, PROBLEMS, FOLLOW), "stays"),
     "rollback": Command(custody.roll_back, (PROBLEM, REASON), "dates"),
@@ -209,27 +205,33 @@ COMMANDS: dict[str, Command] = {
     "withdraw": Command(do.withdraw_batch, (PROBLEM, BATCH, SOURCE, REASON), "dates"),
     "parity": Command(do.prove_parity, (PROBLEM, CASES, SEED)),
     "reports": Command(do.renew_reports, (), "dates"),
-    "dashboard": Command(do.open_dashboard, (WINDOW, WINDOW_HOST, WINDOW_PORT), "looks stays"),
-    "docs": Command(do.build_docs, (OUT,), "looks"),
+    "dashboard": Command(do.open_dashboard, do.DASHBOARD_OPTIONS, "looks stays"),
+    "mlflow": Command(oncall.open_mlflow, oncall.WINDOW_OPTIONS, "stays"),
+    "up": Command(oncall.start_everything, oncall.TOGETHER, "stays"),
+    "drill": Command(oncall.hold_drill, (PROBLEM, *oncall.DRILLED)),
+    "schedule": Command(oncall.keep_schedule, oncall.SCHEDULE, "lists dates stays"),
+    "docs": Command(manual.build_docs, manual.DOCS_OPTIONS, "looks stays"),
     "problems": Command(look.list_problems, (), "looks lists"),
     "jobs": Command(look.list_jobs, (), "looks lists"),
     "runs": Command(look.list_recorded_runs, (*OF, LIMIT), "looks lists"),
+    "diff": Command(comparing.diff_runs, comparing.DIFF_OPTIONS, "looks lists"),
     "champion": Command(look.list_champions, (PROBLEM,), "looks lists"),
     "versions": Command(look.list_versions, (PROBLEM,), "looks lists"),
     "upkeep": Command(look.list_upkeep, (PROBLEM, LIMIT), "looks lists"),
-    "alerts": Command(look.list_alerts, (PROBLEM, ALL), "looks lists"),
-    "decisions": Command(answers.list_decisions, (PROBLEM, SINCE, LIMIT), "looks lists"),
-    "decision": Command(answers.show_decision, (ANSWERED, ASKED_OF), "looks dates"),
-    "replay": Command(answers.replay_decision, (ANSWERED, ASKED_OF), "looks lists dates"),
+    "alerts": Command(oncall.handle_alerts, (PROBLEM, ALL, *oncall.TAKE_OVER), "looks lists"),
+    "deliver": Command(oncall.deliver_alerts, oncall.TRIAL, "dates"),
+    "decisions": Command(traceability.list_decisions, (PROBLEM, SINCE, LIMIT), "looks lists"),
+    "decision": Command(traceability.show_decision, (ANSWERED, ASKED_OF), "looks dates"),
+    "replay": Command(traceability.replay_decision, (ANSWERED, ASKED_OF), "looks lists dates"),
     "card": Command(look.show_card, (PROBLEM, CARD_OF), "looks"),
     "influence": Command(look.show_influence, (PROBLEM, LEFT_OUT), "looks lists dates"),
-    "explain": Command(answers.explain_decision, (ANSWERED, ASKED_OF), "looks lists"),
+    "explain": Command(traceability.explain_decision, (ANSWERED, ASKED_OF), "looks lists"),
     "conflicts": Command(look.list_conflicts, (PROBLEM,), "looks lists dates"),
     "sample": Command(look.list_sample, (PROBLEM, ONE_IN, LIMIT), "looks lists dates"),
     "features": Command(look.show_features, (PROBLEM, ENTITY, AT), "looks dates"),
     "predict": Command(asking.predict_case, (PROBLEM, ENTITY, REQUESTED, SERVICE, KEY_FILE), "looks dates"),
     "catalog": Command(look.list_catalog, (SEARCHED, WHOSE, PAGE), "looks lists"),
-    "audit": Command(look.list_audit, (SUBJECT, LIMIT), "looks lists"),
+    "audit": Command(look.list_audit, (SUBJECT, LIMIT, VERIFY), "looks lists"),
     "completion": Command(completion.write_script, (SHELL,), "looks"),
     "verify": Command(look.verify_system, (), "looks lists"),
 }
@@ -266,7 +268,7 @@ def parser() -> argparse.ArgumentParser:
         for option in (*command.options, ROOT, DEBUG):
             details = {**option[1], "default": argparse.SUPPRESS} if option in early else option[1]
             sub.add_argument(option[0], **details)  # no default: it would undo what came before the command
-        sub.set_defaults(**({"job": name} if step else {}))
+        sub.set_defaults(whole=whole, **({"job": name} if step else {}))
     return whole
 
 # %% ../../nbs/80_doors/89_cli.ipynb #2b6fd234

@@ -156,6 +156,7 @@ def list_versions(settings: Settings, options: argparse.Namespace) -> None:
 def list_alerts(settings: Settings, options: argparse.Namespace) -> None:
     "What the monitor found and nobody has settled; --all with what has passed."
     from mlsys_nb.monitoring.alerts import alerts, open_alerts
+    from mlsys_nb.monitoring.delivery import notes_of
     from mlsys_nb.problem.declaration import load_problem
     from mlsys_nb.system.control import open_control
 
@@ -164,22 +165,29 @@ def list_alerts(settings: Settings, options: argparse.Namespace) -> None:
         found = (alerts if options.all else open_alerts)(open_control(settings), name)
     names = ("kind", "subject", "slice", "severity", "size", "likely_cause", "expected_cost", "action")
     times = ("opened_at", "last_seen", "closed_at")
-    rows = [{n: getattr(alert, n) for n in (*names, *times)} for alert in found]
+    said = notes_of(open_control(settings), name) if found else {}
+    rows = [{n: getattr(alert, n) for n in ("id", *names, *times)} for alert in found]
+    for row, alert in zip(rows, found, strict=True):
+        note = said.get(alert.episode)
+        row["note"] = f"{note.deed} by {note.actor}: {note.note}" if note else ""
 
     def line(row: Mapping[str, Any]) -> str:
         since = f"{row['opened_at']:%Y-%m-%d}" + (
             f" to {row['closed_at']:%Y-%m-%d}" if row["closed_at"] else ""
         )
-        return f"{row['severity']:8}  {since}  {row['kind']} of {row['subject']} ({row['slice']}): {row['size']}; {row['action']}"
+        told = f"; {row['note']}" if row["note"] else ""
+        return f"{row['id']}  {row['severity']:8}  {since}  {row['kind']} of {row['subject']} ({row['slice']}): {row['size']}; {row['action']}{told}"
 
     listing(rows, options, line, f"no open alerts; look again: mlsys monitor {name}")
 
 # %% ../../nbs/80_doors/87_inspection.ipynb #0e9849d8
-def list_audit(settings: Settings, options: argparse.Namespace) -> None:
-    "Who did what, to what, when, newest last."
+def list_audit(settings: Settings, options: argparse.Namespace) -> int:
+    "Who did what, to what, when, newest last; --verify: whether all of it is there and as it was written."
     from mlsys_nb.system.audit import audit_log
     from mlsys_nb.system.control import open_control
 
+    if options.verify:
+        return _trail_told(settings)
     found = audit_log(open_control(settings), options.of) if begun(settings) else []
     names = ("number", "at", "actor", "action", "subject", "detail")
     rows = [{name: getattr(line, name) for name in names} for line in found[-options.limit :]]
@@ -191,6 +199,18 @@ def list_audit(settings: Settings, options: argparse.Namespace) -> None:
         )
 
     listing(rows, options, line, f"nothing was done yet in {settings.root}")
+    return 0
+
+
+def _trail_told(settings: Settings) -> int:
+    from mlsys_nb.doors.soundness import audit_trail
+
+    found = audit_trail(settings)
+    if found.broken is not None:
+        say(f"line {found.broken} does not hold: {found.why}; bring the database back from its last copy")
+        return 1
+    say(f"{found.lines} lines, each holds the one before; the digest of the last is {found.digest or 'none'}")
+    return 0
 
 # %% ../../nbs/80_doors/87_inspection.ipynb #8e029ba2
 def show_card(settings: Settings, options: argparse.Namespace) -> None:

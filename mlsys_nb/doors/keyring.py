@@ -68,6 +68,7 @@ _ROLE = (
     "--role",
     {"action": "append", "default": [], "metavar": "_ROLE", "help": "predict, outcome, operate or view"},
 )
+_ONLY = ("--problems", {"metavar": "NAMES", "default": "", "help": "such as churn,demand; default: all"})
 _OVERLAP = (
     "--overlap",
     {
@@ -81,7 +82,15 @@ _A_SECOND = (
     {"type": number_within(0, 10**6), "default": 0, "help": "requests at most; default: as many as come"},
 )
 _A_DAY = ("--per-day", {"type": number_within(0, 10**9), "default": 0, "help": "requests at most, by UTC"})
-KEY_OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (_DEED, _HOLDER, _ROLE, _OVERLAP, _A_SECOND, _A_DAY)
+KEY_OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
+    _DEED,
+    _HOLDER,
+    _ROLE,
+    _ONLY,
+    _OVERLAP,
+    _A_SECOND,
+    _A_DAY,
+)
 
 # %% ../../nbs/80_doors/86_keyring.ipynb #56634199
 def _overlap(text: str) -> timedelta:
@@ -89,6 +98,16 @@ def _overlap(text: str) -> timedelta:
     if found is None:
         raise ValueError(f"an overlap is such as 0m, 12h or 7d, got {text!r:.40}; give one")
     return timedelta(minutes=int(found[1]) * {"m": 1, "h": 60, "d": 1440}[found[2]])
+
+
+def _only(settings: Settings, text: str) -> tuple[str, ...]:
+    "The problems that a key is for, each of which is declared."
+    from mlsys_nb.problem.declaration import load_problem
+
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    for name in names:
+        load_problem(settings, name)
+    return names
 
 
 def _state(key: "ApiKey") -> str:
@@ -107,10 +126,12 @@ def _listed(settings: Settings, options: argparse.Namespace) -> None:
 
     rows = [
         {"name": k.name, "id": k.id, "roles": list(k.roles), "state": _state(k), "made": k.made_at, "by": k.made_by,
-         "per second": k.a_second, "per day": k.a_day}
+         "per second": k.a_second, "per day": k.a_day, "problems": list(k.problems)}
         for k in read_keys(settings.keys_file) if options.name in (None, k.name)
     ]  # fmt: skip
-    line = lambda r: f"{r['name']:20} {r['id']}  {','.join(r['roles']):30} {r['state']}"
+    line = lambda r: (
+        f"{r['name']:20} {r['id']}  {','.join(r['roles']):30} {','.join(r['problems']) or 'all':16} {r['state']}"
+    )
     listing(rows, options, line, "no keys yet; make one: mlsys keys add NAME --role predict")
 
 # %% ../../nbs/80_doors/86_keyring.ipynb #70777c41
@@ -149,9 +170,10 @@ def manage_keys(settings: Settings, options: argparse.Namespace) -> None:
     if name is None:
         raise MlsysError(f"a key is named by those who {deed} it, got no name; see mlsys keys")
     if deed == "add":
-        wanted = KeyWanted(name, tuple(dict.fromkeys(options.role)), options.per_second, options.per_day)
+        limits = options.per_second, options.per_day, _only(settings, options.problems)
+        wanted = KeyWanted(name, tuple(dict.fromkeys(options.role)), *limits)
         key = add_key(settings, wanted, by)
-        _noted(settings, name, "add key", {"roles": list(wanted.roles)})
+        _noted(settings, name, "add key", {"roles": list(wanted.roles), "problems": list(wanted.problems)})
         _told(settings, options, key)
     elif deed == "rotate":
         key = rotate_key(settings, name, _overlap(options.overlap), by)

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import polars as pl
 
+from ..data.blocks import table_named
 from ..data.delimited import SourceError
 from ..data.guess import ColumnGuess
 from ..data.reading import read_table
-from ..data.sql import table_names, table_rows
+from ..data.sql import table_rows
 from ..data.survey import survey
 from ..system.settings import MlsysError
 
@@ -73,19 +74,9 @@ settings = load_settings()
 table = read_table(settings.raw / "{origin.place}").frame"""
 
 # %% ../../nbs/80_doors/83_origin.ipynb #f5ed8ceb
-def _of_database(address: str, table: str, secret: str) -> tuple[pl.DataFrame, Origin]:
-    kind, slashes, path = address.partition(":///")
-    if kind == "sqlite" and slashes:
-        address = f"sqlite:///{Path(path).resolve()}"
-    names = table_names(address, secret or None)
-    if not table and len(names) == 1:
-        table = next(iter(names))
-    if table not in names:
-        raise MlsysError(
-            f"a table of a database is named after #, got {table!r}; there are: {', '.join(names) or 'none'}; "
-            "write sqlite:///shop.db#orders"
-        )
-    origin = Origin(address, names[table], True, secret)
+def _of_database(given: str, secret: str) -> tuple[pl.DataFrame, Origin]:
+    address, table = table_named(given, secret or None)
+    origin = Origin(address, table, True, secret)
     return table_rows(address, origin.query, secret or None), origin
 
 
@@ -95,7 +86,7 @@ def read_origin(
 ) -> tuple[pl.DataFrame, Origin]:  # Its rows; the place is the file as it was given
     "The rows that somebody brings."
     if "://" in given:
-        return _of_database(*given.partition("#")[::2], secret)
+        return _of_database(given, secret)
     if secret:
         raise SourceError(f"a secret opens a database, {given} is a file; leave --secret out")
     read = read_table(Path(given))

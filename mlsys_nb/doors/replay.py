@@ -17,13 +17,15 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
-from ..decisions.outcomes import labelled
+from ..decisions.log import read_decisions
+from ..decisions.outcomes import beside_outcomes, posted
 from ..decisions.record import mapping_of
 from ..evaluation.judge import Judge, in_words
 from ..jobs.runner import Runner
 from ..loop.backtest import Backtest, backtest
 from ..loop.rehearsal import steps_due
 from ..loop.step import Context
+from ..problem.dataset import load_events
 from ..problem.declaration import Problem, load_problem
 from ..release.registry import champion
 from ..serving.keys import local_key
@@ -88,7 +90,7 @@ def visitors(
 ) -> pl.DataFrame:  # Always the same ones for the same batch
     "Some of the entities of a batch, chosen by a hash of their keys."
     order = [sha256(json.dumps(row).encode()) for row in batch.select(keys).rows()]
-    return batch.with_columns(order=pl.Series(order, dtype=pl.String)).sort("order").head(n).drop("order")
+    return batch.with_columns(order=pl.Series(order)).sort("order").head(n).drop("order")
 
 # %% ../../nbs/80_doors/80_replay.ipynb #141b0869
 @dataclass(frozen=True)
@@ -177,21 +179,27 @@ def _decide(at: Production, moment: datetime) -> tuple[Mapping[str, Any], Traffi
 def _serve(at: Production, moment: datetime, version: int) -> Traffic:
     "Let the customers come, once the service has noticed the champion."
     key = f"{at.problem.name}/{stamp(moment)}/visited"
-    if (
-        known := get_document(at.control, "traffic", key)
-    ) is not None:  # and the champion may have changed since
+    known = get_document(at.control, "traffic", key)
+    if known is not None:  # and the champion may have changed since
         return Traffic(**known)
     wait_for(at.client, at.problem.name, version)
-    rows = labelled(at.settings, at.problem, moment)
-    mine = rows.filter(source="batch", moment=moment)
-    told = rows.filter((pl.col("source") == "http") & (pl.col("label_source") == "events"))
-    seen = visit(at.client, at.problem, mine, told)
+    made = read_decisions(at.settings, at.problem.name).filter(pl.col("moment") <= moment, "eligible")
+    mine = made.filter(source="batch", moment=moment)
+    seen = visit(at.client, at.problem, mine, _known(at, made.filter(source="http"), moment))
     if seen.equal != seen.asked:
         raise ReplayError(
             f"{moment:%Y-%m-%d}: {seen.asked - seen.equal} of {seen.asked} answers of the service differ from the batch"
         )
     put_document(at.control, "traffic", key, asdict(seen))
     return seen
+
+
+def _known(at: Production, made: pl.DataFrame, moment: datetime) -> pl.DataFrame:
+    "Answers of the service of which nobody has told the outcome, and events have."
+    said = posted(at.settings, at.problem, moment)
+    open_ = made.join(said, on="decision_id", how="anti", maintain_order="left")
+    lake = load_events(at.problem, at.settings, moment)
+    return beside_outcomes(at.problem, open_, said, lake, moment).filter(label_source="events")
 
 # %% ../../nbs/80_doors/80_replay.ipynb #f6661de2
 def wait_for(

@@ -73,12 +73,13 @@ def battery(
     seed: int = 0,
 ) -> tuple[Suspect, ...]:  # The most telling first
     "Everything that speaks for a leak in rows that a model is to learn from."
-    known = rows.filter(pl.col("label").is_not_null())
+    plain = [name for name, dtype in rows.schema.items() if not isinstance(dtype, pl.List)]
+    known = rows.select(plain).drop_nulls("label")  # lists of candidates are no columns to look at
     if known.height > _MOST:
         known = known[np.sort(np.random.default_rng(seed).choice(known.height, _MOST, replace=False))]
     if known.height < 50 or known["label"].n_unique() < 2:
         return ()
-    named = [name for name in features if not isinstance(known.schema[name], pl.List)]
+    named = [name for name in features if name in plain]
     whose = clusters(known, entity) if entity else np.arange(known.height)
     read = [name for name in ruled if name in named]
     found = column_suspects(known, named, read, whose)

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from ..system.interchange import as_polars
+
 # %% ../../nbs/30_evaluation/30_bootstrap.ipynb #874659b6
 @dataclass(frozen=True)
 class Estimate:
@@ -91,4 +93,5 @@ def clusters(
     keys: Sequence[str],  # Key columns of the entity
 ) -> np.ndarray:  # A whole number per row, equal for rows of one entity
     "The entity of each row, as `groups` wants it."
+    frame = as_polars(frame)
     return frame.select(pl.struct(keys).rank("dense")).to_series().to_numpy()

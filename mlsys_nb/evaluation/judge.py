@@ -26,6 +26,9 @@ class Watched:
     promised: float | None = None  # What every release promises; None: what its holdout showed
     share: bool = False  # It has no unit: a wobble counts as a share of the outcomes' size
     best: float = 0.0  # What is 'near'
+    bends: bool = (
+        False  # It falls by the square of a period's level, and outcomes can be moved to see how far
+    )
 
     @property
     def sides(self) -> int:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import polars as pl
 
+from .far_out import told_far_out
 from .lateness import share_later
 
 # %% ../../nbs/30_evaluation/33_leakage.ipynb #43a6acb5
@@ -40,7 +41,11 @@ def _outcomes(outcome: pl.Series) -> np.ndarray:  # (n, k): the rank of a number
     if _is_number(outcome):
         return (outcome.cast(pl.Float64).rank().to_numpy() / len(outcome)).reshape(-1, 1)
     codes = outcome.cast(pl.String).rank("dense").to_numpy().astype(np.int64) - 1
-    return np.eye(int(codes.max()) + 1)[codes][:, :50]
+    found = np.zeros(
+        (len(codes), min(int(codes.max()) + 1, 50))
+    )  # of thousands of products, not one column each
+    found[codes < 50, codes[codes < 50]] = 1.0
+    return found
 
 
 def _predicted(groups: np.ndarray, y: np.ndarray, learnt: np.ndarray) -> np.ndarray:
@@ -140,6 +145,8 @@ def _too_good(column: pl.Series, table: _Table) -> Suspect | None:
     if beyond >= table.sure:
         told = f"alone it takes away {share:.0%} of the outcome's uncertainty{rule}, which is more than a cause mostly does"
         return Suspect(column.name, told, share, True)
+    if table.number and (far := told_far_out(column, table.outcome)):
+        return Suspect(column.name, *far, True)
     if share >= 0.02 and _CONSEQUENCE.search(column.name):
         told = f"it is called like a consequence, and takes away {share:.0%} of the outcome's uncertainty"
         return Suspect(column.name, told, share, False, "name")
@@ -253,10 +260,8 @@ def _met(x: np.ndarray, y: np.ndarray, entities: np.ndarray, whole: bool) -> tup
 def _copies(column: pl.Series, table: _Table) -> Suspect | None:
     if not table.number or not column.dtype.is_numeric():
         return None
-    y, x = (
-        table.outcome.cast(pl.Float64).to_numpy(),
-        column.cast(pl.Float64).fill_null(float("nan")).to_numpy(),
-    )
+    y = table.outcome.cast(pl.Float64).to_numpy()
+    x = column.cast(pl.Float64).fill_null(float("nan")).to_numpy()
     values, where, counts = np.unique(y, return_inverse=True, return_counts=True)
     rare = (counts[where] <= 0.01 * len(y)) & np.isfinite(x)
     if rare.sum() < 10:
@@ -269,9 +274,7 @@ def _copies(column: pl.Series, table: _Table) -> Suspect | None:
     for how, (a, b, steps) in tried.items():
         n, chance = _met(a, b, who, steps)
         if n >= 10 and n - chance > 6 * np.sqrt(chance + 1):
-            told = (
-                f"the outcome itself stands in it ({how}) in {n:,} cases where {chance:.0f} would be chance"
-            )
+            told = f"the outcome itself stands in it ({how}) in {n:,} cases, {chance:.0f} would be chance"
             return Suspect(column.name, told, n / len(table.y), True, "copies")
     return None
 

@@ -177,7 +177,7 @@ def _watched(level: float, unit: str) -> dict[str, Watched]:
     return {
         "calibration_gap": Watched("mean predicted minus mean outcome", "near", 1.0, promised=0.0),
         "coverage": Watched(
-            "share of outcomes inside their interval", "higher", 0.5, promised=level, share=True
+            "share of outcomes inside their interval", "higher", 0.5, promised=level, share=True, bends=True
         ),
         "rank_correlation": Watched("how well it ranks", "higher", 0.5, share=True),
         "pinball": Watched(f"how far off point and interval are, in {unit}", "lower", 0.5),

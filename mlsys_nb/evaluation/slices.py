@@ -16,6 +16,7 @@ import polars as pl
 from .bootstrap import resample
 from .evaluate import evaluate
 from .judge import Judge
+from ..system.interchange import as_polars, in_kind
 
 # %% ../../nbs/30_evaluation/33_slices.ipynb #ec8cb2ca
 def slice_labels(
@@ -91,6 +92,7 @@ def slice_report(
     seed: int = 0,
 ) -> pl.DataFrame:  # slice, value, n, entities, facts, then figures with _low and _high
     "The quality of predictions in every slice."
+    asked, frame = frame, as_polars(frame)
     y, p = judge.checked(y, p)
     groups = np.arange(len(y)) if groups is None else np.asarray(groups)
     rows = []
@@ -104,7 +106,7 @@ def slice_report(
             estimate = found[figure]
             row |= {figure: estimate.value, f"{figure}_low": estimate.low, f"{figure}_high": estimate.high}
         rows.append(row)
-    return pl.DataFrame(rows, infer_schema_length=None)
+    return in_kind(pl.DataFrame(rows, infer_schema_length=None), asked)  # type: ignore[no-any-return]
 
 # %% ../../nbs/30_evaluation/33_slices.ipynb #828b13da
 def slice_gains(
@@ -120,6 +122,7 @@ def slice_gains(
     seed: int = 0,
 ) -> pl.DataFrame:  # slice, value, n, entities, gain, low, high; positive is better
     "The gain in the judge's loss of a new model over an old one in every slice."
+    asked, frame = frame, as_polars(frame)
     y, new = judge.checked(y, p_new)
     gain = judge.losses(y, judge.checked(y, p_old)[1]) - judge.losses(y, new)
     groups = np.arange(len(gain)) if groups is None else np.asarray(groups)
@@ -133,7 +136,8 @@ def slice_gains(
         row = {"slice": name, "value": value, "n": int(inside.sum()), "entities": draws.n_entities}
         rows.append(row | {"gain": estimate.value, "low": estimate.low, "high": estimate.high})
     schema = {"slice": pl.String, "value": pl.String, "n": pl.Int64, "entities": pl.Int64}
-    return pl.DataFrame(rows, schema=schema | dict.fromkeys(("gain", "low", "high"), pl.Float64))
+    told = pl.DataFrame(rows, schema=schema | dict.fromkeys(("gain", "low", "high"), pl.Float64))
+    return in_kind(told, asked)  # type: ignore[no-any-return]
 
 # %% ../../nbs/30_evaluation/33_slices.ipynb #051dfd94
 _PAIRED = 10  # Features that are paired with each other

@@ -118,6 +118,7 @@ def _between(gain: np.ndarray, rows: Clustered) -> tuple[float, float, float]:
 _TAUGHT = (
     1.5  # Shocks in what the two fits have learnt from count half as much as the one in what judges them
 )
+_LUCKY = 0.75  # A future period strays by that share of the mean gain at least, where few periods show it
 
 
 def _parts(gain: np.ndarray, rows: Clustered, slope: np.ndarray) -> _Parts:
@@ -132,7 +133,7 @@ def _parts(gain: np.ndarray, rows: Clustered, slope: np.ndarray) -> _Parts:
     built = _TAUGHT * float(((slope * np.array(rows.wobble.sd)) ** 2).sum())
     shown = max(built, between - within)
     added = "only the wobble of the mean outcome" if shown > between - within else "what they differ by"
-    own = max(shown, float(gain.mean() / 2) ** 2)
+    own = max(shown, float(_LUCKY * gain.mean()) ** 2)
     free = max(len(np.unique(rows.entity)) - 1, 1)
     return _Parts(
         by_entity + shown / weight,

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from ..data.frame import as_polars
 from ..data.lists import items_of
 from .aggregates import COUNTED, Aggregate
 from .dtypes import LISTS, POLARS, requested_columns
@@ -27,6 +26,7 @@ from .plan import Family, Plan
 from .row_steps import over_columns
 from .sweep import Asked, Sweep, entity_limit, match_keys, order_of, sorted_events
 from .window_values import evaluate_windows
+from ..system.interchange import as_polars, in_kind
 
 # %% ../../nbs/20_features/25_history.ipynb #d7cfbab5
 def asked_rows(
@@ -311,4 +311,4 @@ def as_of(
     over_columns(plan.steps, slots, look)
     outputs = zip(features.features, plan.outputs, strict=True)
     told = asked.with_columns(series(f.name, slots[i]) for f, i in outputs)
-    return told if asked is moments else told.to_pandas()  # type: ignore[return-value]
+    return in_kind(told, moments)  # type: ignore[no-any-return]

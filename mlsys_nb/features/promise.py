@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from ..system.clock import Clock, ReplayClock, instant, micros, pause
-from ..system.disk import open_file, put
+from ..system.disk import make_folder, open_file, put
 
 # %% ../../nbs/20_features/27_promise.ipynb #3d8aae40
 LEAD = timedelta(seconds=0.25)
@@ -112,10 +112,12 @@ class Fence:
                 latest = known - 1 if 0 != known <= latest else latest
         return instant(latest)
 
-    def _opened(self, path: Path) -> int | None:  # None: nobody has promised anything yet
+    def _opened(self, path: Path) -> int | None:  # None: nobody could promise anything yet
+        "A handle of a promise; where there is none yet its file is made, so that nobody looks for it again."
         try:
-            handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
+            make_folder(path.parent)
+            handle = open_file(path)
+        except OSError:
             return None
         kept = self._handles.setdefault(path, handle)
         if kept != handle:

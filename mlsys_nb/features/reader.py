@@ -113,12 +113,12 @@ class Reading:
             return [p.nothing for p in self.parts]
         view = View(pieces, moment, get)
         bounds = [view.bounds(w) for w in self.windows]
-        masks = {where: where(view) for where in self.tests}
-        kept = [Kept(view, None if where is None else masks[where], field) for where, field in self.choices]
-        edges = [kept[k].within(bounds[w]) for k, w in self.edges]
+        masks = {where: None if (kept := where(view)).all() else kept for where in self.tests}
+        chosen = [Kept(view, None if where is None else masks[where], field) for where, field in self.choices]
+        edges = [chosen[k].within(bounds[w]) for k, w in self.edges]
         found = []
         for k, edge, read, nth, finish, _ in self.parts:
-            told = read(kept[k], *edges[edge], nth)
+            told = read(chosen[k], *edges[edge], nth)
             found.append(told if finish is None else finish(told, get))
         return found
 

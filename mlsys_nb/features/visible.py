@@ -122,9 +122,7 @@ class View:
     ) -> None:
         self.pieces, self.moment, self.get = pieces, moment, get
         self.columns: dict[int, np.ndarray] = {}
-        self.nulls: dict[
-            int, int
-        ] = {}  # of the columns that were asked for: whether some values may be unknown
+        self.nulls: dict[int, int] = {}  # of the columns that were asked for: whether some values are unknown
         one = pieces[0]
         if len(pieces) == 1 and one.mask is None:
             self.n, self.times = one.b - one.a, one.record.sorted_field(TIME)[one.a : one.b]
@@ -142,8 +140,8 @@ class View:
                 values = unpacked(piece.record.value, place, piece.a, piece.b)
                 parts.append(values if piece.mask is None else values[piece.mask])
                 nulls |= place[0] & NULLS
-            self.nulls[field] = nulls
             found = self.columns[field] = parts[0] if len(parts) == 1 else np.concatenate(parts)
+            self.nulls[field] = nulls and bool((found == NULL).any())
         return found
 
     def bounds(self, window: Window) -> tuple[int, int]:
@@ -172,7 +170,7 @@ def session_begin(
 class Kept:
     "The visible rows that an aggregate counts."
 
-    __slots__ = ("n", "places", "values", "view")
+    __slots__ = ("_list", "n", "places", "values", "view")
 
     def __init__(
         self,
@@ -182,6 +180,7 @@ class Kept:
     ) -> None:
         self.view, self.n = view, view.n
         self.values: Any = None
+        self._list: list[int] | None = None
         self.places: np.ndarray | None = None  # positions among the visible rows; None: all
         if field:
             values = self.values = view.column(field)
@@ -191,6 +190,13 @@ class Kept:
             self.places = np.flatnonzero(mask)
             self.n = len(self.places)
             self.values = self.values[self.places] if field else None
+
+    @property
+    def listed(self) -> list[int]:
+        "The values as a list: made once, and cut for each window."
+        if self._list is None:
+            self._list = self.values.tolist()
+        return self._list
 
     def within(self, bounds: tuple[int, int]) -> tuple[int, int]:
         "Which of them are between two visible rows."
@@ -247,7 +253,7 @@ def read_sessions(kept: Kept, low: int, high: int, gap: int) -> int:
 
 def read_mode(kept: Kept, low: int, high: int, nth: int) -> list[int]:
     "The most frequent values: one, or several that are equally frequent."
-    tally: Counter[int] = Counter(kept.values[low:high].tolist())
+    tally: Counter[int] = Counter(kept.listed[low:high])
     most = max(tally.values(), default=0)
     return [c for c, n in tally.items() if n == most]
 
@@ -262,8 +268,8 @@ READ: dict[str, Callable[[Kept, int, int, int], Any]] = {
     "first_time": lambda kept, low, high, nth: read_time(kept, low, high, 0),
     "last": read_nth,
     "last_time": read_time,
-    "count_distinct": lambda kept, low, high, nth: len(set(kept.values[low:high].tolist())),
+    "count_distinct": lambda kept, low, high, nth: len(set(kept.listed[low:high])),
     "mode": read_mode,
-    "list": lambda kept, low, high, nth: kept.values[low:high].tolist(),
+    "list": lambda kept, low, high, nth: kept.listed[low:high],
     "sessions": read_sessions,
 }

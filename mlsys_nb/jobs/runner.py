@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LOG', 'OUTPUTS', 'PARTS', 'PRELOAD', 'outputs', 'declared_outputs', 'job_names', 'job_path', 'JobFailed', 'alone',
-           'settle', 'Order', 'order_for', 'done_before', 'started', 'reported', 'carried_out', 'mirror', 'Runner',
+           'settle', 'Order', 'order_for', 'done_before', 'started', 'said_by', 'reported', 'carried_out', 'Runner',
            'run_job']
 
 # %% ../../nbs/70_jobs/73_runner.ipynb #ba719f4d
@@ -18,11 +18,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
+import polars as pl
+
 from .execution import Execution, engine, execute
 from .kernels import Kernels, kernel_environment
 from .parameters import checked_values, parameters_of
-from .record import page_or_plain, record_for, write_report
-from .report import exporter, index
+from .precheck import precheck
+from .record import changed, page_or_plain, record_for, sources, write_report
+from .report import links_from
+from .run_index import index
+from .tables import packed_tables, unpacked_tables, without_bytes
 from ..system.clock import SystemClock, elapsed, instant, open_clock, stamp
 from ..system.control import open_control
 from ..system.database import Database
@@ -31,6 +36,7 @@ from ..system.markup import table
 from ..system.runs import Run, finish_run, list_runs, start_run
 from ..system.settings import MlsysError, Settings
 from ..system.suggestion import did_you_mean
+from ..system.versions import version_rows
 
 LOG = logging.getLogger(__name__)
 
@@ -43,6 +49,8 @@ def outputs(
     values: Mapping[str, Any],  # What the run produced: names, versions, counts, decisions
     inputs: Mapping[str, Any] | None = None,  # What it read: names and hashes
     metrics: Mapping[str, float] | None = None,  # Numbers to follow from run to run
+    tables: Mapping[str, pl.DataFrame] | None = None,  # Small tables behind its figures
+    headline: str = "",  # One line: what was decided, and why
 ) -> None:
     "Declare, from inside a job notebook, what this run produced, read and measured."
     from IPython.display import display
@@ -53,25 +61,29 @@ def outputs(
         raise ValueError(
             f"a metric is a number, got {', '.join(wrong)} of other types; put these into values"
         )
-    plain = json.loads(json_bytes(parts))
+    said = {**parts, "headline": " ".join(str(headline).split())}
+    plain = json.loads(json_bytes(said))
     rows = [{"": part, "name": k, "value": json.dumps(v)} for part in PARTS for k, v in plain[part].items()]
-    display({OUTPUTS: plain, "text/html": table(rows), "text/plain": json.dumps(plain)}, raw=True)
+    told = {OUTPUTS: {**plain, "tables": packed_tables(tables or {})}}
+    display({**told, "text/html": table(rows), "text/plain": json.dumps(plain)}, raw=True)
 
 # %% ../../nbs/70_jobs/73_runner.ipynb #e243f126
 def declared_outputs(
     notebook: Mapping[str, Any],  # An executed notebook
-) -> dict[str, dict[str, Any]]:  # 'outputs', 'inputs' and 'metrics'
+) -> dict[str, Any]:  # 'outputs', 'inputs', 'metrics', 'tables' as they were packed, and the 'headline'
     "What a run declared, read from its executed notebook; later declarations add to earlier ones."
-    found: dict[str, dict[str, Any]] = {part: {} for part in PARTS}
+    parts = (*PARTS, "tables")
+    found: dict[str, Any] = {**{part: {} for part in parts}, "headline": ""}
     for cell in notebook["cells"]:
         for output in cell.get("outputs", []):
             declared = output.get("data", {}).get(OUTPUTS, {})
             if not isinstance(declared, dict) or not all(
-                isinstance(declared.get(p, {}), dict) for p in PARTS
+                isinstance(declared.get(p, {}), dict) for p in parts
             ):
                 raise ValueError(f"a run declares what it made by outputs(), got {declared!r:.80}")
-            for part in PARTS:
+            for part in parts:
                 found[part] |= declared.get(part, {})
+            found["headline"] = str(declared.get("headline") or found["headline"])
     return found
 
 # %% ../../nbs/70_jobs/73_runner.ipynb #e40a1fea
@@ -169,7 +181,9 @@ def order_for(
 ) -> Order:  # Ready to run
     "A call held against the notebook's declaration; refused with a ValueError when it does not fit."
     content = job_path(settings, job).read_bytes()
-    values = checked_values(parameters_of(json.loads(content)), parameters)
+    notebook = json.loads(content)
+    values = checked_values(parameters_of(notebook), parameters)
+    precheck(notebook)
     problem = str(values.get("problem") or "")
     if problem and not problem.isidentifier():
         raise ValueError(
@@ -206,6 +220,18 @@ def started(
     )  # fmt: skip
 
 # %% ../../nbs/70_jobs/73_runner.ipynb #00c1e6fe
+def said_by(
+    execution: Execution,  # What became of a notebook
+) -> tuple[dict[str, Any], dict[str, bytes], str]:  # What it declared, its tables as files, what went wrong
+    "What a run says of itself; an untrue declaration is what went wrong with it."
+    nothing = {**{part: {} for part in (*PARTS, "tables")}, "headline": ""}
+    try:
+        said = declared_outputs(execution.notebook)
+        return said, unpacked_tables(said["tables"]), execution.error
+    except ValueError as e:
+        return nothing, {}, execution.error or str(e)
+
+
 def reported(
     run: Run,  # With the time it took
     execution: Execution,  # What became of the notebook
@@ -213,16 +239,17 @@ def reported(
     settings: Settings,  # Whose system
 ) -> tuple[Run, dict[str, Any]]:  # The run as it ended, and its record
     "Say how a run ended, and commit its report."
-    error: str = execution.error
-    said: dict[str, dict[str, Any]] = {part: {} for part in PARTS}
-    try:
-        said = declared_outputs(execution.notebook)
-    except ValueError as e:
-        error = error or str(e)
+    said, tables, error = said_by(execution)
     run = replace(run, status="failed" if error else "succeeded", error=error, outputs=said["outputs"])
-    record = record_for(run, {**said["inputs"], "notebook": sha256(content)}, said["metrics"], settings)
-    run, record, page = page_or_plain(run, execution.notebook, record)
-    write_report(settings, run, {"notebook": execution.notebook, "page": page, "record": record})
+    said["inputs"] = {**said["inputs"], "notebook": sha256(content)}
+    notebook = without_bytes(execution.notebook, OUTPUTS)
+    record = record_for(run, said, settings)
+    cards = {
+        row.version: settings.models / row.path / "card.md"
+        for row in version_rows(open_control(settings), run.problem)
+    }
+    run, record, page = page_or_plain(run, notebook, record, links_from(settings, record, cards), OUTPUTS)
+    write_report(settings, run, {"notebook": notebook, "page": page, "record": record, "tables": tables})
     return run, record
 
 # %% ../../nbs/70_jobs/73_runner.ipynb #a609e36b
@@ -243,7 +270,12 @@ def carried_out(
 
     try:
         notebook = nbformat.reads(order.content.decode(), as_version=4)
+        code = sources(settings.home)
         execution = execute(notebook, order.given, kernels, settings.job_seconds)
+        if (edited := changed(code, sources(settings.home))) and not execution.error:
+            execution = replace(
+                execution, error=f"code was edited while the job ran ({edited}); run it again"
+            )
         kernels.prepare()
         done, record = reported(ended(), execution, order.content, settings)
     except Exception as e:
@@ -253,18 +285,6 @@ def carried_out(
         finish_run(control, ended(status="interrupted", error="stopped before it ended"))
         raise
     return finish_run(control, done), record
-
-# %% ../../nbs/70_jobs/73_runner.ipynb #ae828e8e
-def mirror(
-    settings: Settings,  # Whose system
-    run: Run,  # As it ended
-    record: Mapping[str, Any],  # Its run.json
-) -> None:
-    "Show a run in MLflow."
-    from mlsys_nb.system.tracking import mirror_run
-
-    tags = {"job": run.job, "problem": run.problem, "commit": record["code"].get("commit", "")}
-    mirror_run(settings, run, dict(run.parameters), record["metrics"], tags)
 
 # %% ../../nbs/70_jobs/73_runner.ipynb #5ba93412
 class Runner:
@@ -280,10 +300,8 @@ class Runner:
         self.settings = settings
         self.control = open_control(settings)
         self._kernels = Kernels(settings.home, kernel_environment(settings), preload)
-        self._later = ThreadPoolExecutor(
-            1
-        )  # what nobody has to wait for: imports, the list of runs, the mirror
-        self._left: list[Any] = [self._later.submit(lambda: (engine(), exporter()))]
+        self._later = ThreadPoolExecutor(1)  # what nobody has to wait for: imports, the list of runs
+        self._left: list[Any] = [self._later.submit(engine)]
 
     def run(
         self,
@@ -297,9 +315,8 @@ class Runner:
             settle(self.settings, self.control, job, order.problem)
             run = done_before(order, self.control)
             if run is None:
-                run, record = carried_out(order, self.settings, self.control, self._kernels)
+                run, _ = carried_out(order, self.settings, self.control, self._kernels)
                 self._left.append(self._later.submit(index, self.settings))
-                self._left.append(self._later.submit(mirror, self.settings, run, record))
         if run.status != "succeeded":
             raise JobFailed(run, self.settings.root)
         return run

@@ -31,6 +31,7 @@ class Learning:
     seconds: float | None = (
         None  # A search begins no further trial after so long; None: the number of trials decides
     )
+    curve: bool = True  # Ask of each new recipe whether more data would help: some two fits more
 
     def __post_init__(self) -> None:
         _known_families(self)

@@ -92,13 +92,14 @@ class Corrigible:
         return replace(self, rows=self.rows.filter(pl.Series(mask)))
 
     def once(self) -> "Corrigible":
-        "The same, with sums that are computed once."
-        known: dict[str, Floats] = {}
+        "The same, with sums that are computed once; candidates are laid out in several parts, each of which has its own."
+        known: dict[int, Floats] = {}
 
         def sums(found: Any) -> Floats:
-            if "raw" not in known:
-                known["raw"] = self.sums(found)
-            return known["raw"]
+            part = hash(found.hash_rows().to_numpy().tobytes()) if isinstance(self.link, Among) else 0
+            if part not in known:
+                known[part] = self.sums(found)
+            return known[part]
 
         return replace(self, sums=sums)
 

@@ -14,6 +14,7 @@ import polars as pl
 
 from ..evaluation.bootstrap import resample
 from ..evaluation.judge import Judge
+from ..system.interchange import as_polars, in_kind
 
 # %% ../../nbs/35_learning/38_explain.ipynb #2eda677b
 def permutation_importance(
@@ -28,6 +29,7 @@ def permutation_importance(
     seed: int = 0,
 ) -> pl.DataFrame:  # feature, importance, low, high; most important first
     "How much worse the judge's loss becomes when a feature is shuffled."
+    asked, rows = rows, as_polars(rows)
     y, p = judge.checked(judge.outcomes(rows[label]), predict(rows))
     whole = judge.losses(y, p)
     draws, rng = resample(len(whole), groups, seed=seed), np.random.default_rng(seed)
@@ -43,7 +45,8 @@ def permutation_importance(
         found.append(
             {"feature": name, "importance": estimate.value, "low": estimate.low, "high": estimate.high}
         )
-    return pl.DataFrame(found).sort("importance", descending=True, maintain_order=True)
+    told = pl.DataFrame(found).sort("importance", descending=True, maintain_order=True)
+    return in_kind(told, asked)  # type: ignore[no-any-return]
 
 # %% ../../nbs/35_learning/38_explain.ipynb #84420e65
 def _shuffled(values: pl.Series, order: np.ndarray, rng: np.random.Generator) -> pl.Series:

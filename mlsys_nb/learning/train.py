@@ -27,6 +27,7 @@ from .neighbours import Nearest, neighbours_model
 from .recency import PAST, row_weight, within_lookback
 from .rival import Rival, RivalModel, rival_model, rivals_of
 from .rule import Rule
+from ..system.interchange import as_polars
 from ..system.markup import card
 
 # %% ../../nbs/35_learning/36_train.ipynb #03d44e27
@@ -168,6 +169,7 @@ class Fitted:
         encoded: EncodedRows | None = None,  # The same rows, where they have been encoded before
     ) -> Any:  # A probability a row; or point, low and high; or one for each class; or for each candidate
         "The prediction of each row."
+        frame = as_polars(frame)
         with one_thread():
             sums = lambda rows: raw_sums(self.estimator, encoded or self.encode(rows))
             return self.link.predict(frame, self.feature_names, sums)
@@ -298,6 +300,7 @@ def fit(
     moment: str = "moment",  # Column with the moment of each row
 ) -> Fitted:
     "A model of `family`, trained on `rows`."
+    rows = as_polars(rows)
     demand(rows, [*features, label, moment])
     reached = within_lookback(rows, moment, (params or {}).get("lookback_days"))
     given = prepared_rows(reached, features, learner, seed, label=label, moment=moment)

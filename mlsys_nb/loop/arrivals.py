@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import polars as pl
 
@@ -23,6 +24,8 @@ from ..data.staging import IngestError
 from ..features.events import Events
 from ..features.materialize import materialize, waiting_rows
 from ..features.online import OnlineStore, open_online, sync
+from .arrival_tables import arrival_tables
+from .headline import said_of_arrivals
 from .step import Context, StepResult
 from ..release.registry import sets_of
 from ..system.clock import open_clock
@@ -70,7 +73,13 @@ def ingest_due(at: Context) -> Ingested:
     digests = {f"snapshot {name}": s.digest for name, s in taken.items()}
     outputs = {**counts, "quarantined by": why, "notes": [note for r in reports for note in r.notes]}
     metrics = {name: float(n) for name, n in counts.items()}
-    return Ingested(reports, online, outputs=outputs, inputs=digests, metrics=metrics)
+    told: dict[str, Any] = {
+        "outputs": outputs,
+        "inputs": digests,
+        "metrics": metrics,
+        "headline": said_of_arrivals(counts, why),
+    }
+    return Ingested(reports, online, **told, behind=lambda: arrival_tables(at, reports, taken))
 
 # %% ../../nbs/75_loop/76_arrivals.ipynb #3ebb2e85
 def _waiting(at: Context, store: OnlineStore, events: Events) -> Callable[[], pl.DataFrame | None]:

@@ -8,16 +8,16 @@ __all__ = ['LOG', 'Way', 'SIMPLEST', 'BASELINES', 'Fits', 'Outlook', 'Act', 'Bas
 # %% ../../nbs/75_loop/78_baseline.ipynb #f7c1719b
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
 import numpy as np
 import polars as pl
 
-from ..evaluation.calibration import recalibration
+from ..learning.correction import Corrigible, correction
 from ..learning.split import TooLittleData, time_split
-from ..learning.train import Fitted, default_params, fit
+from ..learning.train import Fitted, default_params, fit, raw_sums
 from ..learning.tune import train_and_valid, tune
 from .recorded import Recorded
 from ..system.settings import MlsysError
@@ -144,16 +144,17 @@ _ENOUGH = 100  # outcomes of a model's own that two numbers are learnt from
 
 
 def _recalibrate(look: Outlook, before: Act | None) -> Act:
-    first = look.fits.past.looks[0]
-    frozen = Outlook(first, look.fits).fitted(look.fits.searched(first))
-    judge, seen = look.fits.past.problem.target.judge, look.known.filter(pl.col("period") > frozen.learnt)
-    if seen.height < _ENOUGH or judge.loss != "log_loss" or judge.ranks != "auc":
+    first, judge = look.fits.past.looks[0], look.fits.past.problem.target.judge
+    way = look.fits.searched(first)
+    frozen, model = Outlook(first, look.fits).fitted(way), look.fits.fitted(way, first)
+    seen = look.known.filter(pl.col("period") > frozen.learnt)
+    if seen.height < _ENOUGH:
         return frozen
-    numbers = recalibration(judge.outcomes(seen["label"]), np.asarray(frozen.predict(seen)))
+    sums = lambda rows: raw_sums(model.estimator, model.encode(rows))
+    made = correction(Corrigible(judge, model.link, model.feature_names, sums, seen))
     newest: Any = seen["period"].max()
     said = f"{frozen.said}, corrected by outcomes to {newest:%Y-%m-%d}"
-    corrected = lambda rows: numbers.apply(np.asarray(frozen.predict(rows)))
-    return Act(look.now, said, corrected, frozen.way, frozen.learnt)
+    return Act(look.now, said, replace(model, link=made).predict, frozen.way, frozen.learnt)
 
 # %% ../../nbs/75_loop/78_baseline.ipynb #7fc7e667
 @dataclass(frozen=True)
@@ -170,7 +171,7 @@ BASELINES = {
     baseline.name: baseline
     for baseline in (
         Baseline("never", "the first model, left alone", _never),
-        Baseline("recalibrate-monthly", "the first model, its log-odds corrected by two numbers at each look", _recalibrate),
+        Baseline("recalibrate-monthly", "the first model, its answers corrected by a few numbers at each look", _recalibrate),
         Baseline("refresh", "the first model's way, fitted anew at each look", _refresh),
         Baseline("monthly", "default parameters, fitted anew at each look: no search, no gate", _default),
         Baseline("weekly", "the same each week", _default, "1w"),

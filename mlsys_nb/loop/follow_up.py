@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 
 from ..decisions.outcomes import posted, read_outcomes
-from ..decisions.selection import seen_outcomes, standing_for_all
+from ..decisions.selection import explored_by, seen_outcomes, standing_for_all
 from ..features.feature_set import FeatureSet
 from ..features.history import as_of
 from .step import Context, evidence, labelled_since, seen_by
@@ -91,9 +91,8 @@ def look_at(
     began: Any = last.until if last else came or at.now
     covered = max(at.now - began, at.problem.population.calendar.length)
     given = promised_by(at, rows, model.version)
-    found = performance_check(
-        at.problem, standing_for_all(at.problem, rows), given, allowed(at.settings.false_alarm_rate, covered)
-    )
+    judged = standing_for_all(at.problem, rows, explored_by(at.control, at.problem, rows))
+    found = performance_check(at.problem, judged, given, allowed(at.settings.false_alarm_rate, covered))
     until = at.now if found.evaluation else last.until if last else began - timedelta(microseconds=1)
     evidence = last.evidence if last else Tally()
     fresh = _witnesses(at, rows, last.counted if last else None)
@@ -125,7 +124,8 @@ def beside_check(
     given: Promise,
 ) -> tuple[Beside, ...]:
     "What the decisions of a look say beside the promise."
-    known = standing_for_all(at.problem, rows.drop_nulls("label")) if rows.height else rows
+    known = rows.drop_nulls("label") if rows.height else rows
+    known = standing_for_all(at.problem, known, explored_by(at.control, at.problem, known))
     point = operating_point(at.problem, known, _others(at, known)) if known.height else None
     made = labelled_since(at, at.now - 4 * at.problem.matures_after - _RECENT)
     mine = made.filter(pl.col("version").is_in(succession(at, model.version))) if made.height else made

@@ -131,7 +131,8 @@ def reproduce(
     least = decision.threshold if same_terms and problem.capacity is not None else 0.0
     predictor = Predictor(model, _History(problem, at.lake), problem, decision.fallback, least)
     made = predictor.predict(decision.entity, decision.moment, decision.request_id, decision.request)
-    again = replace(made, decision_id=decision.decision_id, source=decision.source)
+    kept = replace(made, source=decision.source, asked_by=decision.asked_by)
+    again = replace(kept, decision_id=decision.decision_id)
     left = () if same_terms else (
         f"threshold and action were decided on other terms ({decision.costs}) than the problem has now ({problem.policy})",
     )  # fmt: skip

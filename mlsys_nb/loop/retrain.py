@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LOG', 'Candidate', 'train_candidate', 'recipe_of', 'followed', 'incumbent', 'learnt', 'last_training_moment',
-           'held_to', 'profile_of', 'Release', 'noted_release', 'note_release', 'carry_out']
+           'judged_candidate', 'held_to', 'profile_of', 'Release', 'noted_release', 'note_release', 'carry_out']
 
 # %% ../../nbs/75_loop/77_retrain.ipynb #2aa99005
 import logging
@@ -85,7 +85,6 @@ class Candidate:
         judge = self.dataset.problem.target.judge
         figures = ", ".join(f"{in_words(name)} {self.evaluation[name]}" for name in (judge.loss, judge.ranks))
         facts = {
-            "verdict": f"{self.verdict.decision}: {self.verdict.reason}",
             "asked": str(self.question),
             "model": str(self.recipe),
             "judged": f"{self.evaluation.n:,} rows of {self.played.rows['origin'].n_unique()} periods, {figures}",
@@ -135,7 +134,7 @@ def train_candidate(
     }
     contest = Contest(problem, dataset.frame, made, before, question, chosen_by, seed, **engine)
     LOG.info("playing %s, as of every origin, on %d rows", made, dataset.frame.height)
-    return _judge(at, dataset, tuned, contest, certificate)
+    return judged_candidate(at, dataset, tuned, contest, certificate)
 
 # %% ../../nbs/75_loop/77_retrain.ipynb #ef16ae4c
 def recipe_of(
@@ -208,7 +207,7 @@ def last_training_moment(
     return instant(model.manifest["training"]["last"]) if model else None
 
 # %% ../../nbs/75_loop/77_retrain.ipynb #1c4eb7b8
-def _judge(
+def judged_candidate(
     at: Context, dataset: Dataset, tuned: Tuned, contest: Contest, certificate: Mapping[str, Any] | None
 ) -> Candidate:
     "What the gate says of the recipe, and the package of the fit that ships."

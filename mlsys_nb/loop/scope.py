@@ -16,6 +16,7 @@ import numpy as np
 import polars as pl
 
 from ..evaluation.bootstrap import clusters, resample
+from ..evaluation.judge import Judge
 from ..evaluation.leakage import Suspect, told_by
 from ..learning.rule import Rule
 from ..learning.split import Split, TooLittleData, time_split
@@ -150,13 +151,25 @@ def _shown(rows: _Rows, costs: Mapping[str, np.ndarray], found: Mapping[str, np.
 
 # %% ../../nbs/75_loop/77_scope.ipynb #037b9f00
 SHUFFLES = 19
+_FIRST, _TELLING = (
+    5_000,
+    200,
+)  # Rows that such a test is made with, and outcomes of each kind that they must hold
+
+
+def _taught(judge: Judge, known: pl.DataFrame) -> pl.DataFrame:
+    "The first rows, and more of them where outcomes are rare: fifty tell nothing of a signal that there is."
+    n = _FIRST
+    while n < known.height and min(judge.enough(judge.outcomes(known["label"].head(n))).values()) < _TELLING:
+        n *= 2
+    return known.head(n)
 
 
 def _signal(
     rows: _Rows, p: np.ndarray
 ) -> tuple[float, float]:  # Loss of the real model, and of the best shuffled one
     judge, rng = rows.problem.target.judge, np.random.default_rng(rows.seed)
-    y, known = judge.outcomes(rows.holdout["label"]), rows.known.head(5_000)
+    y, known = judge.outcomes(rows.holdout["label"]), _taught(judge, rows.known)
     real = rows.predicted("linear", rows=known) if rows.known.height > known.height else p
     shuffled = []
     for i in range(SHUFFLES):
@@ -328,12 +341,8 @@ def scope(
         return _ended(problem, "re-scope", few)
     found, contestants, facts = _found(rows, wanted)
     verdict, reasons = _verdict(found, wanted)
-    outputs = {
-        "verdict": verdict,
-        "reasons": list(reasons),
-        **facts,
-        "suspects": [str(s) for s in found.suspects],
-    }
+    suspects = [str(s) for s in found.suspects]
+    outputs = {"verdict": verdict, "reasons": list(reasons), **facts, "suspects": suspects}
     metrics = {"saving": found.saving[0], "needed": float(found.needed), "a_year": found.back["year"]}
     return Scoped(
         problem.name, verdict, reasons, facts, contestants, found.suspects, outputs=outputs, metrics=metrics

@@ -16,7 +16,7 @@ import polars as pl
 
 from ..evaluation.bootstrap import clusters
 from ..evaluation.judge import Judge, in_words
-from ..evaluation.two_way import Clustered, judged_mean, sensitivity, wobble_of
+from ..evaluation.two_way import Clustered, LevelWobble, judged_mean, sensitivity, wobble_of
 from .baseline import Fits, live, rivals
 from .flight import Flown, decided_by_loop, flown_by_loop, fly
 from .recorded import Recorded, looks_of, recorded
@@ -77,12 +77,13 @@ class Simulation:
 def worse_than_rule(
     found: Simulation,
     policy: str = "declared",
+    proven: bool = True,  # Only periods in which that is beyond chance
 ) -> int:  # Periods
     "The longest run of periods in which a policy lost more than the rule."
-    losses = found.periods.pivot("policy", index="moment", values=found.judge.loss).sort("moment")
+    edge = "over_rule_low" if proven else "over_rule"
     longest = run = 0
-    for mine, rule in losses.select(policy, "rule").iter_rows():
-        run = run + 1 if mine > rule else 0
+    for over in found.periods.filter(policy=policy).sort("moment")[edge]:
+        run = run + 1 if over > 0 else 0
         longest = max(longest, run)
     return longest
 
@@ -117,13 +118,13 @@ def _finding(found: Simulation) -> str:
     said = f"{n:,} decisions in {periods} periods. Best of the alternatives: {best}, {loss} {lowest['loss']:.4f} {unit} a decision."
     if not found.lived:
         return said
-    mine, run = found.row("declared"), worse_than_rule(found)
+    mine, run, seen = found.row("declared"), worse_than_rule(found), worse_than_rule(found, proven=False)
     above = f"{mine['above']:+.4f} [{mine['above_low']:+.4f}, {mine['above_high']:+.4f}]"
     money = f"{mine['dearer']:+.2f} [{mine['dearer_low']:+.2f}, {mine['dearer_high']:+.2f}] {found.unit} per 1,000 decisions"
     rule = (
-        f"never worse than the rule for two periods in a row (longest run {run})"
+        f"never beyond chance worse than the rule for two periods in a row (longest run {run}, by the bare figures {seen})"
         if run < 2
-        else f"worse than the rule in {run} periods in a row"
+        else f"beyond chance worse than the rule in {run} periods in a row"
     )
     return (
         f"{said} The declared policy: {mine['loss']:.4f}, {above} above it, and {money}; {rule}. "
@@ -181,7 +182,10 @@ def weighed(
     money = {
         one.policy: 1000 * np.asarray(judge.money(y, one.p, problem.costs), dtype=np.float64) for one in flown
     }
-    shown = [_by_period(judge, rows, one, money[one.policy]) for one in flown]
+    over = lambda name: _over_rule(losses[name] - losses["rule"], rows, entity)
+    shown = [
+        _by_period(judge, rows, one, money[one.policy]).join(over(one.policy), on="moment") for one in flown
+    ]
     if oracle:
         best = _best_of(losses, period)
         losses["oracle"] = _picked(losses, best, period)
@@ -209,6 +213,18 @@ def _by_period(judge: Judge, rows: pl.DataFrame, one: Flown, money: np.ndarray) 
     return found.join(
         spent.agg(pl.col("cost_per_1000").mean(), pl.col("served").last()), on="moment", maintain_order="left"
     )
+
+# %% ../../nbs/75_loop/79_simulation.ipynb #c57d0107
+def _over_rule(over: np.ndarray, rows: pl.DataFrame, entity: np.ndarray) -> pl.DataFrame:
+    "What was lost more than by the rule in each period, with an interval for other entities."
+    found = []
+    for moment in rows["moment"].unique().sort():
+        at = (rows["moment"] == moment).to_numpy()
+        alone = Clustered(entity[at], np.zeros(int(at.sum()), dtype=np.int64), LevelWobble((), 1))
+        gap = judged_mean(over[at], alone, np.zeros(0))
+        found.append((moment, gap.value, gap.low, gap.high))
+    names = ["moment", "over_rule", "over_rule_low", "over_rule_high"]
+    return pl.DataFrame(found, schema=names, orient="row").cast({"moment": rows.schema["moment"]})
 
 # %% ../../nbs/75_loop/79_simulation.ipynb #e39d2568
 def _best_of(losses: Mapping[str, np.ndarray], period: np.ndarray) -> list[str]:

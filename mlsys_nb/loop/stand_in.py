@@ -113,7 +113,6 @@ def stand_by(
 def against_champion(
     at: Context,
     model: Model,  # Which serves
-    seed: int = 0,
 ) -> Verdict:  # `TooLittleData` when there is no period that it has not learnt from
     "What the gate says of the rule, without any candidate."
     problem, dataset = at.problem, training_set(at)

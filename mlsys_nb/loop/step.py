@@ -7,7 +7,7 @@ __all__ = ['Context', 'labelled_since', 'context', 'anew', 'TimeError', 'forward
            'older_than_declared', 'Shown', 'StepResult']
 
 # %% ../../nbs/75_loop/75_step.ipynb #9dab8f28
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import cached_property
@@ -217,3 +217,12 @@ class StepResult:
     outputs: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
     inputs: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
     metrics: Mapping[str, float] = field(default_factory=dict, kw_only=True)
+    headline: str = field(default="", kw_only=True)  # What was decided, and why
+    behind: Callable[[], Mapping[str, pl.DataFrame]] = field(
+        default=dict, kw_only=True, repr=False, compare=False
+    )
+
+    @cached_property
+    def tables(self) -> Mapping[str, pl.DataFrame]:
+        "Small tables behind the figures of a report, made when they are asked for."
+        return self.behind()

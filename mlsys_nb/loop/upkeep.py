@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from ..decisions.selection import seen_outcomes, standing_for_all
+from ..decisions.selection import explored_by, seen_outcomes, standing_for_all
 from ..evaluation.bootstrap import clusters
 from ..evaluation.judge import in_words
 from ..evaluation.question import level_at
@@ -67,7 +67,7 @@ def _final(at: Context) -> pl.DataFrame:
         return made
     final = seen_outcomes(at.problem, made.filter(pl.col("period") + after <= at.now)).drop_nulls("label")
     known = evidence(at.control, at.problem.name, final).unique(one, keep="first", maintain_order=True)
-    return standing_for_all(at.problem, known)
+    return standing_for_all(at.problem, known, explored_by(at.control, at.problem, known))
 
 
 def _stretch(at: Context) -> timedelta:

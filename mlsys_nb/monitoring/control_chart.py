@@ -180,6 +180,8 @@ def _bias(own: float) -> float:
     "How far the logarithm of a squared spread lies too low, on average."
     from scipy.special import digamma
 
+    if own <= 0:
+        return float("nan")  # one period tells no spread: there is no limit, and nothing is marked
     return float(np.log(own / 2) - digamma(own / 2))
 
 
@@ -355,7 +357,9 @@ def _likeness(series: np.ndarray, floor: float, square: np.ndarray) -> tuple[np.
     doubt = 0.674 * (2 / (m - 1) / len(series)) ** 0.5
     real = np.clip(1 - floor / np.maximum(square, floor) + doubt, 0, 1)
     lasting = _STEPS[np.searchsorted(_STEPS, real - 0.03)]
-    most = np.minimum(0.5 + 0.5 * lasting, _LAGS[-1])  # what hardly lasts tells hardly how long it does
+    most = np.minimum(
+        0.9 + 0.1 * lasting, _LAGS[-1]
+    )  # what hardly lasts tells hardly how long it does: for long
     rho = np.minimum(np.maximum(own, common) / np.maximum(lasting, 0.05), most)
     return _RHOS[np.searchsorted(_RHOS, rho - 0.02)] * (lasting > 0), lasting
 

@@ -20,6 +20,7 @@ from .joint import JointChange, joint_change, pairs_of
 from .profile import Profile
 from .sketch import Sketches, sketch_frame
 from ..system.clock import instant
+from ..system.interchange import as_polars
 from ..system.markup import card, table
 
 # %% ../../nbs/60_monitoring/61_drift.ipynb #abd03cc4
@@ -102,6 +103,7 @@ def drift_check(
     odds: Odds = Odds(),
 ) -> DriftReport:
     "Hold later periods against the reference."
+    current = as_polars(current)
     if current.is_empty():
         return nothing("nobody to look at", profile, odds)
     report = drift_of(profile, sketch_frame(profile.lenses, profile.slices, current, period), odds)

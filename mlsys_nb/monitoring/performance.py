@@ -21,6 +21,7 @@ from ..evaluation.evaluate import Evaluation, evaluate
 from ..evaluation.judge import Judge, Watched
 from .wobble import PRIOR_FREE, Spread, Wobble
 from ..problem.declaration import Problem
+from ..system.interchange import as_polars
 from ..system.markup import card, table
 
 # %% ../../nbs/60_monitoring/62_performance.ipynb #2f1a8641
@@ -190,6 +191,7 @@ def performance_check(
     seed: int = 0,
 ) -> PerformanceReport:
     "Whether the model that made these decisions keeps its promise."
+    labelled = as_polars(labelled)
     judge, costs = problem.target.judge, problem.costs
     known = labelled.drop_nulls("label").sort("moment", *problem.keys)
     if not _enough(judge, known, problem.target.predictions):

@@ -18,6 +18,7 @@ from .joint import Pairs, pairs_from, pairs_of
 from .lens import DriftError, Lens, lens_from, lens_of
 from .sketch import Belonging, Sketches, masses, sketched, sketches_from
 from ..system.clock import instant
+from ..system.interchange import as_polars
 from ..system.markup import card
 
 # %% ../../nbs/60_monitoring/61_profile.ipynb #dacaadcd
@@ -85,6 +86,7 @@ def reference_profile(
     lifetime: Sequence[str] = (),  # Features that look at all of history, and so can only grow
 ) -> Profile:
     "The reference that later periods are held against."
+    frame = as_polars(frame)
     if not frame.height:
         raise DriftError("drift needs at least one row, got an empty frame; score something first")
     if unknown := [name for name in features if name not in frame.columns]:

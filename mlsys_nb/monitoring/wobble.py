@@ -18,6 +18,7 @@ import polars as pl
 from ..evaluation.bootstrap import resample
 from ..evaluation.evaluate import Evaluation
 from ..evaluation.judge import Judge
+from ..system.interchange import as_polars
 
 # %% ../../nbs/60_monitoring/61_wobble.ipynb #e984d537
 PRIOR, PRIOR_FREE, _LEAST = 0.06, 4.0, 0.01  # Shares of the outcomes' standard deviation; degrees of freedom
@@ -105,6 +106,7 @@ def period_wobble(
     ),  # From a moment until its outcome is final: periods nearer than this overlap
 ) -> float:  # Standard deviation, in the unit of an outcome
     "How much the mean outcome differs between quiet periods; of several classes the one that differs most."
+    frame = as_polars(frame)
     known = frame.drop_nulls("label")
     if known.is_empty():
         return PRIOR
@@ -208,7 +210,10 @@ def _at(
         told = [v.get(name) for v in values]
         own = _own(told, n, _row_noise(evaluation, name), (prior, apart_of(window, length, together)))
         level = outcomes[min(i, len(outcomes) - 1)]
-        figures[name] = max(own, level, key=lambda s: s.sd) if watched.promised == 0.0 else own
+        other = (
+            level if watched.promised == 0.0 else _bent(judge, said, name, level) if watched.bends else own
+        )
+        figures[name] = max(own, other, key=lambda s: s.sd)
     return Wobble(together, figures)
 
 
@@ -224,6 +229,18 @@ def _of_looks(
     "The spread of outcomes between looks."
     rows = known.with_columns(_look=pl.Series(look)).filter(pl.col("_look") < whole)
     return _of_outcomes(judge, rows.with_columns(pl.col("period").max().over("_look")), "period", window)
+
+# %% ../../nbs/60_monitoring/61_wobble.ipynb #f570dc26
+_FAR = 3.3  # Spreads of the level that one look in a thousand exceeds
+
+
+def _bent(judge: Judge, said: tuple[np.ndarray, Any], name: str, level: Spread) -> Spread:
+    "The spread of a figure that falls by the square of the level, so that its far falls are held."
+    y, p = said
+    there, *moved = (
+        float(figures_of(judge, y + d, p).get(name) or 0.0) for d in (0.0, -_FAR * level.sd, _FAR * level.sd)
+    )
+    return Spread(max(there - min(moved), 0.0) / _FAR, level.free)
 
 # %% ../../nbs/60_monitoring/61_wobble.ipynb #d0d83a6a
 def figures_of(

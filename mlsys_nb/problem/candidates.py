@@ -20,7 +20,7 @@ from ..features.events import POLARS, Events, events_of, events_spec
 from ..features.feature_set import FeatureSet, from_spec, to_spec
 from ..features.history import as_of
 from ..features.windows import count, time_since_last
-from .calendar import INSTANT, Calendar
+from .calendar import INSTANT, Calendar, points_of
 from .population import everybody
 from ..system.settings import ProblemError
 
@@ -70,7 +70,7 @@ class Candidates:
     def refreshes(self, moments: pl.Series) -> pl.Series:
         "The last refresh before or at each moment; null before the first."
         latest: Any = moments.max()
-        points = pl.Series(Calendar(self.every, self.start).points(latest or self.start), dtype=INSTANT)
+        points = points_of(Calendar(self.every, self.start), (latest or self.start).year)
         place = points.cast(pl.Int64).search_sorted(moments.cast(INSTANT).cast(pl.Int64), side="right")
         at = pl.select(pl.when(place > 0).then(place.cast(pl.Int64) - 1)).to_series()
         return points.gather(at).alias("_refresh")

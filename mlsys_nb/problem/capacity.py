@@ -17,6 +17,7 @@ import numpy as np
 import polars as pl
 
 from ..features.duration import window_length
+from .lot import Lot
 from ..system.settings import ProblemError
 
 # %% ../../nbs/40_problem/42_capacity.ipynb #3b486610
@@ -89,18 +90,21 @@ def check_capacity(
 def policy_spec(
     costs: Any,  # Of a problem
     capacity: Capacity | None,
+    explore: Lot | None = None,  # So many that would be acted on are left alone
 ) -> dict[str, Any]:  # Plain data
     "What turns a prediction into an action."
     said = {"costs": {"kind": type(costs).__name__, **asdict(costs)}}
-    return {**said, "capacity": asdict(capacity) if capacity else None}
+    spared = {"explore": explore.one_in} if explore else {}
+    return {**said, "capacity": asdict(capacity) if capacity else None, **spared}
 
 
 def policy_hash(
     costs: Any,  # Of a problem
     capacity: Capacity | None,
+    explore: Lot | None = None,
 ) -> str:  # 16 hexadecimal digits
     "Names what turns a prediction into an action."
-    text = json.dumps(policy_spec(costs, capacity), sort_keys=True)
+    text = json.dumps(policy_spec(costs, capacity, explore), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 # %% ../../nbs/40_problem/42_capacity.ipynb #3db5811f

@@ -12,13 +12,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
+import numpy as np
 import polars as pl
 
 from ..data.lake import Snapshot, read, snapshot
+from ..features.events import normal
 from ..features.feature_set import FeatureSet
 from ..features.history import as_of
+from ..learning.split import opens_of, rows_of_periods
 from .candidates import beside
 from .declaration import Problem
+from ..system.interchange import as_polars
 from ..system.markup import card, table
 from ..system.settings import MlsysError, Settings
 
@@ -33,6 +37,9 @@ class Lake:
 
     events: Mapping[str, pl.DataFrame]
     snapshots: tuple[Snapshot, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "events", {name: as_polars(frame) for name, frame in self.events.items()})
 
     @property
     def digests(self) -> dict[str, str]:
@@ -108,8 +115,7 @@ class Dataset:
     @property
     def opens(self) -> dict[datetime, datetime]:
         "The periods that have rows, oldest first, and the first moment in each."
-        first = self.frame.group_by("period").agg(pl.col("moment").min()).sort("period")
-        return dict(first.rows())
+        return opens_of(self.frame)
 
     @property
     def periods(self) -> list[datetime]:
@@ -127,8 +133,7 @@ class Dataset:
 
     def at(self, periods: Sequence[datetime]) -> "Dataset":
         "The same dataset in some of its periods, with a digest of its own."
-        chosen = pl.Series(list(periods), dtype=pl.Datetime("us", "UTC"))
-        return _only(self, self.frame.filter(pl.col("period").is_in(chosen.implode())))
+        return _only(self, rows_of_periods(self.frame, periods))
 
     def _repr_html_(self) -> str:
         return card(f"Dataset of {self.problem.name}", _facts(self), body=table(_by_period(self.frame)))
@@ -136,6 +141,8 @@ class Dataset:
 # %% ../../nbs/40_problem/44_dataset.ipynb #71d712d3
 def _only(dataset: Dataset, rows: pl.DataFrame, without: int = 0) -> Dataset:
     "Some rows of a dataset, and how many were left out for want of an outcome."
+    if rows.height == dataset.frame.height:
+        return dataset
     told = dataset.without + without
     return replace(dataset, frame=rows, digest=content_digest(rows), without=told)
 
@@ -144,21 +151,33 @@ def content_digest(
     frame: pl.DataFrame,
 ) -> str:  # Hex SHA-256
     "A hash of the rows' content, the same for equal rows in equal order."
-    schema = ",".join(f"{name}:{dtype}" for name, dtype in frame.schema.items())
-    lists = [name for name, dtype in frame.schema.items() if isinstance(dtype, pl.List)]
-    rows = frame.drop(lists).write_csv(null_value="\\N", datetime_format="%s%6f")
-    found = hashlib.sha256(f"{schema}\n{rows}".encode())
-    for name in lists:
-        sizes = frame[name].list.len().fill_null(0)
-        found.update(sizes.to_numpy().tobytes())
-        there, header = frame.select(name).filter(sizes > 0), True
-        for part in (
-            there.iter_slices(1_000) if there.height else (there,)
-        ):  # as one text, without ever holding all of it
-            written = part.explode(name).write_csv(null_value="\\N", include_header=header)
-            found.update(written.encode())
-            header = False
+    found = hashlib.sha256(",".join(f"{name}:{dtype}" for name, dtype in frame.schema.items()).encode())
+    for column in frame:
+        for start in range(0, frame.height, _AT_ONCE):  # a column of lists or texts never stands there twice
+            _add(found, column[start : start + _AT_ONCE])
     return found.hexdigest()
+
+
+_AT_ONCE = 200_000
+
+
+def _add(found: "hashlib._Hash", column: pl.Series) -> None:
+    "What is unknown, then how long each value is where they differ in that, then the values."
+    found.update(np.packbits(column.is_null().to_numpy()).tobytes())
+    if isinstance(column.dtype, pl.List):
+        sizes = column.list.len().fill_null(0)
+        found.update(sizes.to_numpy().tobytes())
+        for part in column.to_frame().iter_slices(1_000):
+            _add(found, (lists := part.to_series()).filter(lists.list.len() > 0).explode())
+    elif column.dtype.is_integer() or column.dtype.is_float() or column.dtype.is_temporal():
+        number = column.fill_nan(float("nan")) if column.dtype.is_float() else column.to_physical()
+        found.update(np.ascontiguousarray(number.fill_null(0).to_numpy()).data)
+    elif column.dtype == pl.Boolean:
+        _add(found, column.cast(pl.UInt8))
+    elif column.dtype != pl.Null:
+        text = column.cast(pl.String).fill_null("")
+        found.update(text.str.len_bytes().to_numpy().tobytes())
+        found.update("".join(text.to_list()).encode())
 
 # %% ../../nbs/40_problem/44_dataset.ipynb #bb3ba923
 def _by_period(frame: pl.DataFrame) -> pl.DataFrame:
@@ -261,13 +280,17 @@ def labels(
 
 def _outcomes(problem: Problem, rows: pl.DataFrame, lake: Lake, patience: timedelta) -> pl.Series:
     "What happened within the horizon, as known so long after its end; what is looked up, as known by then."
-    outcome = FeatureSet("label", (problem.target.feature.named("label"),))
+    outcome = _outcome_of(problem)
     counted = bool(problem.horizon)
     asked = pl.col("moment") + (problem.horizon if counted else patience)
     later = rows.select(*outcome.keys, asked)
     told = {e.name: lake.events[e.name] for e in outcome.events}
     events = {name: _known_earlier(frame, patience) for name, frame in told.items()} if counted else told
     return problem.target.labels(as_of(outcome, later, events)["label"])
+
+
+def _outcome_of(problem: Problem) -> FeatureSet:
+    return FeatureSet("label", (problem.target.feature.named("label"),))
 
 
 def _known_earlier(events: pl.DataFrame, by: timedelta) -> pl.DataFrame:
@@ -284,8 +307,21 @@ def _revised(problem: Problem, rows: pl.DataFrame, label: pl.Series, lake: Lake,
     final = rows.filter(label.is_not_null())
     if final.is_empty():
         return 0
+    if problem.horizon and not _anything_late(problem, lake):
+        return 0
     known = replace(lake, events={n: e.filter(pl.col("known_at") <= now) for n, e in lake.events.items()})
     return int(_outcomes(problem, final, known, _LATEST).ne_missing(label.drop_nulls()).sum())
+
+
+def _anything_late(problem: Problem, lake: Lake) -> bool:
+    "Whether news of an outcome came later than its label could wait for it."
+    waited = problem.matures_after - problem.horizon
+    for e in _outcome_of(problem).events:
+        rows = normal(e, lake.events[e.name], ())
+        late = pl.max_horizontal("known_at", "retracted_at") > pl.col(e.time) + waited
+        if rows.select(late.any()).item() or rows["event_id"].n_unique() < rows.height:
+            return True
+    return False
 
 
 def _left_truncated(problem: Problem, rows: pl.DataFrame, lake: Lake) -> int:

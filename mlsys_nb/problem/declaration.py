@@ -88,8 +88,8 @@ class Problem:
         return asked_of(self.target.learner, self.learning)
 
     @property
-    def policy(self) -> str:  # Names the costs and the capacity; every decision carries it
-        return policy_hash(self.costs, self.capacity)
+    def policy(self) -> str:  # Names costs, capacity and the share explored; every decision carries it
+        return policy_hash(self.costs, self.capacity, self.lots.explore)
 
     @property
     def strangers(self) -> bool:
@@ -162,7 +162,7 @@ def _check(problem: Problem) -> None:
 # %% ../../nbs/40_problem/43_declaration.ipynb #dec1a01f
 TAKEN = frozenset(
     "decision_id problem moment period version score threshold action eligible feature_set_hash source request_id fallback "
-    "snapshot answer request costs label matured_at label_source disagrees posted derived early".split()
+    "snapshot answer request costs asked_by label matured_at label_source disagrees posted derived early".split()
 )  # columns that stand beside keys and features in the decision log and in labelled rows
 ASKED = frozenset(
     {"request_id", "features", "entities", "explain"}

@@ -104,6 +104,7 @@ def _known(examined: Mapping[str, Any]) -> Iterator[str]:
             "lift",
             ("share", "cases", "precision", "precision_low", "precision_high", "lift", "recall"),
         ),
+        "Learning curve": ("learning_curve", ("rows", "loss", "low", "high", "who")),
         "Groups": ("groups", ("group", "value", "n", "measure", "share", "low", "high", "apart", "says")),
         "Worst corners": ("worst", ("slice", "value", "n", "what", "size", "low", "high")),
         "What the gain hangs on": ("hangs_on", ("by", "value", "rows_share", "gain_share", "gain_without")),

@@ -96,7 +96,7 @@ def _number(value: Any, is_text: bool) -> float:
         raise ValueError(f"{value!r:.40} is no text" if is_text else f"the text {value[:40]!r} is no number")
     return float(len(value)) if is_text else float(value)
 
-
+# %% ../../nbs/45_release/45_inference.ipynb #42eff4da
 def _frame_matrix(inputs: Inputs, frame: pl.DataFrame) -> Floats:
     missing = [name for name in inputs.names if name not in frame.columns]
     if missing:
@@ -118,9 +118,20 @@ def _frame_matrix(inputs: Inputs, frame: pl.DataFrame) -> Floats:
         if inputs.reads_text(name):
             column = column.cast(pl.String).str.len_chars()
         if codes is not None:
-            column = pl.Series([codes.get(value, math.nan) for value in column], dtype=pl.Float64)
+            column = _coded(column, codes)
         matrix[:, i] = column.cast(pl.Float64).fill_null(math.nan).to_numpy()
     return matrix
+
+
+def _coded(column: pl.Series, codes: Mapping[Any, float]) -> pl.Series:
+    "The codes of many values; null where one is not known, or no text."
+    if column.dtype not in (pl.String, pl.Categorical, pl.Enum):
+        return pl.Series([None] * len(column), dtype=pl.Float64)
+    known, numbers = (
+        pl.Series(list(codes), dtype=pl.String),
+        pl.Series(list(codes.values()), dtype=pl.Float64),
+    )
+    return column.cast(pl.String).replace_strict(known, numbers, default=None, return_dtype=pl.Float64)
 
 # %% ../../nbs/45_release/45_inference.ipynb #11ef1b5c
 SEGMENT, MISSING, CATEGORY = 0, 1, 2
@@ -211,11 +222,11 @@ class Trees:
     table_input: np.ndarray
     depth: int
     children: np.ndarray = field(init=False, repr=False)
-    table_row: np.ndarray = field(init=False, repr=False)
+    tables: list[tuple[int, list[float]]] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "children", np.stack([self.right, self.left], axis=1).ravel())
-        object.__setattr__(self, "table_row", np.arange(len(self.table_input)))
+        vars(self)["children"] = np.stack([self.right, self.left], axis=1).ravel()
+        vars(self)["tables"] = [*zip(self.table_input.tolist(), self.table.tolist(), strict=True)]
 
     def raw(
         self,
@@ -224,7 +235,7 @@ class Trees:
     ) -> Floats:  # Rows x sums
         "The baselines plus one leaf of every tree, added in the order of the trees."
         if len(matrix) == 1:
-            return _sum(self, _walk_one(self, tree_columns(self, matrix)[0])[None])
+            return _sum_one(self, _walk_one(self, _columns_of_one(self, matrix[0].tolist())))
         parts = [matrix[i : i + 256] for i in range(0, len(matrix), 256)]
         return np.concatenate(
             [_sum(self, _walk_many(self, tree_columns(self, p))) for p in parts]
@@ -239,8 +250,15 @@ def tree_columns(
     "What conditions are asked of: numbers with missing ones low, numbers with missing ones as they are, categories looked up."
     absent = np.isnan(matrix)
     codes = np.where(absent, -1.0, matrix)[:, trees.table_input].astype(np.intp) + 1
-    looked_up = trees.table[trees.table_row, codes]
+    looked_up = trees.table[np.arange(len(trees.table_input)), codes]
     return np.concatenate([np.where(absent, -np.inf, matrix), matrix, looked_up], axis=1)
+
+
+def _columns_of_one(trees: Trees, row: list[float]) -> Floats:
+    "What `tree_columns` gives for one row; a dozen numbers are quicker as a list."
+    low = [-math.inf if x != x else x for x in row]
+    looked_up = [table[0 if (x := row[i]) != x else int(x) + 1] for i, table in trees.tables]
+    return np.array([*low, *row, *looked_up])
 
 
 def _walk_one(trees: Trees, columns: Floats) -> np.ndarray:
@@ -250,7 +268,7 @@ def _walk_one(trees: Trees, columns: Floats) -> np.ndarray:
         node = following.take(node)
     return node
 
-
+# %% ../../nbs/45_release/45_inference.ipynb #1a91fdda
 def _walk_many(trees: Trees, columns: Floats) -> np.ndarray:
     flat, start = columns.ravel(), (np.arange(len(columns)) * columns.shape[1])[:, None]
     node = np.broadcast_to(trees.roots, (len(columns), len(trees.roots)))
@@ -258,6 +276,14 @@ def _walk_many(trees: Trees, columns: Floats) -> np.ndarray:
         goes_left = flat.take(trees.column.take(node) + start) <= trees.threshold.take(node)
         node = trees.children.take(2 * node + goes_left)
     return node
+
+
+def _sum_one(trees: Trees, leaves: np.ndarray) -> Floats:
+    k = len(trees.baseline)
+    terms = np.empty((len(trees.roots) // k + 1, k))
+    terms[0] = trees.baseline
+    terms[1:] = trees.value.take(leaves).reshape(-1, k)
+    return np.add.accumulate(terms, axis=0)[-1:]
 
 
 def _sum(trees: Trees, leaves: np.ndarray) -> Floats:

@@ -43,6 +43,7 @@ from mlsys_nb.system.durable import (
     sha256,
     write_folder,
 )
+from ..system.interchange import as_polars
 from ..system.markup import card
 from ..system.settings import MlsysError
 
@@ -74,6 +75,7 @@ class Model:
         rows: RawRows,  # Raw feature values; more columns than the model reads are allowed
     ) -> Any:  # One prediction a row: a number, an array of them, or candidates
         "Predict many rows."
+        rows = as_polars(rows) if hasattr(rows, "iloc") else rows
         return self.link.predict(rows, self.inputs.names, self.sums)
 
     def sums(self, rows: RawRows) -> Floats:

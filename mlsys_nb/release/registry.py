@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['RegistryError', 'Version', 'register', 'versions', 'get_version', 'Decided', 'Champion', 'champion', 'promote',
-           'champion_history', 'line_of_champions', 'rollback', 'barred', 'retire', 'load_version', 'load_champion',
-           'sets_of', 'features_in_use']
+           'champion_history', 'line_of_champions', 'rollback', 'barred', 'retire', 'load_version', 'sets_of',
+           'features_in_use']
 
 # %% ../../nbs/45_release/47_registry.ipynb #40ab12f2
 from collections.abc import Callable
@@ -315,20 +315,6 @@ def load_version(
     model = load(found.path, found.digest, found.version)
     as_trained(problem, model)
     return model
-
-
-def load_champion(
-    control: Database,  # The control tables
-    settings: Settings,  # Says where packages stand
-    problem: Problem,  # As installed
-) -> Model:
-    "The verified model of the champion."
-    now = champion(control, problem.name)
-    if now.version is None:
-        raise RegistryError(
-            f"{problem.name!r} has no champion yet; train and promote one: mlsys train {problem.name}"
-        )
-    return load_version(control, settings, problem, now.version)
 
 # %% ../../nbs/45_release/47_registry.ipynb #9e783102
 def sets_of(

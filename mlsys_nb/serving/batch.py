@@ -41,6 +41,7 @@ class BatchScore:
     snapshot: str  # Which data it was made from
     note: str  # What a reader must know; empty when all is as expected
     frame: pl.DataFrame = field(repr=False)
+    room: int | None = None  # How many could be acted on; None: all, or it was there already
 
     def _repr_html_(self) -> str:
         mean = "no rows" if self.mean_score is None else f"{self.mean_score:.4f}"
@@ -128,7 +129,7 @@ def score_batch(
     known = as_trained(problem, model)
     batch_id, note = batch_id_of(problem, model, now), ""
     lake = lake or load_events(problem, settings, now)
-    already = batch_written(settings, problem.name, batch_id)
+    already, room = batch_written(settings, problem.name, batch_id), None
     if already:
         frame = read_batch(settings, problem.name, batch_id)
         note = _changed(frame, snapshot_of(lake), problem.policy)
@@ -139,7 +140,7 @@ def score_batch(
     mean = float(frame["score"].to_numpy().mean()) if frame.height else None
     actions = frame.filter(pl.col("action") != problem.target.actions(problem.costs)[-1]).height
     made_from = frame["snapshot"][0] or "" if frame.height else ""
-    return BatchScore(batch_id, frame.height, mean, actions, already, made_from, note, frame)
+    return BatchScore(batch_id, frame.height, mean, actions, already, made_from, note, frame, room)
 
 
 def _room(settings: Settings, problem: Problem, now: datetime) -> int | None:

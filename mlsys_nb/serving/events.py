@@ -7,13 +7,15 @@ __all__ = ['MOST_EVENTS', 'answer_of', 'clipped_text', 'events']
 
 # %% ../../nbs/55_serving/58_events.ipynb #a8d9359b
 import asyncio
+from collections.abc import Mapping
 from typing import Any
 
-from ..data.intake import Intake, Post, Receipt
+from ..data.intake import Post, Receipt
 from .endpoints import not_on_disk
 from .guard import read_json
 from .refusal import Refusal, clipped, problem_of
-from .state import OpenService
+from .shared import Arrival
+from .telemetry import Metrics
 from ..system.settings import MlsysError
 from ..system.suggestion import did_you_mean
 
@@ -36,12 +38,15 @@ def _events_in(body: bytes) -> list[Any]:
     return events
 
 
-def _intake(service: OpenService, name: str) -> Intake:
-    if name not in service.intakes:
-        known = sorted(service.intakes)
-        rule, near = f"this service takes events of {', '.join(known)}", did_you_mean(name, known)
-        raise Refusal(404, rule, clipped(name), f"post to /v1/events/{known[0]}{near}")
-    return service.intakes[name]
+def _arrival(known: Mapping[str, Arrival], name: str) -> Arrival:
+    if name not in known:
+        names = sorted(known)
+        rule, near = (
+            f"this service takes events of {', '.join(names) or 'nothing yet'}",
+            did_you_mean(name, names),
+        )
+        raise Refusal(404, rule, clipped(name), f"post to /v1/events/{names[0] if names else 'SOURCE'}{near}")
+    return known[name]
 
 # %% ../../nbs/55_serving/58_events.ipynb #9abc6bd9
 _MEND = "mend it and send it again; as it came it stays in the quarantine of its source"
@@ -70,18 +75,19 @@ def clipped_text(text: str, limit: int = 200) -> str:
 
 # %% ../../nbs/55_serving/58_events.ipynb #664b30e2
 async def events(
-    service: OpenService,  # The open service
+    known: Mapping[str, Arrival],  # The sources of whom the caller may speak
     name: str,  # Of a source
     body: bytes,  # JSON
+    metrics: Metrics,
 ) -> tuple[int, dict[str, Any]]:  # Status and answer
     "Take events in; what is answered is on disk."
-    intake = _intake(service, name)
+    arrival = _arrival(known, name)
     post = Post(_events_in(body))
     try:
-        receipt = await asyncio.wrap_future(intake.submit(post))
+        receipt = await asyncio.wrap_future(arrival.intake.submit(post))
     except (MlsysError, OSError) as e:
         raise not_on_disk(e) from e
-    service.materializer.acknowledged(name, receipt)
+    arrival.materializer.acknowledged(name, receipt)
     for fate in receipt.told:
-        service.metrics.events.labels(name, fate.status).inc()
+        metrics.events.labels(name, fate.status).inc()
     return answer_of(receipt)

@@ -29,7 +29,7 @@ ROLES: Mapping[str, str] = {
     "operate": "settles what is disputed",
     "view": "reads decisions, the model and the metrics",
 }
-_FORMAT, _TEXT = 1, re.compile(r"mlsys_[0-9a-f]{8}_[\w-]{43}", re.ASCII)
+_FORMAT, _TEXT = 2, re.compile(r"mlsys_[0-9a-f]{8}_[\w-]{43}", re.ASCII)
 
 
 class KeyringError(MlsysError):
@@ -57,6 +57,7 @@ class ApiKey:
     a_day: int = 0  # Requests on a day (UTC)
     ends_at: datetime | None = None
     ended_by: str = ""
+    problems: tuple[str, ...] = ()  # That it is for; none: all of them
 
     def __post_init__(self) -> None:
         wrong = sorted(set(self.roles) - set(ROLES))
@@ -77,7 +78,7 @@ class ApiKey:
 # %% ../../nbs/55_serving/56_keys.ipynb #df3583e9
 def _key(said: Mapping[str, Any]) -> ApiKey:
     times = {name: said[name] and instant(said[name]) for name in ("made_at", "ends_at")}
-    return ApiKey(**{**said, **times, "roles": tuple(said["roles"])})
+    return ApiKey(**{**said, **times, "roles": tuple(said["roles"]), "problems": tuple(said["problems"])})
 
 
 def read_keys(
@@ -134,6 +135,7 @@ class KeyWanted:
     roles: tuple[str, ...]
     a_second: int = 0
     a_day: int = 0
+    problems: tuple[str, ...] = ()  # Names; none: all that there are and will be
 
 
 def add_key(

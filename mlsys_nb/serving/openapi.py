@@ -6,13 +6,11 @@
 __all__ = ['operations', 'openapi_document', 'api_page']
 
 # %% ../../nbs/55_serving/58_openapi.ipynb #64613d39
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..features.dtypes import LISTS
-from ..problem.candidates import MOST_GIVEN
+from ..data.sources import Source
 from ..problem.declaration import Problem
-from .access import NEEDS
 from mlsys_nb.serving.answers import (
     ABOUT_EVENTS,
     ABOUT_MODEL,
@@ -22,33 +20,9 @@ from mlsys_nb.serving.answers import (
     plain_object,
     responses_of,
 )
+from .bodies import NAMED_TEXT, dialects, entity_body, prediction_body, sent_body
 from .keys import ROLES
-from .predictor import MOST_ITEMS
 from ..system.markup import page, table
-
-# %% ../../nbs/55_serving/58_openapi.ipynb #744e827a
-_TYPES = {"int": "integer", "text": "string", "bool": "boolean", "float": "number"}
-_SAMPLES: Mapping[str, Any] = {"int": 13085, "text": "C-13085", "bool": True, "float": 12.5}
-
-
-def _entity(problem: Problem) -> tuple[dict[str, Any], dict[str, Any]]:
-    "Schema properties and an example of the entity's keys."
-    keys = problem.entity
-    return {k: {"type": _TYPES[t]} for k, t in keys.items()}, {k: _SAMPLES[t] for k, t in keys.items()}
-
-
-def _values(problem: Problem) -> tuple[dict[str, Any], dict[str, Any]]:
-    "Schema properties and an example of what a request says of its own case."
-    values = problem.features.requests
-    told = {k: {**_value(t), "description": "null where it is not known"} for k, t in values.items()}
-    samples = {k: [_SAMPLES[LISTS[t]]] if t in LISTS else _SAMPLES[t] for k, t in values.items()}
-    return told, samples
-
-
-def _value(dtype: str) -> dict[str, Any]:
-    if dtype not in LISTS:
-        return {"type": [_TYPES[dtype], "null"]}
-    return {"type": ["array", "null"], "items": {"type": _TYPES[LISTS[dtype]]}, "maxItems": MOST_ITEMS}
 
 # %% ../../nbs/55_serving/58_openapi.ipynb #15daa3a5
 _OLD = "Sources whose data are older than declared; left out when there are none"
@@ -58,7 +32,7 @@ _FALLBACK = {"type": "string", "description": _PLACE}
 
 # %% ../../nbs/55_serving/58_openapi.ipynb #e9408742
 def _prediction(problem: Problem) -> tuple[dict[str, Any], dict[str, Any]]:
-    properties, example = _entity(problem)
+    properties, example = entity_body(problem)
     actions = problem.target.actions(problem.costs)
     schema = {
         "type": "object",
@@ -93,48 +67,7 @@ def _prediction(problem: Problem) -> tuple[dict[str, Any], dict[str, Any]]:
     }  # fmt: skip
     return schema, shown
 
-# %% ../../nbs/55_serving/58_openapi.ipynb #cc92bd83
-def _offered(dtype: str) -> dict[str, Any]:
-    "Candidates that a request may bring."
-    what = "The items to choose among, in place of those that are offered; also such as nobody has heard of"
-    items = {
-        "items": {"type": _TYPES[LISTS[dtype]]},
-        "minItems": 1,
-        "maxItems": MOST_GIVEN,
-        "uniqueItems": True,
-    }
-    return {"type": "array", **items, "description": what}
-
-# %% ../../nbs/55_serving/58_openapi.ipynb #f680191e
-def _ask(problem: Problem) -> tuple[dict[str, Any], dict[str, Any]]:
-    "What a prediction request may hold."
-    (properties, example), (values, sample) = _entity(problem), _values(problem)
-    properties, example = {**properties, **values}, {**example, **sample}
-    entity = {"type": "object", "properties": properties, "required": list(properties)}
-    more = {
-        "request_id": {
-            "type": "string",
-            "description": "A repeat to the same service process gets the same decision",
-        },
-        "features": {"type": "boolean", "description": "Return the features as served"},
-        "explain": {"type": "boolean", "description": "Say what each feature added"},
-    }
-    brought = problem.target.among.brought if problem.target.among else {}
-    properties |= {name: _offered(dtype) for name, dtype in brought.items()}
-    one = {**entity, "properties": {**properties, **more}, "additionalProperties": False}
-    several = {"type": "array", "items": entity, "minItems": 1}
-    many = {
-        "type": "object",
-        "required": ["entities"],
-        "properties": {"entities": several, "features": more["features"]},
-    }
-    return {"oneOf": [one, many]}, {**example, "request_id": "order-77-basket"}
-
 # %% ../../nbs/55_serving/58_openapi.ipynb #928916df
-def _body(schema: Mapping[str, Any], example: Any) -> dict[str, Any]:
-    return {"requestBody": {"required": True, "content": json_content(schema, example)}}
-
-
 def _ready() -> dict[int | str, Any]:
     yes = plain_object(
         "Whether predictions can be served; without the role view only that",
@@ -164,10 +97,10 @@ _COUNTED_ONCE = (
 )
 
 
-def _events(problem: Problem) -> dict[str, Any]:
+def _events(sources: Sequence[Source]) -> dict[str, Any]:
     "What a request about events may hold: rows of a source, as its contract has them."
     kinds, examples = [], list[Any]()
-    for source in problem.sources:
+    for source in sources:
         told = {c.name: _JSON_TYPES.get(c.dtype, "string") for c in source.contract.columns}
         properties = {
             c.name: {"type": told[c.name], "description": c.meaning} for c in source.contract.columns
@@ -177,7 +110,7 @@ def _events(problem: Problem) -> dict[str, Any]:
         times = {c.name: "2010-12-01T09:30:00Z" for c in source.contract.columns if c.dtype == "time"}
         examples.append({name: times.get(name, _VALUES[kind]) for name, kind in told.items()})
     one: dict[str, Any] = {"oneOf": kinds}
-    return _body({"oneOf": [*kinds, {"type": "array", "items": one, "minItems": 1}]}, examples[0])
+    return sent_body({"oneOf": [*kinds, {"type": "array", "items": one, "minItems": 1}]}, examples[0])
 
 
 def _event_answers() -> dict[int | str, Any]:
@@ -195,6 +128,8 @@ def _event_answers() -> dict[int | str, Any]:
 def _outcome(problem: Problem) -> tuple[dict[str, Any], dict[str, Any]]:
     "What may be said of a decision, and an example."
     label = problem.target.schema()
+    yes_or_no = label.get("enum") == [0, 1]
+    label = {"enum": [0, 1, False, True]} if yes_or_no else label
     flags = {
         "correction": "true: this one counts from now on, whatever was said before",
         "reviewer": "true: a reviewer says so, whose word stands above others'; needs the role operate",
@@ -202,19 +137,33 @@ def _outcome(problem: Problem) -> tuple[dict[str, Any], dict[str, Any]]:
     schema = {
         "type": "object", "required": ["decision_id", "outcome"], "additionalProperties": False,
         "properties": {
-            "decision_id": {"type": "string"}, "outcome": label,
+            "decision_id": NAMED_TEXT, "outcome": label,
             **{name: {"type": "boolean", "description": told} for name, told in flags.items()},
         },
     }  # fmt: skip
-    example = label["enum"][-1] if "enum" in label else label.get("example", 12.5)
+    example = 1 if yes_or_no else label["enum"][-1] if "enum" in label else label.get("example", 12.5)
     return schema, {"decision_id": "h1-77-8d1c2f3a9b0e4d5f", "outcome": example}
+
+# %% ../../nbs/55_serving/58_openapi.ipynb #c119f678
+def _one_or_many(prediction: tuple[dict[str, Any], dict[str, Any]]) -> tuple[dict[str, Any], dict[str, Any]]:
+    "An answer about one case, or a list of such, some of them with an error in its place."
+    schema, example = prediction
+    refused = {"type": "object", "required": ["entity", "error"], "properties": {"error": {"type": "object"}}}
+    several = {"type": "array", "items": {"anyOf": [schema, refused]}}
+    many = {
+        "type": "object",
+        "required": ["predictions"],
+        "properties": {"predictions": several, "warnings": _WARNINGS},
+    }
+    return {"anyOf": [schema, many]}, example
 
 # %% ../../nbs/55_serving/58_openapi.ipynb #0476a97b
 def operations(
     problem: Problem,  # Declares keys, actions and the meaning of the prediction
+    sources: Sequence[Source] = (),  # Whose events are taken; none: those of the problem
 ) -> dict[str, dict[str, Any]]:  # Route name -> keyword arguments of the route
     "What the service's routes take and give."
-    ask, prediction = _ask(problem), _prediction(problem)
+    prediction = _prediction(problem)
     receipt = plain_object(
         "What the ledger made of it", {"decision_id": "h1-77-8d1c2f3a9b0e4d5f", "status": "new"}
     )
@@ -230,11 +179,11 @@ def operations(
     disputed = plain_object("The review queue", {"contradictions": [waits]})
     posted = (*CLOSED, 400, 404, 408, 409, 413, 415, 422, 503)
     return {
-        "predictions": {"summary": "Predict for one entity, or several", "openapi_extra": _body(*ask),
-                        "description": _REPEATS, "responses": responses_of(prediction, *posted)},
-        "outcomes": {"summary": "Say what became of a decision", "openapi_extra": _body(*_outcome(problem)),
+        "predictions": {"summary": "Predict for one entity, or several", "openapi_extra": sent_body(*prediction_body(problem)),
+                        "description": _REPEATS, "responses": responses_of(_one_or_many(prediction), *posted)},
+        "outcomes": {"summary": "Say what became of a decision", "openapi_extra": sent_body(*_outcome(problem)),
                      "description": _CORRECTIONS, "responses": responses_of(receipt, *posted, special=ABOUT_OUTCOMES)},
-        "events": {"summary": "Say what happened: one event, or many", "openapi_extra": _events(problem),
+        "events": {"summary": "Say what happened: one event, or many", "openapi_extra": _events(sources or problem.sources),
                    "description": _COUNTED_ONCE, "responses": _event_answers()},
         "decision": {"summary": "A decision as it was served", "responses": responses_of(prediction, *CLOSED, 404, 410, 503, special=ABOUT_OUTCOMES)},
         "model": {"summary": "The model that serves", "responses": responses_of(card, *CLOSED, 404, 503, special=ABOUT_MODEL)},
@@ -244,20 +193,20 @@ def operations(
         "metrics": {"summary": "Figures for Prometheus", "responses": {
             200: {"description": "Text format", "content": {"text/plain": {"schema": {"type": "string"}}}},
             **{status: said for status, said in responses_of(plain_object("", {}), *CLOSED).items() if status != 200}}},
+        **dialects(problem, posted),
     }  # fmt: skip
 
 # %% ../../nbs/55_serving/58_openapi.ipynb #5db41f85
-_ROUTE = {"decision": "decisions"}  # Where an operation is not called what its route is
+_ROUTE = {
+    "decision": "decisions",
+    "infer": "v2 infer",
+    "metadata": "v2 model",
+}  # Where an operation is not called what its route is
 _SCHEME = {
     "type": "http", "scheme": "bearer",
     "description": "A key with the role that the operation names. "
     + "; ".join(f"{role}: {does}" for role, does in ROLES.items()),
 }  # fmt: skip
-
-
-def _security(route: str) -> list[dict[str, list[str]]]:
-    "Which role a route asks for; none where everybody may ask."
-    return [{"key": [need]}] if (need := NEEDS[route]) else []
 
 # %% ../../nbs/55_serving/58_openapi.ipynb #d8f6eee4
 _PATHS = {
@@ -267,28 +216,43 @@ _PATHS = {
     "decision": ("get", "/v1/{}/decisions/{{decision_id}}", "decision_id"),
     "model": ("get", "/v1/{}/model", ""),
     "contradictions": ("get", "/v1/{}/contradictions", ""),
+    "explanations": ("post", "/v1/{}/explanations", ""),
+    "infer": ("post", "/v2/models/{}/infer", ""),
+    "metadata": ("get", "/v2/models/{}", ""),
+    "invocations": ("post", "/v1/{}/invocations", ""),
     "healthz": ("get", "/healthz", ""),
     "readyz": ("get", "/readyz", ""),
     "metrics": ("get", "/metrics", ""),
 }
 
 
+def _operation(name: str, told: Mapping[str, Any], needs: Mapping[str, str]) -> dict[str, Any]:
+    "One operation, as OpenAPI has it."
+    kept, need, part = dict(told), needs[_ROUTE.get(name, name)], _PATHS[name][2]
+    about = {**kept.pop("openapi_extra", {}), **kept}
+    about["responses"] = {str(status): said for status, said in kept["responses"].items()}
+    about["security"] = [{"key": [need]}] if need else []
+    if part:
+        about["parameters"] = [{"name": part, "in": "path", "required": True, "schema": {"type": "string"}}]
+    return about
+
+# %% ../../nbs/55_serving/58_openapi.ipynb #46a3d7ce
 def openapi_document(
-    problem: Problem,  # What is served
+    problems: Sequence[Problem],  # What is served
+    needs: Mapping[str, str],  # The role that each route asks for, by its name; empty: everybody may
 ) -> dict[str, Any]:  # An OpenAPI document
-    "What the service of a problem takes and gives."
-    told, paths = operations(problem), dict[str, Any]()
-    for name, (method, path, part) in _PATHS.items():
-        kept = dict(told[name])
-        about = {**kept.pop("openapi_extra", {}), **kept, "operationId": name}
-        about["responses"] = {str(status): said for status, said in kept["responses"].items()}
-        about["security"] = _security(_ROUTE.get(name, name))
-        if part:
-            where = {"name": part, "in": "path", "required": True, "schema": {"type": "string"}}
-            about["parameters"] = [where]
-        paths[path.format(problem.name)] = {method: about}
-    title = f"{problem.title}: {problem.question}"
-    about = {"title": title, "version": "1"}
+    "What the service of some problems takes and gives."
+    paths: dict[str, Any] = {}
+    sources = tuple({source.name: source for problem in problems for source in problem.sources}.values())
+    for problem in problems:
+        told = operations(problem, sources)
+        for name, (method, path, _) in _PATHS.items():
+            called = {"operationId": f"{problem.name}_{name}" if "{}" in path else name}
+            paths.setdefault(
+                path.format(problem.name), {method: {**_operation(name, told[name], needs), **called}}
+            )
+    title = "; ".join(f"{problem.title}: {problem.question}" for problem in problems)
+    about = {"title": title or "Nothing is served yet", "version": "1"}
     return {
         "openapi": "3.1.0",
         "info": about,

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 import polars as pl
 
-from ..decisions.record import Decision
+from ..decisions.record import Decision, made_of
 from ..decisions.selection import case_name
 from ..features.dtypes import LISTS
 from ..features.feature_set import FeatureSet
@@ -171,16 +171,18 @@ class Predictor:
         now: datetime,  # The moment of the prediction
         request_id: str | None = None,  # The caller's name for this request; a repeat gets the same decision
         request: Mapping[str, Any] | None = None,  # From `values_named`
+        asked_by: str | None = None,  # Whose key
     ) -> Decision:  # Without an id: the log gives it
         "Decide about one entity as of now."
         about = (entity, _features(self, entity, now, request or {}), request or {})
-        return decided(self, about, self.model.predict_one(about[1]), (now, request_id))
+        return decided(self, about, self.model.predict_one(about[1]), (now, request_id, asked_by))
 
     def predict_many(
         self,
         entities: Sequence[Mapping[str, Any]],  # From `entity_named`
         now: datetime,  # The moment of the predictions
         requests: Sequence[Mapping[str, Any]] = (),  # From `values_named`, one for each entity
+        asked_by: str | None = None,  # Whose key
     ) -> list[Decision | Refusal]:  # In the same order
         "Decide about several entities at once; the same bits as one by one."
         found = self.reader.read_many(entities, now, requests)
@@ -188,7 +190,7 @@ class Predictor:
         rows = found.frame.select(self.reader.features.names).to_dicts()
         told = zip(entities, predicted, rows, found.known, requests or [{}] * len(entities), strict=True)
         return [
-            decided(self, (entity, row, came), p, (now, None))
+            decided(self, (entity, row, came), p, (now, None, asked_by))
             if known or legal
             else stranger(self.problem, entity)
             for entity, p, row, known, came in told
@@ -214,7 +216,7 @@ def decided(
         Mapping[str, Any], Mapping[str, Any], Mapping[str, Any]
     ],  # The entity, its features, the request's values
     p: Any,  # What the model says
-    asked: tuple[datetime, str | None],  # When, and under which name
+    asked: tuple[datetime, str | None, str | None],  # When, under which name, with whose key
 ) -> Decision:  # Without an id: the log gives it
     "The decision that the costs imply."
     (entity, read, request), problem, costs = about, predictor.problem, predictor.problem.costs
@@ -222,16 +224,18 @@ def decided(
         name: read[name] for name in predictor.reader.features.names
     }  # candidates are read beside them
     eligible = problem.population.admits(features)
-    choice = problem.target.decide(float(p) if np.ndim(p) == 0 else p, costs)
+    alone = type(p) is float or np.ndim(p) == 0
+    choice = problem.target.decide(float(p) if alone else p, costs)
     spared = problem.lots.explore and bool(problem.lots.spared([case_name(problem, entity, asked[0])])[0])
     acts = eligible and choice.score >= predictor.least and not spared
     action = choice.action if acts else predictor.declined
-    return Decision(
-        decision_id="", problem=problem.name, entity=entity, moment=asked[0], version=predictor.model.version,
-        score=choice.score, threshold=max(choice.threshold, predictor.least), action=action, eligible=eligible, features=features,
-        feature_set_hash=predictor.reader.features.hash, request_id=asked[1], answer=choice.answer, request=request,
-        fallback=predictor.fallback, costs=predictor.policy,
-    )  # fmt: skip
+    return made_of({
+        "decision_id": "", "problem": problem.name, "entity": entity, "moment": asked[0], "version": predictor.model.version,
+        "score": choice.score, "threshold": max(choice.threshold, predictor.least), "action": action, "eligible": eligible,
+        "features": features, "feature_set_hash": predictor.reader.features.hash, "source": "http", "request_id": asked[1],
+        "fallback": predictor.fallback, "snapshot": None, "answer": choice.answer, "request": request,
+        "costs": predictor.policy, "asked_by": asked[2],
+    })  # fmt: skip
 
 # %% ../../nbs/55_serving/55_predictor.ipynb #68d80b79
 def stranger(problem: Problem, entity: Mapping[str, Any]) -> Refusal:

@@ -16,7 +16,7 @@ from ..release.fallback import instead, is_rule, last_sound
 from ..release.package import Model, as_trained
 from ..release.registry import Champion, champion, load_version
 from .predictor import FeatureReader, Predictor
-from .terms import stop_of
+from .terms import on_terms, stop_of
 from ..system.database import Database
 from ..system.settings import MlsysError, Settings
 
@@ -63,6 +63,17 @@ def _in_place(predictor: Predictor | None, champion: int) -> Predictor | None:
     return predictor and replace(predictor, fallback=instead(predictor.model, champion))
 
 
+def _agreed(
+    control: Database, problem: Problem, predictor: Predictor | None
+) -> tuple[Problem, Predictor | None]:
+    "The same, on the terms that were declared last; nothing else of a declaration changes while a service runs."
+    found = on_terms(control, problem)
+    if found is problem or predictor is None:
+        return found, predictor
+    logger.info("deciding on the terms %s", found.policy)
+    return found, replace(predictor, problem=as_trained(found, predictor.model), least=0.0)
+
+
 def _roomy(predictor: Predictor | None, control: Database, problem: Problem) -> Predictor | None:
     "The same predictor, which acts no sooner than the last batch did."
     if predictor is None or problem.capacity is None:
@@ -88,6 +99,7 @@ class Reloader:
     def look(self) -> ReloadState:
         "Look at the champion pointer and serve what it names, if that can be trusted."
         now = champion(self.control, self.problem.name)
+        self.problem, self.predictor = _agreed(self.control, self.problem, self.predictor)
         self.predictor = _roomy(self.predictor, self.control, self.problem)
         if now.version is None or (now.epoch == self.state.epoch and not self.state.refused):
             return self.state
@@ -122,15 +134,15 @@ class Reloader:
 
 # %% ../../nbs/55_serving/56_reload.ipynb #edee3ba3
 async def watch(
-    reloader: Reloader,  # What to keep up to date
+    look: Callable[[], object],  # Such as `Reloader.look`; called in a thread
     seconds: float,  # Pause between two looks
 ) -> None:
-    "Look at the champion pointer until cancelled."
+    "Look at the champion pointers until cancelled."
     trouble = ""
     while True:
         await asyncio.sleep(seconds)
         try:
-            await asyncio.to_thread(reloader.look)
+            await asyncio.to_thread(look)
             trouble = ""
         except Exception as e:
             if str(e) != trouble:

@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from .access import route_of
 from .guard import App, Message, Receive, Scope, Send
 from ..system.clock import elapsed
 
@@ -65,10 +64,10 @@ def _states(own: Any) -> tuple[Any, ...]:
 class Metrics:
     "The figures of one running service."
 
-    def __init__(self, problem: str) -> None:
+    def __init__(self) -> None:
         from prometheus_client import CollectorRegistry, Counter, Histogram
 
-        self.problem, self.registry = problem, CollectorRegistry()
+        self.registry = CollectorRegistry()
         own = self.registry
         self.requests = Counter("mlsys_requests", "Requests answered", ["route", "status"], registry=own)
         self.seconds = Histogram(
@@ -77,29 +76,42 @@ class Metrics:
         self.predictions = Counter(
             "mlsys_predictions", "Predictions made", ["problem", "version", "action"], registry=own
         )
-        self._served: list[tuple[str, str, str]] = []
-        self._made: dict[tuple[int, str], Any] = {}
+        self._served: dict[str, tuple[str, str, str]] = {}
+        self._answered: dict[tuple[str, int], tuple[Any, Any]] = {}
+        self._made: dict[tuple[str, int, str], Any] = {}
         self.model, self.refused, self.damaged, self.stale = _states(own)
-        self.refused.labels(problem).set(0)
-        self.damaged.labels(problem).set(0)
         self.events, self.visible = _about_events(own)
 
-    def serving(self, version: int, digest: str) -> None:
-        "Say which model serves from now on."
-        for labels in self._served:
-            self.model.labels(*labels).set(0)  # what is counted together with others cannot be taken back
-        if _SHARED not in os.environ:
-            self.model.clear()
-        self._served = [(self.problem, str(version), digest[:12])]
-        self.model.labels(*self._served[0]).set(1)
+    def about(self, problem: str) -> None:
+        "From now on a problem has its figures, though nothing has happened yet."
+        self.refused.labels(problem).set(0)
+        self.damaged.labels(problem).set(0)
 
-    def predicted(self, version: int, action: str) -> None:
+    def serving(self, problem: str, version: int, digest: str) -> None:
+        "Say which model of a problem serves from now on."
+        if (before := self._served.get(problem)) is not None:
+            self.model.labels(*before).set(0)  # what is counted together with others cannot be taken back
+            if _SHARED not in os.environ:
+                self.model.remove(*before)
+        self._served[problem] = (problem, str(version), digest[:12])
+        self.model.labels(*self._served[problem]).set(1)
+
+    def predicted(self, problem: str, version: int, action: str) -> None:
         "Count a prediction."
-        counter = self._made.get((version, action))
+        counter = self._made.get((problem, version, action))
         if counter is None:
-            counter = self.predictions.labels(self.problem, str(version), action)
-            self._made[version, action] = counter
+            counter = self.predictions.labels(problem, str(version), action)
+            self._made[problem, version, action] = counter
         counter.inc()
+
+    def answered(self, route: str, status: int, seconds: float) -> None:
+        "Count and time a request."
+        known = self._answered.get((route, status))
+        if known is None:
+            known = (self.requests.labels(route, str(status)), self.seconds.labels(route))
+            self._answered[route, status] = known
+        known[0].inc()
+        known[1].observe(seconds)
 
     def text(self) -> bytes:
         "Everything, in Prometheus' text format."
@@ -117,7 +129,6 @@ def measured(
     metrics: Metrics,  # Where to count
 ) -> App:
     "Count and time every request of `app`."
-    known: dict[tuple[str, int], tuple[Any, Any]] = {}
 
     async def timed(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -134,10 +145,8 @@ def measured(
         try:
             await app(scope, receive, watched)
         finally:
-            key = (route_of(scope["path"]), status)
-            if key not in known:
-                known[key] = (metrics.requests.labels(key[0], str(status)), metrics.seconds.labels(key[0]))
-            known[key][0].inc()
-            known[key][1].observe(elapsed() - start)
+            found = scope.get("route")  # put there by `access`; none where the head was refused before
+            name = found.name if found is not None else "other"
+            metrics.answered(name, status, elapsed() - start)
 
     return timed

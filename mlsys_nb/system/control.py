@@ -13,8 +13,9 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from .audit import AUDIT
-from .database import Data, Database, table_of
+from .audit import AUDIT, AUDIT_MARK, AuditMark, line_digest
+from .database import Data, Database, put_row, table_of
+from .duty import DELIVERIES, DUES, NOTES
 from .journal import check_journal
 from .pointers import MOVES, POINTERS
 from .runs import RUNS
@@ -54,7 +55,24 @@ def _add_checksums(connection: sa.Connection) -> None:
         reseal(connection, table)
 
 
-MIGRATIONS: tuple[Migration, ...] = (_add_checksums,)
+def _chain_audit(connection: sa.Connection) -> None:
+    connection.exec_driver_sql("ALTER TABLE audit ADD COLUMN previous TEXT NOT NULL DEFAULT ''")
+    AUDIT_MARK.create(connection, checkfirst=True)
+    number, digest = 0, ""
+    for row in connection.execute(sa.select(AUDIT).order_by(AUDIT.c.number)).mappings().all():
+        number, told = row["number"], {**row, "previous": digest}
+        connection.execute(AUDIT.update().where(AUDIT.c.number == number).values(previous=digest))
+        digest = line_digest(told)
+    reseal(connection, AUDIT)
+    put_row(connection, AUDIT_MARK, AuditMark(number=number, digest=digest))
+
+
+def _add_duty(connection: sa.Connection) -> None:
+    for table in (DELIVERIES, NOTES, DUES):
+        table.create(connection, checkfirst=True)
+
+
+MIGRATIONS: tuple[Migration, ...] = (_add_checksums, _chain_audit, _add_duty)
 
 
 def open_tables(

@@ -17,7 +17,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from .audit import AuditLine, add_line
+from .audit import AuditLine, AuditMark, add_line, audit_mark
 from .database import ControlError, Database, put_row, row_of, thing_of
 from .durable import Log, SealError, lock
 from .pointers import MOVES, POINTERS, Move, Pointer
@@ -40,6 +40,7 @@ class Journal:
     system: str = ""  # Whose tables; empty when nothing has been written
     versions: Noted = field(default_factory=dict)  # By problem and number
     moves: Noted = field(default_factory=dict)  # By pointer and epoch
+    marks: tuple[AuditMark, ...] = ()  # How far the audit reached, at each time of writing
 
 
 def _key(thing: VersionRow | Move) -> tuple[str, int]:
@@ -51,6 +52,7 @@ def read_journal(
 ) -> Journal:
     "The journal at `path`; an empty one when there is none."
     system, found = "", {kind: {} for kind in ("version", "move")}  # type: ignore[var-annotated]
+    marks: list[AuditMark] = []
     for record in Log.read(path):
         if record.get("form") != FORM:
             raise ControlError(
@@ -61,27 +63,33 @@ def read_journal(
         if record["kind"] in RECORDED:
             thing: Any = thing_of(RECORDED[record["kind"]], record["row"])
             found[record["kind"]][_key(thing)] = thing
-    return Journal(system, found["version"], found["move"])
+        elif record["kind"] == "audit":
+            marks.append(thing_of(AuditMark, record["row"]))
+        elif record["kind"] == "recovered":  # the tables were lost, and their audit begins anew
+            marks.clear()
+    return Journal(system, found["version"], found["move"], tuple(marks))
 
 # %% ../../nbs/00_system/05_journal.ipynb #16e01870
 def _tables(connection: sa.Connection) -> Journal:
     schema = schema_in(connection)
     versions = [thing_of(VersionRow, row) for row in connection.execute(sa.select(VERSIONS))]
     moves = [thing_of(Move, row) for row in connection.execute(sa.select(MOVES))]
-    by_key = [{_key(thing): thing for thing in things} for things in (versions, moves)]
-    return Journal(schema.system if schema else "", *by_key)
+    noted, moved = ({_key(thing): thing for thing in things} for things in (versions, moves))
+    mark = audit_mark(connection)
+    return Journal(schema.system if schema else "", noted, moved, (mark,) if mark.number else ())
 
 
 def _news(known: Journal, now: Journal) -> list[dict[str, Any]]:
     head = {"form": FORM, "system": now.system}
     begun = [] if known.system else [{**head, "kind": "begun"}]
     pairs = (("version", known.versions, now.versions), ("move", known.moves, now.moves))
-    return begun + [
+    reached = [{**head, "kind": "audit", "row": row_of(m)} for m in now.marks if m not in known.marks[-1:]]
+    return [*begun, *(
         {**head, "kind": kind, "row": row_of(there[key])}
         for kind, noted, there in pairs
         for key in sorted(there)
         if noted.get(key) != there[key]
-    ]
+    ), *reached]  # fmt: skip
 
 
 def keep_journal(database: Database) -> None:
@@ -190,4 +198,5 @@ def recover(
         add_line(connection, AuditLine(at, actor, "recover", "control", detail))
         return len(versions) + len(moves)
 
+    Log(database.journal).append([{"form": FORM, "system": known.system, "kind": "recovered"}])
     return database.write(made)

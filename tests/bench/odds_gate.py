@@ -15,7 +15,7 @@ import numpy as np
 from rates import line, printed
 
 from mlsys_nb.evaluation.costs import Costs, OverUnder
-from mlsys_nb.evaluation.gate import _Case, _decided, _sized
+from mlsys_nb.evaluation.gate import _Case, _decided, sized_limits
 from mlsys_nb.evaluation.limits import Limits
 from mlsys_nb.evaluation.number import Number
 from mlsys_nb.evaluation.probability import Probability
@@ -105,7 +105,7 @@ def asked(world: World, found: Lived, challenger: list, question: Question, look
     rows = Clustered(np.tile(np.arange(ENTITIES), k), np.repeat(np.arange(k), ENTITIES), found.wobble)
     truth = found.y[:k].ravel()
     lost = float(judge.losses(truth, np.concatenate(found.champion[:k])).mean())
-    limits = _sized(Limits(), judge, truth, lost)
+    limits = sized_limits(Limits(), judge, truth, lost)
     cap = limits.same if question is Question.REFRESH else None
     case = _Case(judge, truth, world.costs, rows, limits, level_at(0.95, look), cap)
     gains = case.gain(np.concatenate(challenger[:k]), np.concatenate(found.champion[:k]), "the champion")
