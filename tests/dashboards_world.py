@@ -85,7 +85,7 @@ def training(version):
                                         "low": [0.59, 0.56, 0.54, 0.59, 0.59, 0.59], "high": [0.63, 0.58, 0.56, 0.61, 0.61, 0.61],
                                         "who": ["candidate"] * 3 + ["rule"] * 3}),
         "search": pl.DataFrame({"trial": range(12), "family": trials, "loss": [0.6 - 0.004 * i for i in range(12)],
-                                "seconds": [1.5] * 12, "parameters": [f"max_iter={i}" for i in range(12)], "chosen": [i == 11 for i in range(12)]}),
+                                "parameters": [f"max_iter={i}" for i in range(12)], "chosen": [i == 11 for i in range(12)]}),
         "cuts": cuts(seed=version),
     }  # fmt: skip
 
@@ -124,7 +124,7 @@ def monitoring(at):
         "drift": drift,
         "history": history,
         "profile": pl.DataFrame(bins, schema_overrides=kinds),
-        "batches": batches,
+        "feature_batches": batches,
         "periods": periods,
         "months": paid,
     }

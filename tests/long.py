@@ -41,6 +41,7 @@ STEPS = (
     Step("parity", "planted mistakes in the feature floor are rejected by the certificate", (*PYTEST, "tests/test_parity_mutants.py")),
     Step("cuts", "every write, fsync and rename of every command cut once", (*PYTEST, "tests/test_cuts.py"), (("TEST_MLSYS_FULL", "1"),)),
     Step("damage", "every file of a root truncated, emptied, flipped, deleted: `mlsys verify` names it", (*PYTEST, "tests/test_verify.py"), (("TEST_MLSYS_FULL", "1"),)),
+    Step("forgetting", "a person is forgotten; killed at each write, the same command ends it", (*PYTEST, "tests/test_forget.py"), (("TEST_MLSYS_FULL", "1"),)),
     Step("kills", "1,500 SIGKILLs at random moments: nothing lost, doubled or hung; outputs equal", (sys.executable, "tests/kills.py", "--kills", "1500", "--seed", "1")),
     Step("events", "10,000 events over HTTP with kills of two services: acknowledged = lake = store = training set", (sys.executable, "-m", "pytest", "-q", "-s", "-p", "no:cacheprovider", "tests/test_events.py"), (("TEST_MLSYS_EVENTS", "10000"),)),
     Step("streams", "60 SIGKILLs of `mlsys stream` over a file and over Redis", (*PYTEST[:-4], "-p", "no:cacheprovider", "tests/test_stream.py"), (("TEST_MLSYS_KILLS", "30"),)),
@@ -49,11 +50,14 @@ STEPS = (
     Step("worlds", "three worlds, whole policies: the declared loop against never, recalibrate, refit, newest", (sys.executable, "tests/bench/worlds.py")),
     Step("walks", "tables never seen before, six kinds in many forms: the tutorial by its printed commands, from the wheel", (sys.executable, "-m", "pytest", "-q", "-s", "-p", "no:cacheprovider", "tests/test_own_problem.py"), (("TEST_MLSYS_WALKS", "6"),)),
     Step("odds", "every rate that is stated, measured anew: gate, performance, drift", (sys.executable, "tests/bench/odds.py", "-n", "200")),
+    Step("diff", "ten planted causes beside an idle one: named by swapping one input at a time", (*PYTEST, "tests/test_swap.py"), (("TEST_MLSYS_FULL", "1"),)),
     Step("retrain", "retraining cold, again, after one more trial, feature, month, beside naive", (sys.executable, "tests/bench/retrain.py")),
     Step("drift", "drift over 1M rows x 20 columns beside a scan", (sys.executable, "tests/bench/drift.py")),
     Step("tables", "a text, 280,000 single-use ids, a million decisions, ten thousand candidates: each within its line", (sys.executable, "tests/bench/tables.py")),
     Step("serving", "the service beside a bare echo, by term of durability", (sys.executable, "tests/bench/serving.py")),
+    Step("drill", "sixteen planted faults on a year of the demo: told at the first look with the cause, closed when mended", (sys.executable, "tests/game_day.py")),
     Step("mutants", "100 planted small bugs", (sys.executable, "tests/mutants.py", "--seed", "1", "-n", "100")),
+    Step("swaps", "champions exchanged a thousand times under load, in both terms that say when", (sys.executable, "-m", "pytest", "-q", "-s", "tests/test_swaps.py", "-k", "exchanged"), (("SWAPS", "1000"),)),
 )  # fmt: skip
 
 

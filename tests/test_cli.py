@@ -261,8 +261,10 @@ def test_fault_21_listing_commands_answer_in_json(capsys, root):
         "champion",
         "diff",
         "explain",
+        "forget",
         "influence",
         "replay",
+        "reproduce",
         "schedule",
     }  # They answer about what must be there, or wait; explain with one object
     names = [name for name, command in COMMANDS.items() if "lists" in command.kind and name not in one]

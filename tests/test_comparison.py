@@ -77,7 +77,7 @@ def test_code_is_named(place, base):
     path.write_bytes(kept.replace(b"* scale", b"* scale * 2"))
     found = compare_runs(base, folder(runner, data=str(home / "lines.csv")))
     path.write_bytes(kept)
-    assert found.finding == "explained by input notebook: nothing else differs"
+    assert found.finding == "explained by code package: nothing else differs"
 
 
 def test_a_library_is_named(place, base, monkeypatch):
@@ -134,6 +134,7 @@ def test_the_command_answers_like_diff_and_swaps_in_a_copy(place, base, capsys, 
     assert "2 inputs differ (parameter scale; parameter seed)" in said
     assert "alone     parameter scale: metric loss" in said
     assert "alone     parameter seed: metric loss" in said
+    assert "parameter scale, parameter seed each has a share" in said
     assert main(["diff", "nope", runs[1]]) == 2
     assert "none begins so; see mlsys runs" in capsys.readouterr().err
     assert sorted((runner.settings.root / "reports").rglob("run.json")) == before, "a copy was used"

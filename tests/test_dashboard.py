@@ -26,7 +26,8 @@ from mlsys_nb.doors.cli import main
 from mlsys_nb.doors.snapshot import OVERVIEW, SHEETS, write_snapshot
 from mlsys_nb.features import count
 from mlsys_nb.loop.backtest import backtest
-from mlsys_nb.loop.retrain import carry_out, note_release, train_candidate
+from mlsys_nb.loop.promotion import carry_out, note_release
+from mlsys_nb.loop.retrain import train_candidate
 from mlsys_nb.loop.step import Context
 from mlsys_nb.monitoring.alerts import alerts, from_performance, open_alerts, record
 from mlsys_nb.monitoring.performance import performance_check, promise

@@ -219,7 +219,7 @@ def test_fault_24_since_is_in_and_until_is_out_also_within_one_day(tmp_path):
 @pytest.mark.parametrize("let_go_first", [True, False])
 def test_a_segment_let_go_while_it_is_brought_to_disk_is_on_disk_and_no_trouble(tmp_path, let_go_first):
     files = _Files(log_folder(load_settings(root=tmp_path), "echo"), "echo", 100)
-    made = files.add(ONE)
+    [[made]] = files.write([ONE], False)
     segment, synced = files._segment, []
     plain = segment._file.sync
 

@@ -377,3 +377,44 @@ def test_tenure_of_the_demos_year_is_growing_history_and_no_drift():
         assert report.growing == ("tenure_days",)
     unnamed = reference_profile(pl.concat(weeks[:16]), ["recency_days"])
     assert unnamed.lifetime == ()
+
+
+def weeks(which, rows=1500, seed=0, **columns):
+    "A wholesaler's customers, week by week: a gap between orders that grows a little, one country for nine in ten."
+    rng, frames = np.random.default_rng(seed), []
+    for k in which:
+        country = np.where(rng.random(rows) < 0.92, "home", rng.choice(["far", "farther", "farthest"], rows))
+        gap = rng.gamma(2, 20, rows) + k / 3
+        at = pl.Series([START + timedelta(weeks=int(k))] * rows, dtype=pl.Datetime("us", "UTC"))
+        frames.append(pl.DataFrame({"moment": at, "country": country, "gap": gap}))
+    return pl.concat(frames).with_columns(**columns)
+
+
+FIRST = {
+    "nine in ten in a country never seen": ("country", {"country": pl.col("country").replace("home", "atlantis")}),
+    "one in ten in a country never seen": (
+        "country",
+        {"country": pl.when(pl.int_range(pl.len()) % 10 == 0).then(pl.lit("atlantis")).otherwise("country")},
+    ),
+    "a growing column that stands still": ("gap", {"gap": pl.lit(38.0)}),
+    "a twentieth missing": ("gap", {"gap": pl.when(pl.int_range(pl.len()) % 20 == 0).then(None).otherwise("gap")}),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def quarter():
+    "Thirteen weeks as reference, one of them a holiday with two rows; three slices of some forty rows a week."
+    rows = pl.concat([weeks(range(6), seed=1), weeks([6], 2, seed=2), weeks(range(7, 13), seed=3)])
+    return reference_profile(rows, ["gap", "country"], slices=["country"], lifetime=["gap"])
+
+
+@pytest.mark.parametrize("fault", FIRST)
+def test_what_no_quiet_week_could_do_is_an_alert_at_the_first_look(quarter, fault):
+    feature, columns = FIRST[fault]
+    report = drift_check(quarter, weeks([14], seed=4, **columns))
+    assert feature in report.alerts, report.frame
+
+
+def test_few_weeks_and_small_slices_are_quiet_when_nothing_happened(quarter):
+    for week in range(14, 20):
+        assert drift_check(quarter, weeks([week], seed=10 + week)).alerts == ()

@@ -83,7 +83,8 @@ def test_one_lookup_and_one_parse_for_each_prediction(here):
                 return reader.read(keys, moment, *more)
 
         service.reloader.predictor = replace(service.predictor, reader=Counting())
-        with patch("mlsys_nb.serving.guard.orjson.loads", side_effect=AssertionError("parsed twice")):
+        with patch("mlsys_nb.serving.guard._DECODER") as strict:
+            strict.decode.side_effect = AssertionError("parsed twice")
             ask(predict(service, ONE))
             assert refused(predict(service, b'{"customer_id": 1}')).status == 404
         assert calls == ["read", "read"]

@@ -15,16 +15,21 @@ from mlsys_nb.data.delimited import SourceError
 from mlsys_nb.data.lake import Finish
 from mlsys_nb.data.sources import FilesSource
 from mlsys_nb.data.staging import IngestError
+from mlsys_nb.doors.timekeeper import watch_duty
+from mlsys_nb.jobs.schedule import entry_from
 from mlsys_nb.loop.arrivals import ingest_due
 from mlsys_nb.loop.pipeline import monitor, score, train
 from mlsys_nb.loop.step import Context, StaleData, older_than_declared, reaching
+from mlsys_nb.monitoring.alerts import open_alerts
 from mlsys_nb.serving.endpoints import predict
 from mlsys_nb.serving.state import open_service, readiness
+from mlsys_nb.system.clock import instant
 from mlsys_nb.system.control import put_document
 from mlsys_nb.system.durable import write_json
 
 (VISITS,) = world.problem.sources
 FRESH = replace(world.problem, sources=(replace(VISITS, fresh="36h", retention="400d", sampling=0.5),))
+FAST = replace(world.problem, sources=(replace(VISITS, fresh="72h"),))
 END = world.START + timedelta(days=50)
 
 
@@ -117,3 +122,29 @@ def test_one_failing_source_is_named_and_keeps_no_other_from_arriving(tmp_path: 
 def test_declarations_that_say_nothing_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(SourceError, match="got"):
         replace(VISITS, **wrong)
+
+
+def test_an_alert_opens_when_a_source_is_late_and_closes_when_it_delivers(
+    gym: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    "The whole way: declared `fresh=`, looked at by the timekeeper's watch, kept as an open alert, closed by news."
+    entry = entry_from("visits.score", "0 6 * * * UTC", {"problems": ["visits"], "jobs": ["score"]})
+    from mlsys_nb.doors import timekeeper
+
+    declared = lambda here, name: timekeeper.load_problem(here, name)
+    monkeypatch.setattr("mlsys_nb.doors.timekeeper.load_problem", lambda settings, name: FRESH)
+    monkeypatch.setattr(
+        "mlsys_nb.doors.timekeeper.context",
+        lambda name, now, here: Context(here, declared(here, name), instant(now)),
+    )
+
+    def late(hours: int) -> list[Any]:
+        found = watch_duty(gym, [entry], END + timedelta(hours=hours))
+        return [alert for alert in found if alert.kind == "freshness"]
+
+    assert late(12) == []
+    (alert,) = late(40)
+    assert "visits: the newest row became known" in alert.size and "mlsys ingest visits" in alert.action
+    assert alert.severity == "critical" and alert in open_alerts(Context(gym, FRESH, END).control, "visits")
+    monkeypatch.setattr("mlsys_nb.doors.timekeeper.load_problem", lambda settings, name: FAST)
+    assert late(41) == [], "a declaration that allows it closes the alert"

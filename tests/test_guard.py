@@ -2,11 +2,13 @@
 
 import asyncio
 import json
+from unittest.mock import patch
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mlsys_nb.serving import guard as room
 from mlsys_nb.serving.guard import MAX_DEPTH, RequestLimits, guard, read_json, read_object
 from mlsys_nb.serving.refusal import Refusal, clipped, error_body
 
@@ -35,6 +37,41 @@ def test_any_bytes_are_read_or_refused(body):
 def test_what_python_writes_is_read_back(value):
     read = read_json(json.dumps(value).encode())
     assert json.dumps(read) == json.dumps(value)
+
+
+WORDS = ["1", "-0", "-0.0", "0", "1.5", "1e3", "1E400", "-1e-400", "9007199254740993", "9007199254740993.0", "9223372036854775807",
+         "9223372036854775808", "18446744073709551616", "123456789012345678901234", "5e-324", "1.7976931348623157e308", "01", "+1", "1.",
+         ".5", "NaN", "Infinity", "-Infinity", "nan", "true", "false", "null", "True", '"x"', '"{"', '"["', '"\\u0041"', '"\\ud800"',
+         '"a\\"b"', '"\tx"', '"é\u2028"', '""', "[]", "[1]", "{}", '{"a":1}', "", "'a'", "1 2", "1,", "\ufeff"]  # fmt: skip
+keys = st.sampled_from(['"customer_id"', '"a"', '"b"', '""', '"\\u0061"', "a", '"é"', "1"])
+gaps = st.sampled_from(["", " ", "\n", "\t\r ", "\x0c", "\x00"])
+flat_bodies = st.builds(
+    lambda pairs, gap, ends: (ends[0] + "{" + ",".join(f"{gap}{k}{gap}:{v}{gap}" for k, v in pairs) + "}" + ends[1]).encode(),
+    st.lists(st.tuples(keys, st.sampled_from(WORDS) | st.integers().map(str) | st.floats().map(repr)), max_size=4),
+    gaps,
+    st.tuples(st.sampled_from(["", " ", "\ufeff", "["]), st.sampled_from(["", "\n", "x", "]", "{}", "\x00"])),
+)  # fmt: skip
+
+
+def told(body):
+    try:
+        return repr(read_json(body))
+    except Refusal as e:
+        return (e.status, str(e))
+
+
+@given(flat_bodies | st.binary(max_size=60) | json_values.map(lambda v: json.dumps(v).encode()))
+@settings(max_examples=1500, deadline=None)
+def test_the_quick_reader_says_what_the_strict_one_says(body):
+    quick = told(body)
+    with patch.object(room, "_flat", lambda body: None):
+        assert told(body) == quick
+
+
+def test_the_quick_reader_is_the_one_that_reads_what_is_usually_sent():
+    with patch.object(room, "_DECODER", None):
+        for said in ({"customer_id": 13080}, {"shop": "a 1", "amount": 12.5, "express": True, "note": None}):
+            assert read_json(json.dumps(said).encode()) == said
 
 
 @pytest.mark.parametrize("depth", [MAX_DEPTH, MAX_DEPTH + 1, 900, 30_000])

@@ -192,11 +192,8 @@ def test_a_table_of_nothing_but_hostile_names_goes_into_the_lake_and_comes_back(
     withdraw(here, "all", "2026-01-05.parquet", instant("2026-01-09"), "wrong")
     last = read(here, snapshot(here, "all"))
     assert last.columns == kept.columns and last["retracted_at"].null_count() == 1
-    assert (
-        last.filter(pl.col("retracted_at").is_not_null())
-        .drop("retracted_at")
-        .equals(kept.drop("retracted_at"))
-    )
+    left = last.filter(pl.col("retracted_at").is_not_null()).drop("retracted_at")
+    assert left.sort("at", "event_id").equals(kept.drop("retracted_at").sort("at", "event_id"))
 
 
 asked_at = pl.Series("moment", [datetime(2026, 1, 3, tzinfo=UTC)] * 2).dt.cast_time_unit("us")

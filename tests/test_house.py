@@ -32,7 +32,7 @@ evaluation:
 learning: evaluation
 problem: data features evaluation learning
 release: features learning problem
-decisions: problem
+decisions: data problem
 serving: data features problem release decisions
 monitoring: evaluation problem
 jobs:
@@ -55,7 +55,6 @@ LARGER = {
     ),
     ("37_trial", "cell"): (48, "Task is one class: what all trials share, each part made once"),
     ("63_alerts", "cell"): (44, "Alert is one class: its fields, and what follows from them"),
-    ("00_settings", "lines"): (316, "a line for each thing that is set, and one check for each"),
     ("00_settings", "cell"): (
         52,
         "Places and Settings are one class each: a line or a property for each thing that is set",
@@ -68,7 +67,6 @@ LARGER = {
         60,
         "Problem is one class: its fields, and what follows from them in a line each",
     ),
-    ("46_package", "lines"): (310, "A package holds what it is explained against, beside what it is"),
     ("60_lens", "cell"): (46, "Lens is one class: its fields, and what follows from them"),
     ("61_drift", "cell"): (52, "DriftReport is one class: what was found, and how it shows itself"),
     ("46_package", "cell"): (52, "Model is one class of small properties of a manifest"),
@@ -89,6 +87,10 @@ LARGER = {
     ("57_telemetry", "cell"): (
         54,
         "Metrics is one class: the figures of one service, and how each is counted",
+    ),
+    ("58_consumer", "cell"): (
+        50,
+        "RequestStream is one class: what is taken of a stream, and how it is settled",
     ),
     ("58_problems", "cell"): (50, "Problems is one class: what is served, what cannot be, how both change"),
     ("56_reload", "cell"): (46, "Reloader is one class: what it looks at, and what it takes"),
@@ -120,7 +122,6 @@ LARGER = {
     ),
     ("24_sweep", "cell"): (60, "Track is one class: the keys it caches refer to each other"),
     ("20_conditions", "cell"): (56, "Field is one class: a line for each comparison"),
-    ("29_reference", "lines"): (336, "what every word means, in one place"),
     ("26_packing", "cell"): (56, "Record is one class: how each part of a value is read in place"),
     ("27_store", "cell"): (60, "OnlineStore is one class of one-line methods, the public face of the floor"),
 }
@@ -132,6 +133,7 @@ WRITERS: dict[str, tuple[set[str], str]] = {
     "system.joined": ({"sink_parquet", "write_ndjson"}, "into memory, or to the end of a file of disk"),
 }
 MARKUP = {
+    "doors.seeking": "reads the tables of pages, and makes none",
     "doors.pages": "frames sanitised output in a Markdown page",
     "doors.rendering": "makes HTML of Markdown: all text of it is escaped by the parser, or sanitised",
     "doors.linking": "leads from words of rendered pages to where they are defined",

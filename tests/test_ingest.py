@@ -173,6 +173,10 @@ def test_contracts_that_make_no_sense() -> None:
         Column("known_at", "time")
     with pytest.raises(ContractError, match="distinct names"):
         Contract("c", (Column("x", "int"), Column("x", "text")))
+    with pytest.raises(
+        ContractError, match=r"distinct names.* got \['till', 'till'\]"
+    ):  # one of them would be lost
+        Contract("c", (Column("till", "int", as_="a"), Column("till", "text", as_="b")))
     with pytest.raises(ContractError, match="among them its id"):
         Contract("c", (Column("x", "int"),), id="y")
     with pytest.raises(ContractError, match="smallest unit"):

@@ -97,6 +97,14 @@ class World:
             ("invocations", "POST", "/v1/churn/invocations", {"instances": [{"customer_id": 13080}]}),
             ("invocations", "POST", "/invocations", {"instances": [{"customer_id": 13080}]}),
             ("ping", "GET", "/ping", None),
+            (
+                "batches",
+                "POST",
+                "/v1/churn/batches",
+                {"entities": []},
+            ),  # test_batches.py has those that are taken
+            ("batch", "GET", f"/v1/churn/batches/q{'0' * 32}", None),
+            ("answers", "GET", f"/v1/churn/batches/q{'0' * 32}/answers/1", None),
         ]
 
 

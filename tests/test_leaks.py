@@ -13,7 +13,10 @@ from test_loop import at as at_gym
 from test_loop import lived
 
 from mlsys_nb.data.contract import Column
-from mlsys_nb.evaluation.battery import battery
+from mlsys_nb.evaluation.battery import Judged, battery
+from mlsys_nb.evaluation.classes import Classes
+from mlsys_nb.evaluation.leakage import suspects
+from mlsys_nb.evaluation.probability import Probability
 from mlsys_nb.features.events import Events
 from mlsys_nb.features.feature_set import FeatureSet
 from mlsys_nb.features.transforms import request
@@ -189,6 +192,34 @@ def test_strong_and_honest_is_not_stopped(kind):
             rows = world(kind, seed, n=(600, 2000, 6000)[seed % 3], strong=strong)
             named = [s for s in battery(rows, [*HONEST, "odds", "marks"], entity=["who"]) if s.sure]
             assert not named, (seed, strong, named)
+
+
+@pytest.mark.parametrize("kind", ["yes", "classes"])
+def test_a_text_that_carries_everything_is_no_leak_and_a_clerks_mark_in_it_is(kind):
+    "Letters whose words tell the subject were stopped: beside an idle column the text carried 100 % of the skill."
+    rows, rng = world(kind, 5), np.random.default_rng(7)
+    about = {label: [f"{w}{label}" for w in "abcde"] for label in rows["label"].unique()}
+    letters = [" ".join(["dear shop", *rng.choice(about[x], 3), str(i)]) for i, x in enumerate(rows["label"])]
+    rows = rows.with_columns(letter=pl.Series(letters))
+    late, judge = rows.tail(1000), Probability() if kind == "yes" else Classes(("bill", "other", "repair"))
+    truth = judge.outcomes(late["label"])
+    knows = np.where(truth == 1, 0.95, 0.05) if kind == "yes" else np.eye(3)[truth.astype(int)] * 0.94 + 0.02
+    plain = np.full_like(knows, 1 / 2 if kind == "yes" else 1 / 3)
+    for shares in ([1.0, 0.0], [1.0]):
+        lives_on = pl.DataFrame({"feature": ["letter", "w"][: len(shares)], "importance": shares})
+        judged = Judged(judge, late, knows, plain, lives_on)
+        assert not [s for s in battery(rows, ["w", "letter"], entity=["who"], judged=judged) if s.sure]
+    marked = rows.with_columns(letter=pl.format("{} closed as {}", "letter", pl.col("label").cast(pl.String)))
+    assert [(s.column, s.test) for s in battery(marked, ["w", "letter"], entity=["who"])] == [
+        ("letter", "one word")
+    ]
+
+
+def test_a_column_is_not_called_like_a_consequence_for_a_part_of_a_word():
+    "What somebody spends ends in end; `weekend` and `afternoon` too."
+    rows = world("yes", 5)
+    named = {n: rows["z"].alias(n) for n in ("spend", "weekend", "afternoon", "end_date", "contract_end")}
+    assert {s.column for s in suspects(pl.DataFrame(named), rows["label"])} == {"end_date", "contract_end"}
 
 
 # the whole way: an own column of the calls that was written when the answer was known ------------------------------------------

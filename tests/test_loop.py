@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from datetime import timedelta
-from importlib import import_module
 
 import polars as pl
 import pytest
@@ -19,7 +18,7 @@ from mlsys_nb.loop.arrivals import ingest_due
 from mlsys_nb.loop.backtest import backtest
 from mlsys_nb.loop.follow_up import newly_matured
 from mlsys_nb.loop.pipeline import monitor, retrain, score, train
-from mlsys_nb.loop.retrain import noted_release
+from mlsys_nb.loop.promotion import Release, carry_out, noted_release
 from mlsys_nb.loop.step import Context, StaleData, TimeError, anew
 from mlsys_nb.monitoring.alerts import Alert, open_alerts, record
 from mlsys_nb.problem.criterion import Criterion
@@ -30,7 +29,6 @@ from mlsys_nb.system.control import get_document, put_document
 from mlsys_nb.system.pointers import StalePointer
 from mlsys_nb.system.settings import MlsysError
 
-retraining = import_module("mlsys_nb.loop.retrain")  # `mlsys_nb.loop.retrain` is also the step
 FIRST, DAY = world.START + 50 * world.DAY, world.DAY
 
 
@@ -189,10 +187,10 @@ def test_all_alerts_about_the_old_champion_are_closed_by_a_promotion_and_only_th
     place = at(own, 11)
     gap = Alert("visits", "performance", "auc", "warning", "", "", "", FIRST)
     record(place.control, "visits", [gap, replace(gap, kind="drift")], FIRST)
-    stays = retraining.Release(1, False, "refuse", "worse", 1)
-    retraining.carry_out(anew(place), stays)
+    stays = Release(1, False, "refuse", "worse", 1)
+    carry_out(anew(place), stays)
     assert len(open_alerts(place.control, "visits")) == 2
-    retraining.carry_out(anew(place), replace(stays, promotes=True, decision="promote"))
+    carry_out(anew(place), replace(stays, promotes=True, decision="promote"))
     assert open_alerts(place.control, "visits") == []
 
 
@@ -286,7 +284,10 @@ def test_fault_17_a_day_on_which_nobody_is_eligible_is_an_alert_and_no_crash(own
         watched = monitor(place)
     assert watched.drift.verdict == "nobody to look at" and watched.drift.rows == 0
     assert [a.subject for a in watched.alerts if a.kind == "drift"] == ["population"]
-    assert any("nobody is eligible" in a.size for a in watched.alerts)
+    [alert] = [a for a in watched.alerts if "nobody is eligible" in a.size]
+    newest = gone.filter(pl.col("known_at") <= place.now)["at"].max()
+    assert f"the newest of visits is of {newest:%Y-%m-%d %H:%M}" in alert.size
+    assert "deliver cases as they begin" in alert.action and "population=" in alert.action
     assert "no row" in watched._repr_html_()
     assert not [a for a in monitor(at(own, 11)).alerts if "nobody" in a.size]  # Seen again, closed again
 

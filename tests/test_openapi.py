@@ -33,7 +33,7 @@ def test_what_a_client_can_do_wrong_is_told_of_everything_it_posts():
 @pytest.mark.parametrize("name", sorted(TOLD))
 def test_every_answer_has_an_example_of_its_shape(name):
     for status, response in TOLD[name]["responses"].items():
-        if name == "metrics":
+        if name == "metrics" or (name == "answers" and status == 200):
             continue
         kind = "application/json" if int(status) < 400 or name == "readyz" else "application/problem+json"
         content = response["content"][kind]

@@ -86,7 +86,7 @@ def test_planted_leaks_are_named(declared):
     assert "LEAK? collection_agency" in declared["loans"]
     assert "LEAK? recovered_amount" in declared["loans"]
     assert "left out: country: it never varies" in declared["loans"]
-    assert "collection_agency" not in re.sub(r".*beware.*|.*left out.*", "", declared["loans"])
+    assert "collection_agency" not in re.sub(r".*beware.*|.*or perhaps.*|.*left out.*", "", declared["loans"])
 
 
 def test_each_kind_of_table_is_seen_for_what_it_is(folder, declared):

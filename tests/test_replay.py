@@ -7,7 +7,10 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime
+from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -19,6 +22,7 @@ from mlsys_nb.problem.declaration import load_problem
 from mlsys_nb.system.runs import find_run
 from mlsys_nb.system.settings import load_settings
 
+replaying = import_module("mlsys_nb.doors.replay")  # `mlsys_nb.doors.replay` is also the deed
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -66,6 +70,23 @@ def table(out: str) -> list[str]:
         for line in out.splitlines()
         if line.startswith(("|", "2010-")) and " rows in" not in line and "exists" not in line
     ]
+
+
+@pytest.mark.parametrize(
+    ("capacity", "waits"), [(None, []), (SimpleNamespace(most=5), [2 * replaying.LOOKS])]
+)
+def test_where_room_is_limited_customers_come_after_the_next_look(monkeypatch, capacity, waits):
+    "Else the first of them are answered by the threshold at which the batch before stopped."
+    met: list = []
+    monkeypatch.setattr(replaying, "get_document", lambda *given: None)
+    monkeypatch.setattr(replaying, "wait_for", lambda *given: met.append("serves"))
+    monkeypatch.setattr(replaying, "pause", met.append)
+    monkeypatch.setattr(replaying, "read_decisions", lambda *given: sys.exit("customers come"))
+    problem = SimpleNamespace(name="p", capacity=capacity)
+    at = SimpleNamespace(problem=problem, control=None, client=None, settings=None)
+    with pytest.raises(SystemExit, match="customers come"):
+        replaying._serve(at, datetime(2010, 5, 1, tzinfo=UTC), 1)
+    assert met == ["serves", *waits]
 
 
 @pytest.fixture(scope="module")

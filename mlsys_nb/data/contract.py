@@ -96,11 +96,11 @@ def _check_contract(contract: "Contract") -> None:
     every = [c.called for c in (*contract.columns, *contract.derived)]
     delivered = [c.name for c in contract.columns]
     kind = types.get(contract.id, "no such column") if contract.id else "int"
-    twice = len(set(every)) < len(every) or len(set(delivered)) < len(delivered)
+    twice = next((names for names in (every, delivered) if len({*names}) < len(names)), None)
     if not types or twice or kind not in ID_TYPES:
         raise ContractError(
             f"contract {contract.name!r} needs columns of distinct names, among them its id (one of {ID_TYPES}), got "
-            f"{every} with id {contract.id!r} ({kind})"
+            f"{twice or every} with id {contract.id!r} ({kind})"
         )
     if contract.twins not in ("once", "count") or (contract.id and contract.twins == "count"):
         raise ContractError(

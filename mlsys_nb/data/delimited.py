@@ -126,10 +126,28 @@ def _utf8(
 DELIMITERS = (",", ";", "\t", "|")
 
 
+def _unquoted(lines: Sequence[str], quote: str) -> list[str]:
+    "Lines without what stands in quotes, those of a record over several lines as one."
+    text = "\n".join(lines)
+    return (re.sub(f"{quote}[^{quote}]*{quote}", quote, text) if quote else text).split("\n")
+
+
+def _titles(lines: Sequence[str], quote: str) -> int:
+    "How many lines of a title stand above the header."
+    bare, found = _unquoted(lines, quote), list[int]()
+    for mark in DELIMITERS:
+        filled = [sum(1 for field in line.split(mark) if field.strip()) for line in bare]
+        above = next((i for i, n in enumerate(filled) if n > 1), 0)
+        width, below = bare[above].count(mark), [line for line in bare[above + 1 :] if line.strip()]
+        alike = sum(line.count(mark) == width for line in below)
+        if width >= (2 if above else 1) and alike >= max(0.8 * len(below), 5 if above else 0):
+            found.append(above)
+    above = min(found, default=0)  # a comma within the numbers of a file of semicolons is no delimiter
+    return above if any(line.strip() and not line.startswith("sep=") for line in bare[:above]) else 0
+
+# %% ../../nbs/10_data/12_delimited.ipynb #db4e81a2
 def _delimiter(lines: Sequence[str], quote: str) -> str:
-    bare = [
-        re.sub(f"{quote}[^{quote}]*{quote}", "", line) if quote else line for line in lines if line.strip()
-    ]
+    bare = [line for line in _unquoted(lines, quote) if line.strip()]
     told = re.fullmatch("sep=(.)", bare[0].strip()) if bare else None
     if told:  # how a spreadsheet program says it
         return told[1]
@@ -170,7 +188,8 @@ def dialect_of(
     "How a text file is written."
     encoding = _encoding(data)
     lines = pl.read_lines(_utf8(data, encoding)[0]).to_series()
-    return replace(Dialect(), encoding=encoding, delimiter=_delimiter(lines[:200].to_list(), '"'))
+    first = lines[:200].to_list()
+    return replace(Dialect(), encoding=encoding, delimiter=_delimiter(first[_titles(first, '"') :], '"'))
 
 # %% ../../nbs/10_data/12_delimited.ipynb #d4e27865
 def _sound(lines: pl.Series, width: int, delimiter: str, quote: str) -> pl.Series:
@@ -265,7 +284,7 @@ def delimited(
     encoding = dialect.encoding or _encoding(data)
     content, broken = _utf8(data, encoding)
     lines = pl.read_lines(content).to_series()
-    start = dialect.skip
+    start = above = dialect.skip or _titles(lines[:200].to_list(), dialect.quote)
     delimiter = dialect.delimiter or _delimiter(lines[start : start + 200].to_list(), dialect.quote)
     while start < len(lines) and (not lines[start].strip() or lines[start].strip() == f"sep={delimiter}"):
         start += 1
@@ -289,7 +308,8 @@ def delimited(
     )
     spoiled = spoiled_lines((first + i + 1, below.lines[i], why) for i, why in bad.items())
     form = f"read as {encoding}, delimited by {delimiter!r}"
-    return RawTable(frame, True, spoiled, (form, *notes))
+    told = [f"{above} lines above the header are left out: {lines[0][:80]!r}"] if above else []
+    return RawTable(frame, True, spoiled, (form, *told, *notes))
 
 # %% ../../nbs/10_data/12_delimited.ipynb #928b633f
 def _header(

@@ -14,7 +14,7 @@ from typing import Any
 
 import polars as pl
 
-from .notation import EPOCHS, since_epoch
+from .notation import EPOCHS, moments_as, since_epoch
 
 # %% ../../nbs/10_data/16_guess.ipynb #c253d88f
 @dataclass(frozen=True)
@@ -95,9 +95,22 @@ def _bare(value: pl.Expr, money: str) -> pl.Expr:
     return (value.str.replace_all(money, "", literal=True) if money else value).str.replace_all(r"\s", "")
 
 
+_UNIT = r"^[+-]?[\d.,]*\d\s*([^\W\d_][^\d\s,;:]{0,7})$"
+
+
+def _around(counted: pl.DataFrame) -> str:
+    "The currency, percent sign or unit that the numbers of a column carry; empty: none, or several."
+    for pattern, least in ((f"({_AROUND})", 0.5), (_UNIT, _ENOUGH)):
+        found = counted["value"].str.extract(pattern).drop_nulls()
+        if len(found) > least * len(counted) and found.mode().len() == 1:
+            common = str(found.mode()[0])
+            if least < _ENOUGH or int((found == common).sum()) > least * len(counted):
+                return common
+    return ""
+
+
 def _number_style(counted: pl.DataFrame) -> tuple[str, str, float]:  # Decimal mark, money, share that fits
-    found = counted["value"].str.extract(f"({_AROUND})").drop_nulls()
-    money = str(found.mode()[0]) if len(found) > 0.5 * len(counted) else ""
+    money = _around(counted)
     fits = {
         mark: _share(counted, _bare(pl.col("value"), money).str.contains(s)) for mark, s in _STYLES.items()
     }
@@ -123,7 +136,9 @@ def _numeric(guess: ColumnGuess, counted: pl.DataFrame) -> ColumnGuess | None:
     bare = _bare(pl.col("value"), money)
     digits = rest.select(bare.str.extract(rf"\{mark}(\d+)$").str.len_chars().fill_null(0).max()).item()
     scientific = rest.select(bare.str.contains("[eE]").any()).item()
-    priced = bool(money and money != "%") or any(word in guess.name.lower() for word in _PRICED)
+    priced = bool(money != "%" and re.fullmatch(_AROUND, money)) or any(
+        word in guess.name.lower() for word in _PRICED
+    )
     kind = "int" if not digits and not money and not scientific else "float"
     kind = "decimal" if priced and digits <= 4 and not scientific and kind == "float" else kind
     both = _share(rest, _bare(pl.col("value"), money).str.contains(_STYLES["," if mark == "." else "."]))
@@ -135,11 +150,11 @@ def _numeric(guess: ColumnGuess, counted: pl.DataFrame) -> ColumnGuess | None:
     return replace(found, decimal=mark, thousands=thousands, money=money)
 
 # %% ../../nbs/10_data/16_guess.ipynb #8519e8eb
-_CLOCKS = ("", " %H:%M", " %H:%M:%S", " %H:%M:%S%.f", " %I:%M %p", " %I:%M:%S %p")
+_CLOCKS = ("", " %H:%M", " %H:%M:%S", " %H:%M:%S%.f", " %I:%M %p", " %I:%M:%S %p", " %H:%M Uhr")
 _DAYS = ("%d/%m/%Y", "%m/%d/%Y", "%d.%m.%Y", "%d-%m-%Y", "%m-%d-%Y", "%Y/%m/%d", "%d %b %Y", "%d-%b-%Y", "%d %B %Y",
-         "%b %d, %Y", "%B %d, %Y", "%d/%m/%y", "%m/%d/%y", "%d.%m.%y", "%d-%b-%y")  # fmt: skip
+         "%b %d, %Y", "%B %d, %Y", "%d/%m/%y", "%m/%d/%y", "%d.%m.%y", "%d-%b-%y", "%Y年%m月%d日", "%Y-%m", "%Y/%m", "%m/%Y")  # fmt: skip
 _ISO = ("%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%dT%H:%M", "%Y-%m-%d")
-_LIKE_TIME = r"^\w{1,9}[-/. ]\w{1,9}[-/., ]+\d{1,4}|^\d{4}-\d\d"
+_LIKE_TIME = r"^\w{1,9}[-/. ]\w{1,9}[-/., ]+\d{1,4}|^\d{4}[-年/]\d\d?|^\d\d?[/.]\d{4}$"
 
 
 def _as_time(value: pl.Expr, formats: Sequence[str]) -> pl.Expr:
@@ -148,15 +163,13 @@ def _as_time(value: pl.Expr, formats: Sequence[str]) -> pl.Expr:
     iso = value.str.strip_chars().str.replace(" ", "T", literal=True).str.replace(r"(Z|z)$", "+00:00")
     aware = iso.str.to_datetime("%Y-%m-%dT%H:%M:%S%.f%z", time_unit="us", time_zone="UTC", strict=False)
     plain = [iso.str.to_datetime(f, time_unit="us", strict=False) for f in _ISO]
-    own = [value.str.strip_chars().str.to_datetime(f, time_unit="us", strict=False) for f in formats]
+    own, _ = moments_as(value, [f for f in formats if "%z" not in f])
     return pl.coalesce(aware, pl.coalesce(*plain, *own).dt.replace_time_zone("UTC"))
 
 
 def _fitting(counted: pl.DataFrame) -> dict[str, float]:  # Format: share of the values it reads, best first
     def share(frame: pl.DataFrame, found: str) -> float:
-        return _share(
-            frame, pl.col("value").str.to_datetime(found, time_unit="us", strict=False).is_not_null()
-        )
+        return _share(frame, moments_as(pl.col("value"), (found,))[0][0].is_not_null())
 
     head = counted.tail(200)  # the most frequent ones, to be quick
     likely = [d + c for d in _DAYS for c in _CLOCKS if share(head, d + c)]
@@ -241,7 +254,9 @@ def _worded(guess: ColumnGuess, counted: pl.DataFrame) -> ColumnGuess:
         return replace(guess, dtype="bool", marks=words)
     n, total = rest.height, int(rest["n"].sum())
     few = n <= FEW or n <= 0.02 * total
-    length = float(rest.select((pl.col("value").str.count_matches(r"\s+") + 1).mean()).item() or 0.0)
+    spaces = pl.col("value").str.count_matches(r"\s+") + 1
+    unspaced = pl.col("value").str.count_matches(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}]") // 2
+    length = float(rest.select(pl.max_horizontal(spaces, unspaced).mean()).item() or 0.0)
     return replace(guess, dtype="category" if few and n <= 0.5 * total else "text", words=length, marks=words)
 
 # %% ../../nbs/10_data/16_guess.ipynb #499a00ea
@@ -252,8 +267,11 @@ def _kind(series: pl.Series) -> str:
     if series.dtype.is_integer():
         return "int"
     if series.dtype.is_numeric():
-        whole = series.dtype.is_float() and bool((series.drop_nulls() == series.drop_nulls().round(0)).all())
-        return "int" if whole and series.null_count() < len(series) else "float"
+        missing = series.null_count() + series.is_nan().sum() if series.dtype.is_float() else 0
+        whole = 0 < missing < len(series) and (known := series.drop_nans().drop_nulls()).equals(
+            known.round(0)
+        )
+        return "int" if whole else "float"
     return next((word for kind, word in _TYPED if series.dtype == kind), "text")
 
 
@@ -281,6 +299,8 @@ def read_as(
     "The values of a column, read as guessed."
     if guess.dtype == "time" and series.dtype.is_numeric():
         return series.to_frame().select(_as_time(pl.col(series.name), guess.formats)).to_series()
+    if guess.dtype == "int" and series.dtype.is_float():
+        return series.fill_nan(None).cast(pl.Int64, strict=False)
     if series.dtype != pl.String:
         zoneless = isinstance(series.dtype, pl.Datetime) and series.dtype.time_zone is None
         return series.dt.replace_time_zone("UTC") if zoneless else series

@@ -34,9 +34,9 @@ from mlsys_nb.data.paging import (
 )
 from .pull import Page, between_marks, earliest_of, pulled, span_of
 from .retry import Retry, Transient, retried
-from .secret import check_secret, revealed
 from .sources import Due, Position, RawBatch, Stated
 from ..system.clock import SystemClock, elapsed, instant, micros
+from ..system.secret import check_secret, revealed
 
 # %% ../../nbs/10_data/12_http.ipynb #55bbea53
 MOST_BYTES = 2**26
@@ -185,7 +185,7 @@ class HttpSource(Stated):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_secret(self.secret, self.name)
+        check_secret(self.secret, f"source {self.name!r}")
         _check(self)
 
     @property
@@ -227,7 +227,7 @@ def _check(source: HttpSource) -> None:
 
 def _request(source: HttpSource, earliest: int | None, kind: str) -> tuple[str, dict[str, str]]:
     "The first address, and the headers of every request."
-    secret = revealed(source.secret, source.name) if source.secret else ""
+    secret = revealed(source.secret, f"source {source.name!r}") if source.secret else ""
     headers, parameters = dict(source.headers), dict(source.parameters)
     if secret and not any("{secret}" in v for v in (*headers.values(), *parameters.values())):
         headers["Authorization"] = "Bearer {secret}"

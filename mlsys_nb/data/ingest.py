@@ -43,6 +43,7 @@ from .pull import SEEN_FILE
 from .reading import read_table
 from .sources import Due, Position, RawBatch, ReplaySource, Source
 from .staging import IngestError, Staged, Stamp, staged
+from .suppression import suppressed
 
 # %% ../../nbs/10_data/15_ingest.ipynb #416fa313
 from ..system.clock import instant
@@ -230,7 +231,7 @@ def _take(work: _Work, group: list[RawBatch]) -> list[dict[str, Any]]:
     for batch, checked in _checked(work.source, group):
         target = batch_folder(work.settings, work.source.name, batch.batch_id)
         try:
-            ready = staged(work.source, batch, checked, work.stamp(batch))
+            ready = suppressed(work.settings, staged(work.source, batch, checked, work.stamp(batch)))
         except ContractError as e:
             refused = _refusal(work.source, batch, e)
             break

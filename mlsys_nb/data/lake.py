@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LAKE_FORMAT', 'ROWS', 'QUARANTINE', 'LEDGER', 'LakeError', 'source_folder', 'batch_folder', 'read_batch_manifest',
-           'content_of', 'contents_of', 'ingested', 'batches_of', 'Finish', 'BatchLedger', 'read_ledger',
+           'content_of', 'as_noted', 'contents_of', 'ingested', 'batches_of', 'Finish', 'BatchLedger', 'read_ledger',
            'note_batches', 'check_ledger', 'Snapshot', 'digest_of', 'snapshot', 'finished', 'read', 'verify_lake',
            'quarantine']
 
@@ -85,6 +85,14 @@ def content_of(manifest: Mapping[str, Any]) -> str:
     return f"{manifest['ingested_at']} {manifest['files'][ROWS]['sha256']}"
 
 
+def as_noted(
+    manifest: Mapping[str, Any],  # Of a batch that is there
+    noted: str,  # What stood for it in the ledger
+) -> bool:
+    "Whether a batch is what it was when it came, but for rows of people who were forgotten since."
+    return noted == content_of(manifest) or noted in manifest.get("was", ())
+
+
 def contents_of(
     manifests: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, str]:  # By batch; one that is read under a newer contract says so
@@ -102,7 +110,7 @@ def ingested(content: str) -> datetime:
     "When a batch was ingested, by what stands for it."
     return instant(content.split()[0])
 
-
+# %% ../../nbs/10_data/13_lake.ipynb #7e0ac613
 def batches_of(
     folder: Path,  # Of a source
 ) -> dict[str, dict[str, Any]]:  # Manifest by batch id, in the order in which they were ingested
@@ -178,7 +186,7 @@ def check_ledger(
         )
     for batch, content in ledger.contents.items():
         wanted = ingested_by is None or ingested(content) <= ingested_by
-        if wanted and (batch not in there or content_of(there[batch]) != content):
+        if wanted and (batch not in there or not as_noted(there[batch], content)):
             state = "holds other content" if (folder / batch).exists() else "is missing from the lake"
             raise LakeError(
                 f"what was ingested stays in the lake as it was; {folder / batch} {state}; restore it from a "
@@ -327,7 +335,7 @@ def _wrong_with(folder: Path) -> Iterator[Finding]:
     for name, content in ledger.contents.items():
         if not (folder / name).is_dir():
             yield Finding(folder / name, "it was ingested and is missing", "run `mlsys ingest` again")
-        elif name in there and content_of(there[name]) != content:
+        elif name in there and not as_noted(there[name], content):
             yield Finding(folder / name, "it holds other content than was ingested", anew)
     ends = ledger.finishes[-1].moment if ledger.finishes else None
     late = [

@@ -41,11 +41,30 @@ def _object(line: bytes) -> dict[str, Any]:
     return found
 
 
+def _fields(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    "Objects whose own objects are spread: where all values of a name are objects, their fields by paths."
+    names = dict.fromkeys(name for row in rows for name in row)
+    kinds = {name: {type(row[name]) for row in rows if row.get(name) is not None} for name in names}
+    nested = [name for name, found in kinds.items() if found == {dict}]
+    if not nested:
+        return rows
+    spread = [{k: v for k, v in row.items() if k not in nested} for row in rows]
+    for one, row in zip(spread, rows, strict=True):
+        one |= {f"{name}.{k}": v for name in nested for k, v in (row.get(name) or {}).items()}
+    return _fields(spread)
+
+
+def _flat(frame: pl.DataFrame) -> pl.DataFrame:
+    while nested := [n for n, kind in frame.schema.items() if isinstance(kind, pl.Struct)]:
+        frame = frame.unnest(nested, separator=".")
+    return frame
+
+# %% ../../nbs/10_data/12_reading.ipynb #278e6a37
 def _json_lines(data: bytes) -> RawTable:
     if not data.strip():
         return RawTable(pl.DataFrame(), True, notes=("the file is empty",))
     try:
-        frame = pl.read_ndjson(data, infer_schema_length=None)
+        frame = _flat(pl.read_ndjson(data, infer_schema_length=None))
         large = frame.select(pl.any_horizontal((cs.float().abs() >= 2**53).any()))
         if not any(large.row(0)):  # else a whole number may have lost digits beside a float
             return RawTable(frame, True)
@@ -63,6 +82,7 @@ def _line_by_line(lines: list[bytes]) -> RawTable:
                 rows.append(_object(line))
         except (ValueError, RecursionError) as e:
             bad.append((number, line.decode("utf-8", "replace").rstrip("\r"), str(e)))
+    rows = _fields(rows)
     names = dict.fromkeys(name for row in rows for name in row)
     return RawTable(pl.DataFrame([_column(name, rows) for name in names]), True, spoiled_lines(bad))
 
@@ -146,4 +166,5 @@ def read_table(
         ValueError,
     ) as e:
         said = str(e).splitlines()[0] if str(e) else type(e).__name__
-        raise SourceError(f"{path} cannot be read as {kind[1:]}: {said}; deliver it again") from e
+        again = "" if isinstance(e, SourceError) else "; deliver it again"  # ours says itself what to do
+        raise SourceError(f"{path} cannot be read as {kind[1:]}: {said}{again}") from e

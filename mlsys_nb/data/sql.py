@@ -25,10 +25,10 @@ from .contract import Contract
 from .delimited import SourceError
 from .pull import Page, between_marks, earliest_of, pulled, span_of
 from .retry import Retry, Transient
-from .secret import check_secret, revealed, unsaid
 from .sources import Due, Position, RawBatch, Stated
 from ..system.clock import instant, micros
 from ..system.redaction import redacted
+from ..system.secret import check_secret, revealed, unsaid
 
 # %% ../../nbs/10_data/12_sql.ipynb #1f8075c0
 def _said(value: Any) -> str:
@@ -190,7 +190,7 @@ class SqlSource(Stated):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_secret(self.secret, self.name)
+        check_secret(self.secret, f"source {self.name!r}")
         _address(self.name, self.uri)
         self.span()
 
@@ -226,7 +226,7 @@ def _engine(source: SqlSource, secret: str | None) -> sa.Engine:
 
 
 def _pages(source: SqlSource, position: Position, due: Due) -> Iterator[Page]:
-    secret = revealed(source.secret, source.name) if source.secret else None
+    secret = revealed(source.secret, f"source {source.name!r}") if source.secret else None
     try:
         engine = _engine(source, secret)
         with engine.connect() as connection:
@@ -335,12 +335,13 @@ def table_names(
 ) -> dict[str, str]:  # Name: as a query writes it
     "The tables of a database."
     source = _glance(uri, "", secret)
+    word = revealed(secret, f"source {source.name!r}") if secret else None
     try:
-        engine = _engine(source, revealed(secret, source.name) if secret else None)
+        engine = _engine(source, word)
         quote = engine.dialect.identifier_preparer.quote
         return {name: quote(name) for name in sorted(sa.inspect(engine).get_table_names())}
     except (sa.exc.SQLAlchemyError, ImportError) as e:
-        told = unsaid(" ".join(str(e).split())[:300], revealed(secret, source.name) if secret else None)
+        told = unsaid(" ".join(str(e).split())[:300], word)
         raise SourceError(
             f"a database is read by its address, {redacted(uri)} cannot be: {told}; correct it"
         ) from None

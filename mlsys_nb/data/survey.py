@@ -31,6 +31,7 @@ class Survey:
     time: str | None  # When a row happened
     entity: str | None  # Whom it is about
     target: str | None  # What came of it
+    others: tuple[str, ...]  # What might have been asked instead, likeliest first
     duplicates: int  # Rows of the sample that repeat another one
     sample: pl.DataFrame = field(repr=False)  # Typed as guessed
     pandas: bool = False  # It came as a pandas frame
@@ -41,13 +42,9 @@ class Survey:
     def table(self) -> Any:
         "Column by column, as a frame of the kind that was handed in."
         told = [
-            {
-                "column": c.name,
-                "type": c.dtype,
-                "missing": f"{c.missing / max(c.rows, 1):.0%}",
-                "different": c.distinct,
-            }
-            | {"such as": ", ".join(c.examples), "role": self.role(c), "notes": "; ".join(remarks(c))}
+            {"column": c.name, "type": c.dtype, "missing": f"{c.missing / max(c.rows, 1):.0%}"}
+            | {"different": c.distinct, "such as": ", ".join(c.examples), "role": self.role(c)}
+            | {"notes": "; ".join(remarks(c))}
             for c in self.columns
         ]
         return pl.DataFrame(told).to_pandas() if self.pandas else pl.DataFrame(told)
@@ -63,7 +60,8 @@ class Survey:
 
     def _repr_html_(self) -> str:
         facts = {"rows": f"{self.rows:,}", "time": self.time or "none", "entity": self.entity or "none"}
-        facts |= {"outcome": self.target or "none of the columns", "rows twice": f"{self.duplicates:,}"}
+        facts |= {"outcome": self.target or "none of the columns", "or perhaps": ", ".join(self.others)}
+        facts |= {"rows twice": f"{self.duplicates:,}"}
         shown = self.table()
         facts |= {"beware": "; ".join(concerns(self))} if concerns(self) else {}
         return card("Survey", facts, table(pl.from_pandas(shown) if self.pandas else shown))
@@ -137,10 +135,11 @@ def _time(columns: Sequence[ColumnGuess], frame: pl.DataFrame) -> str | None:
 
 # %% ../../nbs/10_data/17_survey.ipynb #2e027187
 _SOMEBODY = re.compile(
-    r"(?i)customer|client|kunde|user|account|visitor|member|person|patient|student|driver|employee|device|machine|sensor|"
+    r"(?i)customer|client|kunde|user|account|card$|visitor|member|person|patient|student|driver|employee|device|machine|sensor|"
     r"e-?mail|session|host|seller|merchant|subscriber|household|(^|_)ip($|_)|"
     r"visitante|cliente|usuario|paciente|nutzer|utilisateur|abonn|klient|u[zż]ytkownik|клиент|пользователь"
 )
+_CLOCK = re.compile(r"\d{1,3}:\d\d(:\d\d)?")
 _CALLED_ID = re.compile(r"(?i)(^|[\W_])(id|uuid|key|no|nr|number|code)$|[a-z]I[Dd]$")
 
 
@@ -153,7 +152,10 @@ def _entity(columns: Sequence[ColumnGuess]) -> str | None:
         known = column.rows - column.missing
         returns = known >= 1.3 * column.distinct and known >= 0.5 * column.rows and column.distinct >= 20
         called = any(rank(column)[:2]) or (column.dtype == "text" and column.distinct > FEW)
-        return returns and called and column.dtype in ("int", "text", "category") and not column.prose
+        clock = all(_CLOCK.fullmatch(value) for value in column.examples)  # how long it took names nobody
+        return (
+            returns and called and column.dtype in ("int", "text", "category") and not (column.prose or clock)
+        )
 
     fit = [c for c in columns if fits(c)]
     return max(fit, key=rank).name if fit else None
@@ -161,13 +163,13 @@ def _entity(columns: Sequence[ColumnGuess]) -> str | None:
 # %% ../../nbs/10_data/17_survey.ipynb #66dec942
 _ANSWERS = (
     (4, r"^(target|label|labels|outcome|y|result|truth)$"),
-    (3, r"(?i)churn|default|fraud|spam|convert|conversion|subscri|returned|success|survived|clicked|sentiment|topic|intent|"
+    (3, r"(?i)churn|default|fraud|spam|convert|conversion|subscri|returned|success|survived|click|fraud|chargeback|defect|storn|refund|damaged|sentiment|topic|intent|"
      r"readmi|ausfall|k[uü]ndigung|gekauft|impago|d[ée]faut|achet|sign[ée]"),
     (2, r"(?i)target|label|outcome|class|category|approved|accepted|bought|purchased|cancel|fail|status|result|rating|won$|diagnos"),
-    (1, r"(?i)price|demand|sales|quantity|delay|duration|traffic|volume|count|score|consumption|load|value|preis|menge"),
+    (1, r"(?i)price|demand|sales|quantity|delay|duration|traffic|volume|count|score|consumption|load|value|preis|menge|miete|umsatz|revenue|(^|[\W_])rent"),
 )  # fmt: skip
 
-
+# %% ../../nbs/10_data/17_survey.ipynb #097848f6
 def _answers(column: ColumnGuess) -> int:
     return next((n for n, words in _ANSWERS if re.search(words, column.name)), 0)
 
@@ -183,19 +185,25 @@ def _answered(columns: Sequence[ColumnGuess], frame: pl.DataFrame, when: str | N
             return found[0]
     return None
 
+# %% ../../nbs/10_data/17_survey.ipynb #690930d4
+def _targets(columns: Sequence[ColumnGuess], taken: set[str | None], log: bool) -> list[str]:
+    "Columns that could be an outcome, likeliest first."
 
-def _target(columns: Sequence[ColumnGuess], taken: set[str | None], log: bool) -> str | None:
     def fits(column: ColumnGuess) -> bool:
         used = column.name in taken or column.constant or column.names_rows or column.prose
-        return not used and column.dtype != "time" and (column.dtype != "text" or column.distinct <= FEW)
+        once = column.distinct == 2 and (1 - column.most) * (column.rows - column.missing) < 5
+        return (
+            not (used or once)
+            and column.dtype != "time"
+            and (column.dtype != "text" or column.distinct <= FEW)
+        )
 
     def rank(column: ColumnGuess) -> tuple[int, int]:
-        two, last = column.distinct == 2, column is columns[-1]
-        return 2 * _answers(column) + 2 * two + last, columns.index(column)
+        two, last, sorts = column.distinct == 2, column is columns[-1], column.dtype == "category"
+        return 2 * _answers(column) + 2 * two + last * (1 + sorts), columns.index(column)
 
     fit = [c for c in columns if fits(c) and (_answers(c) >= 2 if log else True)]
-    best = max(fit, key=rank, default=None)
-    return best.name if best is not None and (rank(best)[0] > 0) else None
+    return [c.name for c in sorted(fit, key=rank, reverse=True) if rank(c)[0] > 0]
 
 # %% ../../nbs/10_data/17_survey.ipynb #df4878ef
 SAMPLE = 100_000
@@ -210,6 +218,14 @@ def _polars(frame: Any) -> pl.DataFrame:
         raise SourceError(
             f"a survey looks at a frame of polars or pandas, got {type(frame).__name__} ({e!s:.80}); hand in a frame"
         ) from e
+
+
+def _check_header(names: Sequence[str]) -> None:
+    numbers = [re.fullmatch(r"[+-]?\d+(\.\d+)?( \(\d+\))?", name) for name in names]
+    if len(names) > 1 and all(numbers) and any(m and (m[1] or m[2]) for m in numbers):
+        raise SourceError(
+            f"the first line of a table names its columns, got the numbers {', '.join(names[:5])}; put a line of names above"
+        )
 
 
 def _named(frame: pl.DataFrame, what: str, name: str | None) -> str | None:
@@ -234,6 +250,7 @@ def survey(
         raise SourceError(
             f"a survey needs rows, got {came.height} of {came.width} columns; deliver the table again"
         )
+    _check_header(came.columns)
     given = {w: _named(came, w, n) for w, n in (("time", time), ("entity", entity), ("target", target))}
     looked = came if came.height <= SAMPLE else came.sample(SAMPLE, seed=0, shuffle=False)
     columns = []
@@ -244,6 +261,8 @@ def survey(
     when = given["time"] or _time([c for c in columns if c.name != given["target"]], typed)
     whom = given["entity"] or _entity([c for c in columns if c.name not in (given["target"], when)])
     log = whom is not None and when is not None
-    what = given["target"] or _target(columns, {when, whom}, log) or _answered(columns, typed, when)
+    found = _targets(columns, {when, whom}, log)
+    what = given["target"] or next(iter(found), None) or _answered(columns, typed, when)
+    others = tuple(n for n in found or _targets(columns, {when, whom}, False) if n != what)[:4]
     twice = looked.height - looked.unique().height
-    return Survey(came.height, tuple(columns), when, whom, what, twice, typed, came is not frame)
+    return Survey(came.height, tuple(columns), when, whom, what, others, twice, typed, came is not frame)

@@ -85,7 +85,8 @@ def sealed_rows(path: Path) -> pl.DataFrame:
     "Everything in a sealed folder, verified against its hashes before it is parsed."
     manifest = sealed_manifest(path)
     frames = [frame_from(read_sealed(path, name, manifest)) for name in sorted(manifest["files"])]
-    return pl.concat(frames, how="diagonal_relaxed")
+    rows = pl.concat(frames, how="diagonal_relaxed")
+    return rows.filter(pl.col("decision_id").is_not_null())  # others were of people who are forgotten
 
 # %% ../../nbs/50_decisions/51_batches.ipynb #190f6f29
 def append_batch(
@@ -99,6 +100,8 @@ def append_batch(
     rows = as_polars(rows)
     path, folder = _batch_path(settings, problem, _checked_batch_id(batch_id)), log_folder(settings, problem)
     with lock(folder / "batch.lock"):  # ids are drawn once, also when two score the same
+        if batch_written(settings, problem, batch_id) and sealed_manifest(path).get("forgotten"):
+            return sealed_rows(path)  # somebody in it was forgotten: it cannot be compared any more
         ids = sealed_rows(path)["decision_id"] if batch_written(settings, problem, batch_id) else None
         if ids is None or len(ids) != rows.height:
             ids = _ids(batch_id, rows.height)
@@ -161,7 +164,7 @@ def batch_row(
     if number >= manifest["rows"] or part not in manifest["files"]:
         return None
     row = frame_from(read_sealed(path, part, manifest)).row(number % _PART, named=True)
-    if not secrets.compare_digest(row["decision_id"], decision_id):
+    if row["decision_id"] is None or not secrets.compare_digest(row["decision_id"], decision_id):
         return None
     keys = manifest["keys"]
     features = {name: value for name, value in row.items() if name not in META and name not in keys}

@@ -9,6 +9,7 @@ __all__ = ['LOG_FORMAT', 'REMEDY', 'line_of', 'Lines', 'read_lines', 'Catalog', 
 
 # %% ../../nbs/50_decisions/50_segments.ipynb #2d060101
 import hashlib
+import os
 import re
 import secrets
 import zlib
@@ -76,6 +77,9 @@ class Catalog:
     closed: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
     batches: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     retired: frozenset[int | str] = frozenset()
+    blanked: frozenset[int] = (
+        frozenset()
+    )  # Segments in which records of forgotten people say nothing any more
     damaged: int = 0
 
 
@@ -118,6 +122,7 @@ def read_catalog(
         {e["closed"]: e for e in entries if "closed" in e},
         {e["batch"]: e for e in entries if "batch" in e},
         frozenset(e["retired"] for e in entries if "retired" in e),
+        frozenset(e["blanked"] for e in entries if "blanked" in e),
         lines.damaged,
     )
 
@@ -211,7 +216,9 @@ class Segment:
             self.sync()
         about = {"bytes": self.size, "records": self.records, "first": self.first, "last": self.last}
         self._file.close()
-        note_catalog(self.folder, {"closed": self.number, **about, "sha256": self._sha.hexdigest()})
+        blanked = self.number in read_catalog(self.folder).blanked  # by somebody else, meanwhile
+        digest = sha256(segment_path(self.folder, self.number)) if blanked else self._sha.hexdigest()
+        note_catalog(self.folder, {"closed": self.number, **about, "sha256": digest})
 
 # %% ../../nbs/50_decisions/50_segments.ipynb #d37e3f67
 class DamagedRecord(DecisionError):
@@ -220,7 +227,20 @@ class DamagedRecord(DecisionError):
 
 def id_of(segment: int, offset: int) -> str:
     "A new id for the record that begins there."
-    return f"h{segment}-{offset}-{secrets.token_hex(8)}"
+    return f"h{segment}-{offset}-{_digits(os.getpid())}"
+
+
+_AHEAD: dict[int, list[str]] = {}  # By process: a child never draws what its parent holds
+
+
+def _digits(process: int) -> str:
+    "Sixteen random digits; the system is asked for many at a time."
+    try:
+        return _AHEAD[process].pop()
+    except (KeyError, IndexError):
+        many = secrets.token_hex(8 * 256)
+        _AHEAD[process] = [many[i : i + 16] for i in range(16, len(many), 16)]
+        return many[:16]
 
 
 def read_record(

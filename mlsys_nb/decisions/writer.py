@@ -34,7 +34,7 @@ logger = logging.getLogger("mlsys_nb.decisions.writer")
 
 # %% ../../nbs/50_decisions/51_writer.ipynb #59d23883
 class _Memory:
-    "The newest decisions, by decision id and by request id, bounded in number."
+    "The newest decisions that have a name of their caller's, by decision id and by that, bounded in number."
 
     def __init__(self, size: int) -> None:
         self.size, self.guard = size, threading.Lock()
@@ -42,6 +42,8 @@ class _Memory:
         self.by_request: dict[str, Waiting[Decision]] = {}
 
     def keep(self, decision: Decision) -> None:
+        if decision.request_id is None:
+            return
         with self.guard:
             self.by_id[decision.decision_id] = decision
             if len(self.by_id) > self.size:
@@ -93,22 +95,28 @@ def _resumed(folder: Path, n: int) -> list[Decision]:
     return _newest(folder, n)
 
 # %% ../../nbs/50_decisions/51_writer.ipynb #bccd10d6
-def _named(segment: Segment, waiting: Sequence[Decision]) -> tuple[bytes, list[Decision | Exception]]:
-    "Lines with the ids that say where they stand; for those that cannot be written at all, why."
+def _named(
+    segment: Segment, waiting: Sequence[Decision]
+) -> tuple[bytes, list[Decision | Exception], list[int]]:
+    "Lines with the ids that say where they stand, and their moments; for those that cannot be written at all, why."
     lines: list[bytes] = []
     made: list[Decision | Exception] = []
+    moments: list[int] = []
     place = segment.size
     for decision in waiting:
         one = with_id(decision, id_of(segment.number, place))
         try:
-            line = line_of(to_record(one))
+            clashes(one.entity, one.features)
+            record = to_record(one)
+            line = line_of(record)
         except Exception as e:
             made.append(e)
             continue
         lines.append(line)
         made.append(one)
+        moments.append(record["moment"])
         place += len(line)
-    return b"".join(lines), made
+    return b"".join(lines), made, moments
 
 # %% ../../nbs/50_decisions/51_writer.ipynb #1e53afca
 _DAY = 86_400_000_000
@@ -152,24 +160,15 @@ class _Files:
             except OSError as e:  # the next writer closes it
                 logger.error("a segment of %s could not be closed: %s", self.problem, e)
 
-    def write(self, waiting: Sequence[Decision]) -> Iterator[list[Decision | Exception]]:
-        "Write a group, day by day; what is yielded is on disk."
+    def write(self, waiting: Sequence[Decision], sync: bool = True) -> Iterator[list[Decision | Exception]]:
+        "Write a group, day by day, each day with one write; what is yielded is on disk, or will be with the next `sync`."
         for part in _by_day(waiting):
             with self.turn:
                 segment = self.open(micros(part[0].moment) // _DAY)
-                content, made = _named(segment, part)
+                content, made, moments = _named(segment, part)
                 if content:
-                    segment.append(content, [micros(d.moment) for d in made if isinstance(d, Decision)])
+                    segment.append(content, moments, sync)
             yield made
-
-    def add(self, decision: Decision) -> Decision:
-        "Write one, and let the disk follow with the next `sync`."
-        at = micros(decision.moment)
-        with self.turn:
-            segment = self.open(at // _DAY)
-            one = with_id(decision, id_of(segment.number, segment.size))
-            segment.append(line_of(to_record(one)), [at], False)
-        return one
 
     def sync(self) -> None:
         "Bring to disk what was written without."
@@ -241,6 +240,17 @@ def _remembered(
         for asked in left:
             memory.settle(asked, DecisionError("not written"))
 
+
+def _at_once(files: _Files, decisions: Sequence[Decision]) -> list[Decision | Exception]:
+    "Write a group, and say of each what became of it; the disk follows."
+    made: list[Decision | Exception] = []
+    try:
+        for part in files.write(decisions, False):
+            made += part
+    except OSError as e:
+        made += [e] * (len(decisions) - len(made))
+    return made
+
 # %% ../../nbs/50_decisions/51_writer.ipynb #ed1ba09b
 class DecisionLog:
     "The writing end of the log for one serving process: thread-safe; acknowledged means on disk."
@@ -263,7 +273,6 @@ class DecisionLog:
 
     def submit(self, decision: Decision, future: "Waiting[Decision] | None" = None) -> "Waiting[Decision]":
         "Queue a decision; the future holds the one that counts, with its id, once it is on disk."
-        clashes(decision.entity, decision.features)
         memory, found = self._memory, future or Future[Decision]()
         with memory.guard:
             if (earlier := memory.of_request(decision.request_id)) is not None:
@@ -278,14 +287,12 @@ class DecisionLog:
         "Whether an answer does not wait for the disk."
         return self._later is not None
 
-    def write(self, decision: Decision) -> Decision | None:  # None: `submit` it
-        "Write a decision at once, and let the disk follow; a killed process loses nothing, a power cut may."
-        if self._later is None:
-            return None
-        clashes(decision.entity, decision.features)
-        made = self._files.add(decision)
-        self._later.due()
-        self._memory.fill([made])
+    def write(self, decisions: Sequence[Decision]) -> list[Decision | Exception]:  # Empty: `submit` them
+        "Write a group at once with one write, and let the disk follow; a killed process loses nothing, a power cut may."
+        made = [] if self._later is None else _at_once(self._files, decisions)
+        if self._later is not None:
+            self._later.due()
+            self._memory.fill([one for one in made if isinstance(one, Decision)])
         return made
 
     def append(self, decisions: Sequence[Decision]) -> list[Decision]:

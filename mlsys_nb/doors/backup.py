@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BACKUP_FORMAT', 'FILES', 'BackupError', 'stored', 'Backup', 'take', 'backups', 'damaged', 'taken_by', 'restore',
-           'keep_newest']
+           'bring_list', 'keep_newest']
 
 # %% ../../nbs/80_doors/86_backup.ipynb #373a965d
 import json
@@ -257,6 +257,18 @@ def _sound(path: Path, about: Mapping[str, Any]) -> bool:
     except OSError:
         return False
     return sha256(content) == about["sha256"]
+
+
+def bring_list(
+    place: Path,
+    restored: Settings,  # Of a root that came from there
+) -> bool:  # Whether anybody is on it
+    "Bring the newest list of forgotten people of a place into what was brought back from it."
+    listed = [json.loads(read_sealed(b.path, FILES)).get("data/forgotten.log") for b in backups(place)]
+    newest = next((about for about in reversed(listed) if about), None)
+    if newest is not None:
+        write_bytes(restored.data / "forgotten.log", read_file(_object(place, newest["sha256"])))
+    return newest is not None
 
 # %% ../../nbs/80_doors/86_backup.ipynb #6c0fddcf
 def keep_newest(

@@ -22,6 +22,8 @@ from ..system.settings import MlsysError, Settings, load_settings, shipped
 if TYPE_CHECKING:
     import polars as pl
 
+    from mlsys_nb.data.guess import ColumnGuess
+    from mlsys_nb.data.survey import Survey
     from mlsys_nb.doors.origin import Origin
     from mlsys_nb.doors.proposal import Proposal
 
@@ -103,7 +105,7 @@ def propose_problem(settings: Settings, options: argparse.Namespace) -> None:
     from mlsys_nb.data.survey import survey
     from mlsys_nb.doors.folder import name_problem
     from mlsys_nb.doors.notebook import case_notebook
-    from mlsys_nb.doors.proposal import completed, propose
+    from mlsys_nb.doors.proposal import ROW_AT, completed, propose
     from mlsys_nb.system.durable import write_text
 
     name, path = options.name, settings.home / "notebooks" / f"{options.name}.ipynb"
@@ -111,8 +113,12 @@ def propose_problem(settings: Settings, options: argparse.Namespace) -> None:
     table = _brought(settings, options)
     given = {"time": options.time, "entity": options.entity, "target": table.target}
     look, now = survey(table.frame, **given), now_of(settings, options)
+    if options.horizon and look.entity and not table.target:
+        look = replace(look, target=None)  # who asks for a horizon asks who is not seen again
     whole, notes = completed(table.frame, look)
-    look = survey(whole, **given) if notes else look
+    if notes:  # what was guessed of the table as it came stays
+        look = survey(whole, time=look.time or ROW_AT, entity=look.entity, target=look.target)
+    look = look if table.text else _from_typed(look, whole)
     proposal = propose(look, name, now, whole, _length(options.horizon) if options.horizon else None)
     if table.told and not proposal.known:
         notes += (
@@ -123,9 +129,36 @@ def propose_problem(settings: Settings, options: argparse.Namespace) -> None:
     key = os.path.relpath(settings.key_file, settings.home)
     write_text(path, case_notebook(proposal, table.rows, table.told, notes, key))
     name_problem(settings, name, f"notebooks.{name}:problem")
-    _tell(proposal, notes, path)
+    _tell(proposal, notes, path, table.target)
 
-# %% ../../nbs/80_doors/86_beginnings.ipynb #c16fbe56
+# %% ../../nbs/80_doors/86_beginnings.ipynb #7b8cb5a6
+_ISO = (
+    "%Y-%m-%dT%H:%M:%S%.f%z",
+    "%Y-%m-%d %H:%M:%S%.f%z",
+    "%Y-%m-%dT%H:%M:%S%.f",
+    "%Y-%m-%d %H:%M:%S%.f",
+    "%Y-%m-%d",
+)
+
+
+def _from_typed(look: "Survey", frame: "pl.DataFrame") -> "Survey":
+    "Times that a file which knows types has as text are declared so: else its contract expects times."
+    import polars as pl
+
+    from mlsys_nb.data.notation import moments_as
+
+    def reads(name: str, form: str) -> bool:
+        found = [moment for part in moments_as(pl.col(name), [form]) for moment in part]
+        return bool(frame.select(found[0].is_not_null().any()).item())
+
+    def written(column: "ColumnGuess") -> "ColumnGuess":
+        if column.dtype != "time" or column.formats or frame[column.name].dtype != pl.String:
+            return column
+        return replace(column, formats=tuple(form for form in _ISO if reads(column.name, form)))
+
+    return replace(look, columns=tuple(map(written, look.columns)))
+
+# %% ../../nbs/80_doors/86_beginnings.ipynb #0e435f3e
 def _check_name(settings: Settings, name: str, path: Path) -> None:
     if not (settings.home / "settings.ini").exists():
         raise MlsysError(
@@ -144,12 +177,14 @@ def _check_name(settings: Settings, name: str, path: Path) -> None:
         )
 
 
-def _tell(proposal: "Proposal", notes: tuple[str, ...], path: Path) -> None:
+def _tell(proposal: "Proposal", notes: tuple[str, ...], path: Path, asked: str | None) -> None:
     from mlsys_nb.doors.notebook import at
 
     look = proposal.look
     say(f"{look.rows:,} rows, {len(look.columns)} columns; time {look.time}; entity {look.entity or 'none'}; outcome "
         f"{look.target or 'not seen again within the horizon'}")  # fmt: skip
+    if look.others and not asked:
+        say(f"  or perhaps: {', '.join(look.others)} (--target)")
     for line in (*notes, *proposal.warnings()):
         say(f"  beware: {line}")
     for column, why in proposal.left_out.items():

@@ -8,6 +8,8 @@ __all__ = ['written_window', 'declared_code']
 # %% ../../nbs/80_doors/84_case.ipynb #b5c0f4bd
 import dataclasses
 import re
+import textwrap
+from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from types import ModuleType
 from typing import Any
@@ -67,11 +69,82 @@ def _column(guess: ColumnGuess, name: str, each: bool, nullable: bool) -> str:
     return f'Column({guess.name!r}, "{_dtype(guess, each)}"{more}),'
 
 # %% ../../nbs/80_doors/84_case.ipynb #25cd4522
+_MANY = 12
+
+
+def _groups(proposal: Proposal) -> dict[str, list[str]]:
+    "Columns of a row that are many and alike, by what they are called together; apart those that only get another name."
+    alike: dict[str, list[str]] = {}
+    for column in proposal.used if proposal.each else []:
+        kind, name = _dtype(column, True), proposal.names[column.name]
+        other = f", as_={name!r}" if name != column.name else ""
+        if _column(column, name, True, True) == f'Column({column.name!r}, "{kind}"{other}, nullable=True),':
+            alike.setdefault(kind, []).append(column.name)
+    found: dict[str, list[str]] = {}
+    for kind, names in alike.items():
+        same = [n for n in names if proposal.names[n] == n]
+        apart = (
+            {"": same, "OTHER_": [n for n in names if n not in same]} if len(same) >= _MANY else {"": names}
+        )
+        found |= {f"{other}{kind.upper()}_COLUMNS": some for other, some in apart.items()}
+    return {word: names for word, names in found.items() if len(names) >= _MANY}
+
+# %% ../../nbs/80_doors/84_case.ipynb #de8d6585
+def _renamed(
+    names: Mapping[str, str],
+) -> str:  # "": none is; "spaced": they have blanks for its underscores; "other"
+    "How columns are called as delivered, by their names in code."
+    if all(name == given for given, name in names.items()):
+        return ""
+    return "spaced" if all(name.replace("_", " ") == given for given, name in names.items()) else "other"
+
+
+def _group(word: str, called: Mapping[str, str]) -> str:
+    "The code that names columns together: counted where they are, else one by one."
+    names = list(called.values())
+    if _renamed(called) == "other":
+        pairs = "\n".join(_rows([f"{name!r}: {given!r}," for given, name in called.items()], 106))
+        return f"{word} = {{\n{textwrap.indent(pairs, '    ')}\n}}"
+    stem, digits = re.fullmatch(r"(.*?)(\d*)", names[0]).groups()  # type: ignore[union-attr]
+    first, pad = int(digits or 0), f":0{len(digits)}" if digits[:1] == "0" and len(digits) > 1 else ""
+    if digits and names == [
+        f"{stem}{i:0{len(digits) if pad else 0}}" for i in range(first, first + len(names))
+    ]:
+        return f'{word} = [f"{stem}{{i{pad}}}" for i in range({first}, {first + len(names)})]'
+    return f'{word} = """\n{textwrap.fill(" ".join(names), 110)}\n""".split()'
+
+# %% ../../nbs/80_doors/84_case.ipynb #061717fc
+def _alike(word: str, kind: str, called: Mapping[str, str]) -> str:
+    "The columns of a group, for a contract."
+    given, each = {
+        "": ("name", f"name in {word}"),
+        "spaced": ('name.replace("_", " ")', f"name in {word}"),
+        "other": ("given", f"name, given in {word}.items()"),
+    }[how := _renamed(called)]
+    return f'*(Column({given}, "{kind}"{", as_=name" if how else ""}, nullable=True) for {each}),'
+
+
+def _rows(told: Iterable[str], most: int) -> list[str]:
+    "Code that is filled into lines."
+    lines = [""]
+    for part in told:
+        if lines[-1] and len(lines[-1]) + len(part) > most:
+            lines.append("")
+        lines[-1] = f"{lines[-1]} {part}".strip()
+    return [line for line in lines if line]
+
+
 def _columns(proposal: Proposal, names: list[str]) -> str:
-    look, found = proposal.look, list[str]()
+    look, groups = proposal.look, _groups(proposal)
+    alike = {n for members in groups.values() for n in members}
     must = {look.time, look.entity, proposal.id, *((proposal.known, look.target) if proposal.known else ())}
-    for name in names:
-        found.append(_column(look[name], proposal.names[name], proposal.each, name not in must))
+    plain = [n for n in names if n not in alike]
+    found = [_column(look[n], proposal.names[n], proposal.each, n not in must) for n in plain]
+    for word, members in groups.items():
+        if members[0] in names:
+            found.append(
+                _alike(word, _dtype(look[members[0]], True), {m: proposal.names[m] for m in members})
+            )
     return "\n".join(f"        {line}" for line in found)
 
 
@@ -89,7 +162,9 @@ def _history(proposal: Proposal, events: str) -> list[str]:
         f'f.time_since_first({events}).named("since_first"),',
         *(
             f'f.count({events}, "{w}").named("count_{w}"),'
-            for w in dict.fromkeys((short, written_window(back // 3), long))
+            for w in dict.fromkeys(
+                (short, long) if proposal.each else (short, written_window(back // 3), long)
+            )
         ),
     ]
     for guess in proposal.used if not proposal.each else []:
@@ -105,8 +180,13 @@ def _history(proposal: Proposal, events: str) -> list[str]:
 
 
 def _events(proposal: Proposal, name: str, keys: list[str], time: str, columns: list[str]) -> str:
+    groups = {w: members for w, members in _groups(proposal).items() if members[0] in columns}
+    alike = {n for members in groups.values() for n in members}
+
     def typed(names: list[str]) -> str:
-        pairs = (f'"{proposal.names[n]}": "{_measure(proposal.look[n], proposal.each)}"' for n in names)
+        kinds = {n: f'"{_measure(proposal.look[n], proposal.each)}"' for n in names}
+        pairs = [f'"{proposal.names[n]}": {kind}' for n, kind in kinds.items() if n not in alike]
+        pairs += [f"**dict.fromkeys({w}, {kinds[m[0]]})" for w, m in groups.items() if m[0] in kinds]
         return f"{{{', '.join(pairs)}}}"
 
     return f'{name} = Events("{name}", {typed(keys)}, "{proposal.names[time]}", {typed(columns)})'
@@ -144,18 +224,25 @@ def _date(proposal: Proposal) -> str:
 def _target(proposal: Proposal, events: str) -> tuple[str, str]:  # The target, and the question
     look, values = proposal.look, proposal.look.sample[str(proposal.look.target)].drop_nulls()
     column, name = look[str(look.target)], proposal.names[str(look.target)]
+    said = re.sub(r"[\"\\\s]+", " ", column.name)
     if column.distinct <= 2:
         counts = values.value_counts(sort=True)[values.name].to_list()
         value = 1 if sorted(map(str, counts)) == ["0", "1"] else counts[-1]
-        return f'Happens.by({events}, "{name}", {value!r}, "{name} is {value}")', f"Will {name} be {value}?"
+        told = re.sub(r"[\"\\\s]+", " ", str(value))
+        return f'Happens.by({events}, "{name}", {value!r}, "{said} is {told}")', f"Will {said} be {told}?"
     if column.dtype in ("int", "float", "decimal"):
-        return f'Amount.by({events}, "{name}", meaning="{name}")', f"What will {name} be?"
+        return f'Amount.by({events}, "{name}", meaning="{said}")', f"What will {said} be?"
     classes = tuple(sorted(map(str, values.unique())))
-    return f'OneOf.by({events}, "{name}", {classes!r}, "{name}")', f"Which {name} will it be?"
+    return f'OneOf.by({events}, "{name}", {classes!r}, "{said}")', f"Which {said} will it be?"
 
 
 def _request(proposal: Proposal) -> list[str]:
-    return [f'f.request("{proposal.names[c.name]}", "{_measure(c, True)}"),' for c in proposal.used]
+    groups = _groups(proposal)
+    alike = {n for members in groups.values() for n in members}
+    plain = (c for c in proposal.used if c.name not in alike)
+    lines = _rows((f'f.request("{proposal.names[c.name]}", "{_measure(c, True)}"),' for c in plain), 100)
+    kinds = {word: _measure(proposal.look[members[0]], True) for word, members in groups.items()}
+    return [*lines, *(f'*(f.request(name, "{k}") for name in {w}),' for w, k in kinds.items())]
 
 # %% ../../nbs/80_doors/84_case.ipynb #e81c4f38
 def _costs(proposal: Proposal) -> str:
@@ -251,6 +338,8 @@ def declared_code(
 ) -> list[str]:  # The exported cells
     "The code that declares a proposal."
     parts = _each(proposal, rows, told or rows) if proposal.each else _everyone(proposal, rows)
+    together = {word: {n: proposal.names[n] for n in names} for word, names in _groups(proposal).items()}
+    parts = ["\n".join(_group(*g) for g in together.items()), *parts] if together else parts
     text = "\n".join(parts)
     costs = next(word for word in ("OverUnder", "CostMatrix", "Costs") if f"{word}(" in text)
     words = [

@@ -8,7 +8,8 @@ __all__ = ['Action', 'Option', 'FLAG', 'ROOT', 'NOW', 'JSON', 'DEBUG', 'PROBLEM'
            'BATCH', 'SOURCE', 'VERSION', 'ANSWERED', 'ASKED_OF', 'CARD_OF', 'ALL', 'SUBJECT', 'SHELL', 'SERVED',
            'PROBLEMS', 'WHERE', 'FOLLOW', 'DEMO', 'POLICIES', 'RULE', 'OF', 'SEARCHED', 'PAGE', 'WHOSE', 'FOLDER',
            'NEW', 'NOTEBOOK', 'TABLE', 'GUESSED', 'OUTCOMES', 'SECRET', 'ONE_IN', 'LEFT_OUT', 'HORIZON', 'do', 'look',
-           'STEP', 'COMMANDS', 'Command', 'Words', 'parser', 'failure', 'stoppable', 'perform', 'main']
+           'STEP', 'EVENT_STREAM', 'REQUEST_STREAM', 'KEPT_UP', 'COMMANDS', 'Command', 'Words', 'parser', 'failure',
+           'stoppable', 'perform', 'main']
 
 # %% ../../nbs/80_doors/89_cli.ipynb #f65525ec
 import argparse
@@ -26,11 +27,14 @@ from mlsys_nb.doors import (
     comparing,
     completion,
     custody,
+    deploying,
     inspection,
     keyring,
     manual,
     oncall,
     operations,
+    promises,
+    reproducing,
     scoring,
     traceability,
 )
@@ -61,10 +65,7 @@ CASES = ("--cases", {"type": number_within(1, 10_000_000), "default": 10_000, "h
 SEED = ("--seed", {"type": number_within(0, 2**32 - 1), "default": 0, "help": "of the generator"})
 AT = ("--at", {"metavar": "INSTANT", "help": "as of when; default: now"})
 SINCE = ("--since", {"metavar": "INSTANT", "help": "only from then on"})
-LIMIT = (
-    "--limit",
-    {"type": number_within(1, 10**9), "default": 50, "help": "the newest so many; default 50"},
-)
+LIMIT = ("--limit", {"type": number_within(1, 10**9), "default": 50, "help": "the newest; default 50"})
 
 # %% ../../nbs/80_doors/89_cli.ipynb #3fd4dd93
 REQUESTED = (
@@ -148,12 +149,7 @@ ONE_IN = (
 )
 LEFT_OUT = (
     "--most",
-    {
-        "metavar": "N",
-        "type": number_within(1, 50),
-        "default": 5,
-        "help": "batches of a source, and entities; default 5",
-    },
+    {"metavar": "N", "type": number_within(1, 50), "default": 5, "help": "of each; default 5"},
 )
 HORIZON = ("--horizon", {"metavar": "LENGTH", "help": "such as 30d; default: guessed"})
 
@@ -177,6 +173,12 @@ class Command:
 
 do, look = operations, inspection
 STEP = Command(do.execute_job, (PROBLEM, GIVEN, KEY), "dates")
+EVENT_STREAM = Command(do.read_stream, (WHERE, PROBLEMS, FOLLOW), "stays")
+REQUEST_STREAM = Command(asking.answer_stream, (WHERE, PROBLEM, FOLLOW), "stays")
+
+# %% ../../nbs/80_doors/89_cli.ipynb #89cl0001
+KEPT_UP = {"deploy": Command(deploying.write_deployment, deploying.DEPLOY_OPTIONS, "looks")}
+KEPT_UP["slo"] = Command(promises.show_objectives, (), "looks lists")
 
 # %% ../../nbs/80_doors/89_cli.ipynb #8f0d391b
 COMMANDS: dict[str, Command] = {
@@ -191,30 +193,33 @@ COMMANDS: dict[str, Command] = {
     "simulate": Command(do.simulate_policies, (PROBLEM, POLICIES, GIVEN, KEY), "dates"),
     "serve": Command(do.start_service, (SERVED, HOST, PORT, WORKERS), "stays"),
     "keys": Command(keyring.manage_keys, keyring.KEY_OPTIONS, "lists"),
-    "promote": Command(custody.promote_version, (PROBLEM, VERSION, REASON), "dates"),
+    "promote": Command(custody.promote_version, (PROBLEM, VERSION, REASON, custody.ELSEWHERE), "dates"),
     "retire": Command(do.retire_version, (PROBLEM, VERSION, REASON), "dates"),
     "recover": Command(do.recover_tables, (), "dates"),
     "backup": Command(custody.back_up, custody.BACKUP_OPTIONS, "dates"),
     "restore": Command(custody.bring_back, custody.RESTORE_OPTIONS, "looks"),
     "export": Command(custody.export_version, (PROBLEM, *custody.EXPORT_OPTIONS), "looks"),
     "compact": Command(do.compact_problem, (PROBLEM,), "dates"),
-    "stream": Command(do.read_stream, (WHERE, PROBLEMS, FOLLOW), "stays"),
+    **dict(zip(("stream", "predict-stream"), (EVENT_STREAM, REQUEST_STREAM), strict=True)),
     "rollback": Command(custody.roll_back, (PROBLEM, REASON), "dates"),
     "hold": Command(custody.hold_champion, (PROBLEM, REASON), "dates"),
     "resume": Command(custody.resume_promotion, (PROBLEM, REASON), "dates"),
     "withdraw": Command(do.withdraw_batch, (PROBLEM, BATCH, SOURCE, REASON), "dates"),
+    "forget": Command(custody.forget_person, (*custody.FORGET_OPTIONS, REASON), "lists dates"),
     "parity": Command(do.prove_parity, (PROBLEM, CASES, SEED)),
     "reports": Command(do.renew_reports, (), "dates"),
     "dashboard": Command(do.open_dashboard, do.DASHBOARD_OPTIONS, "looks stays"),
     "mlflow": Command(oncall.open_mlflow, oncall.WINDOW_OPTIONS, "stays"),
     "up": Command(oncall.start_everything, oncall.TOGETHER, "stays"),
     "drill": Command(oncall.hold_drill, (PROBLEM, *oncall.DRILLED)),
+    **KEPT_UP,
     "schedule": Command(oncall.keep_schedule, oncall.SCHEDULE, "lists dates stays"),
     "docs": Command(manual.build_docs, manual.DOCS_OPTIONS, "looks stays"),
     "problems": Command(look.list_problems, (), "looks lists"),
     "jobs": Command(look.list_jobs, (), "looks lists"),
     "runs": Command(look.list_recorded_runs, (*OF, LIMIT), "looks lists"),
     "diff": Command(comparing.diff_runs, comparing.DIFF_OPTIONS, "looks lists"),
+    "reproduce": Command(reproducing.reproduce_runs, reproducing.REPRODUCE_OPTIONS, "looks lists"),
     "champion": Command(look.list_champions, (PROBLEM,), "looks lists"),
     "versions": Command(look.list_versions, (PROBLEM,), "looks lists"),
     "upkeep": Command(look.list_upkeep, (PROBLEM, LIMIT), "looks lists"),
@@ -243,7 +248,7 @@ class Words(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         wrong = re.search(r"COMMAND: invalid choice: '(.*?)' \(|unrecognized arguments: (-\S+)", message)
         known = [*COMMANDS, *(word for a in self._actions for word in a.option_strings)]
-        near = did_you_mean(wrong[1] or wrong[2], known) if wrong else ""
+        near = did_you_mean(wrong[1] or wrong[2], known) if wrong and wrong[2] not in known else ""
         if wrong and wrong[1] is not None:
             message = f"no command {wrong[1]!r:.80}"  # argparse would list them all
         raise ValueError(f"{message}{near}; see {self.prog} --help")

@@ -74,7 +74,14 @@ def _batches(found: RunTable | None, feature: str) -> list[Html]:
     "The newest batches, and which of them is another."
     if found is None:
         return []
-    rows = found.frame.filter(feature=feature).sort("batch", descending=True).head(12)
+    mine = found.frame.filter(feature=feature)
+    newest = mine.sort("batch", descending=True).head(12)
+    rows = (
+        pl.concat([mine.filter("moved"), newest])
+        .unique(["source", "batch"])
+        .sort("batch", descending=True)
+        .head(20)
+    )
     listed = [
         NamedBar(
             f"{r['source']} {r['batch']}",
@@ -84,7 +91,11 @@ def _batches(found: RunTable | None, feature: str) -> list[Html]:
         )
         for r in rows.iter_rows(named=True)
     ]
-    return [bars(f"{feature}: newest batches, distance in sd", listed, "", found.source)] if listed else []
+    return (
+        [bars(f"{feature}: newest batches, distance of what it reads in sd", listed, "", found.source)]
+        if listed
+        else []
+    )
 
 # %% ../../nbs/80_doors/82_drift_sheet.ipynb #7e0081f5
 def feature_cards(
@@ -98,7 +109,7 @@ def feature_cards(
         cards.append(distance_chart(history, feature))
     if profile is not None and (rows := profile.frame.filter(feature=feature)).height:
         cards.append(overlaid(f"{feature}: then and now", rows, profile.source))
-    return [*cards, *_batches(view.table("batches", "monitor"), feature)]
+    return [*cards, *_batches(view.table("feature_batches", "monitor"), feature)]
 
 # %% ../../nbs/80_doors/82_drift_sheet.ipynb #699f6d9b
 def _head(view: ProblemView, found: RunTable) -> list[Html]:

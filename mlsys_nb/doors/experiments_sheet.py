@@ -53,7 +53,6 @@ def trials_table(found: RunTable) -> Html:
                 "trial": f"{r['trial']}",
                 "family": r["family"],
                 "loss": r["loss"],
-                "seconds": r["seconds"],
                 "parameters": r["parameters"],
             }
             for r in rows

@@ -11,6 +11,8 @@ import shlex
 from datetime import timedelta
 from typing import Any
 
+import polars as pl
+
 from .case import declared_code, written_window
 from .origin import Origin, reading
 from .proposal import Proposal
@@ -171,7 +173,11 @@ def _asking(proposal: Proposal) -> dict[str, str]:
     look, names, target = proposal.look, proposal.names, proposal.look.target
     own = [c.name for c in proposal.used] if proposal.each else []
     asked = [c for c in (look.entity, proposal.id) if c] + own
-    row = look.sample.select(*asked, *([target] if target else [])).drop_nulls().tail(1).to_dicts()
+    rows = look.sample.select(*asked, *([target] if target else [])).drop_nulls(
+        [c for c in (look.entity, proposal.id, target) if c]
+    )
+    fullest = pl.sum_horizontal(pl.all().is_not_null()).alias("there")
+    row = rows.sort(fullest, maintain_order=True).tail(1).to_dicts()  # the last one with the most values
     values = {c: _plain(row[0][c]) if row else None for c in (*asked, *([target] if target else []))}
     told = 1 if target is None or look[target].distinct <= 2 else values[target]
     answer = {"decision_id": "ITS decision_id", "outcome": told}

@@ -10,6 +10,7 @@ __all__ = ['DASHBOARD_OPTIONS', 'root_option', 'play_demo', 'time_spent', 'execu
 # %% ../../nbs/80_doors/86_operations.ipynb #d664d079
 import argparse
 import json
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -28,7 +29,11 @@ def root_option(
     settings: Settings,  # Whose root
 ) -> str:  # The option that leads a further command to the same system; mostly empty
     "How to tell another command where this system stands."
-    return "" if settings.root == load_settings(home=settings.home).root else f" --root {settings.root}"
+    return (
+        ""
+        if settings.root == load_settings(home=settings.home).root
+        else f" --root {shlex.quote(str(settings.root))}"
+    )
 
 
 def play_demo(settings: Settings, options: argparse.Namespace) -> None:
@@ -127,11 +132,13 @@ def told_policies(
 # %% ../../nbs/80_doors/86_operations.ipynb #7b940872
 def start_service(settings: Settings, options: argparse.Namespace) -> None:
     "Answer predictions over HTTP, for some problems or for each that has something to serve."
-    import logging
-
+    from mlsys_nb.problem.declaration import load_problem
+    from mlsys_nb.serving.logbook import set_up_log
     from mlsys_nb.serving.service import serve
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    for name in set(options.names) - set(settings.problems):
+        load_problem(settings, name)  # says what is known, before a key is made
+    set_up_log(settings)
     serve(settings, *options.names, host=options.host, port=options.port, workers=options.workers)
 
 

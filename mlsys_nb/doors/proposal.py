@@ -35,9 +35,12 @@ def called(
 ) -> dict[str, str]:  # Delivered -> name in code
     "Identifiers for the columns of a table."
     found: dict[str, str] = {}
-    for name in names:
+    for place, name in enumerate(names, 1):
         plain = unicodedata.normalize("NFKD", name.translate(_LETTERS)).encode("ascii", "ignore").decode()
-        word = re.sub(r"\W+", "_", re.sub(r"([a-z])([A-Z])", r"\1_\2", plain)).strip("_").lower() or "column"
+        word = (
+            re.sub(r"\W+", "_", re.sub(r"([a-z])([A-Z])", r"\1_\2", plain)).strip("_").lower()
+            or f"column_{place}"
+        )
         word = f"c_{word}" if word[0].isdigit() else word
         if keyword.iskeyword(word) or word in OWN or word in TAKEN:
             word += "_"
@@ -144,7 +147,7 @@ def _delay(look: Survey, time: str, known: str) -> int:
     took = (look.sample[known] - look.sample[time]).drop_nulls().dt.total_seconds().quantile(0.95, "higher")
     return max(math.ceil((took or 0) / 86400), 1)
 
-
+# %% ../../nbs/80_doors/83_proposal.ipynb #1f4799c9
 def _each(look: Survey, name: str) -> Proposal:
     time, target, id = str(look.time), str(look.target), _id(look)
     if id is None:
@@ -162,6 +165,11 @@ def _each(look: Survey, name: str) -> Proposal:
     proposal = Proposal(name, look, called(look.sample.columns), True, every, low, timedelta(0), id, known)
     out = _left_out(look, found, id) | ({known: "it says when the outcome was known"} if known else {})
     proposal = replace(proposal, suspects=found, left_out=out)
+    if not (proposal.used or look.entity):
+        raise MlsysError(
+            f"a model learns from what was known at the moment, there is nothing beside {time}, {id} and {target} "
+            f"(left out: {'; '.join(f'{c}: {why}' for c, why in out.items()) or 'none'}); bring more columns, or name --entity"
+        )
     there = outcome.is_not_null()
     tell = {c.name: told_by(look.sample[c.name].filter(there), outcome.filter(there)) for c in proposal.used}
     proposal = replace(proposal, matures=_delay(look, time, known) if known else 0)
@@ -238,7 +246,8 @@ def propose(
     "What could be asked of a table."
     if look.time is None:
         raise MlsysError(
-            "a table tells what came later from a column of times, there is none; add one, or name it with --time"
+            f"a table tells what came later from a column of times, there is none among "
+            f"{', '.join(c.name for c in look.columns[:20])}; add one, name it with --time, or say with --target what came of each row"
         )
     whole = look.sample if frame is None else frame
     if look.target is not None:

@@ -33,6 +33,7 @@ PLACES = (
     "guide/start/*.md",
     "*.ipynb",
     "guide/howto/*.md",
+    "guide/runbook/*.md",
     "guide/why/*.md",
     "cases/*.ipynb",
     "[0-9]*/*.ipynb",

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['CHECKS', 'check_tables', 'audit_trail', 'journal_findings', 'check_clock', 'check_mirror', 'check_models',
-           'check_lake', 'check_inbox', 'check_store', 'run_of_ingest', 'check_decisions', 'check_reports', 'findings']
+           'check_lake', 'check_inbox', 'check_store', 'run_of_ingest', 'check_forgetting', 'check_decisions',
+           'check_reports', 'findings']
 
 # %% ../../nbs/80_doors/86_soundness.ipynb #9d4ce650
 from collections.abc import Callable, Mapping
@@ -129,6 +130,8 @@ def check_models(settings: Settings) -> list[Finding]:
     control = open_control(settings)
     for name in settings.problems:
         for version in versions(control, settings, name):
+            if version.status == "retired" and not version.path.exists():
+                continue  # it held values of somebody who was forgotten
             back = "bring the package back from a copy; until then roll back, or train anew"
             try:
                 if verify_folder(version.path)["seal"] != version.digest:
@@ -175,6 +178,17 @@ def run_of_ingest(settings: Settings) -> list[Any]:
     runs = list_runs(open_control(settings), job="ingest")
     return [run for run in runs if run.status == "succeeded"]
 
+
+def check_forgetting(settings: Settings) -> list[Finding]:
+    "Whether somebody is forgotten by half."
+    from mlsys_nb.system.erasure import begun_forgetting
+
+    place, back = (
+        begun_forgetting(settings),
+        "run `mlsys forget` once more as it was asked; it goes on where it was",
+    )
+    return [Finding(place, "to forget somebody was begun and broken off", back)] if place.exists() else []
+
 # %% ../../nbs/80_doors/86_soundness.ipynb #ad4defd6
 def check_decisions(settings: Settings) -> list[Finding]:
     "What is wrong with the logs of decisions and of outcomes."
@@ -196,6 +210,7 @@ def check_reports(settings: Settings) -> list[Finding]:
 CHECKS: Mapping[str, Callable[[Settings], list[Finding]]] = {
     "control tables": check_tables,
     "clock": check_clock,
+    "forgetting": check_forgetting,
     "lake": check_lake,
     "inbox": check_inbox,
     "serving store": check_store,

@@ -82,7 +82,7 @@ def _version_of(settings: Settings, made: "Decision") -> dict[str, Any]:
     runs = {run.run_id: run for run in list_runs(control, made.problem)}
     run = runs.get(version.run_id)
     told = {name: manifest[name] for name in _TOLD if name in manifest}
-    reason = manifest.get("verdict", {}).get("reason")
+    reason = (manifest.get("verdict") or {}).get("reason")
     made_by = {"run": version.run_id, "report": run.report if run else ""}
     return {"number": made.version, "status": version.status, **told, "verdict": reason, **made_by}
 

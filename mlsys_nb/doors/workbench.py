@@ -29,16 +29,8 @@ from ..learning.recipe import Recipe
 from ..loop.arrivals import Ingested, ingest_due
 from ..loop.contest import Contest, Played, play
 from ..loop.pipeline import Trained, train
-from mlsys_nb.loop.retrain import (
-    Candidate,
-    Release,
-    carry_out,
-    followed,
-    incumbent,
-    judged_candidate,
-    learnt,
-    note_release,
-)
+from ..loop.promotion import Release, carry_out, note_release
+from ..loop.retrain import Candidate, followed, incumbent, judged_candidate, learnt
 from ..loop.skew import certified
 from ..loop.step import Context, anew, context
 from ..loop.training_set import training_set

@@ -16,6 +16,7 @@ from .bootstrap import clusters
 from .doubled import doubles
 from .judge import Judge
 from .leakage import Suspect, by_strength, column_suspects
+from .wording import is_text, value_tally
 
 # %% ../../nbs/30_evaluation/34_battery.ipynb #d8736240
 @dataclass(frozen=True)
@@ -29,34 +30,40 @@ class Judged:
     importance: pl.DataFrame  # See `explain.permutation_importance`
 
 
+def _no_texts(judged: Judged, names: Sequence[str]) -> list[str]:
+    return [n for n in names if n not in judged.rows.columns or not is_text(value_tally(judged.rows[n]))]
+
+
 def _together(judged: Judged, ruled: Sequence[str]) -> list[Suspect]:
     "Features of a model that is too good to be true."
     judge = judged.judge
     y, p = judge.checked(judge.outcomes(judged.rows["label"]), judged.challenger)
     left = float(judge.losses(y, judge.checked(y, judged.rule)[1]).mean())
     taken = 1 - float(judge.losses(y, p).mean()) / left if left > 0 else 0.0
-    lost = judged.importance.filter((pl.col("importance") > 0) & ~pl.col("feature").is_in(list(ruled)))
-    lost = lost.sort("importance", descending=True).with_columns(
-        share=pl.col("importance") / pl.col("importance").sum()
+    own = judged.importance.filter(~pl.col("feature").is_in(list(ruled)))
+    lost = (
+        own.filter(pl.col("importance") > 0)
+        .sort("importance", descending=True)
+        .with_columns(share=pl.col("importance") / pl.col("importance").sum())
     )
-    if taken < 0.75 or lost.is_empty():
+    if taken < 0.75 or lost.is_empty() or own.height < 2:
         return []
+    plain = _no_texts(judged, lost["feature"].to_list())
     said = f"the model takes away {taken:.0%} of the loss that the rule leaves, and"
     if lost["share"][0] >= 0.9:
+        alone = f"{said} this feature carries {lost['share'][0]:.0%} of it"
         return [
-            Suspect(
-                lost["feature"][0],
-                f"{said} this feature carries {lost['share'][0]:.0%} of it",
-                taken,
-                True,
-                "carried by one",
-            )
+            Suspect(n, alone, taken, True, "carried by one") for n in lost["feature"].head(1) if n in plain
         ]
     if taken < 0.9:
         return []
     named = lost.filter(pl.col("share").cum_sum() - pl.col("share") < 0.8)
     together = f"{said} hangs on {', '.join(named['feature'])}: too good to be true"
-    return [Suspect(name, together, taken, True, "too good together") for name in named["feature"]]
+    return [
+        Suspect(name, together, taken, True, "too good together")
+        for name in named["feature"]
+        if name in plain
+    ]
 
 # %% ../../nbs/30_evaluation/34_battery.ipynb #d653a2df
 _MOST, ALL_COLUMNS = 20_000, "rows"  # Rows that are looked at; what stands for all columns together

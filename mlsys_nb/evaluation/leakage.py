@@ -15,6 +15,7 @@ import polars as pl
 
 from .far_out import told_far_out
 from .lateness import share_later
+from .wording import strongest_words
 
 # %% ../../nbs/30_evaluation/33_leakage.ipynb #43a6acb5
 def _groups(
@@ -91,8 +92,8 @@ def _told(groups: np.ndarray, y: np.ndarray, half: np.ndarray) -> float:
 
 # %% ../../nbs/30_evaluation/33_leakage.ipynb #4bf56ab0
 _CONSEQUENCE = re.compile(
-    r"(?i)after|clos(ed|ing)|resol|refund|recover|collect|cancel|reason|settle|final|outcome|actual|result|deliver|repa(y|id)|"
-    r"returned|duration|end(ed)?(_|$)|finished|status|comment|review"
+    r"(?i)after(?!noon)|clos(ed|ing)|resol|refund|recover|collect|cancel|reason|settle|final|outcome|actual|result|deliver|repa(y|id)|"
+    r"returned|duration|(?<![a-z])end(ed)?(?![a-z])|finished|status|comment|review"
 )
 SURE, SURE_OF_NUMBER = 0.85, 0.98  # of the uncertainty that the rule leaves
 
@@ -151,6 +152,13 @@ def _too_good(column: pl.Series, table: _Table) -> Suspect | None:
         told = f"it is called like a consequence, and takes away {share:.0%} of the outcome's uncertainty"
         return Suspect(column.name, told, share, False, "name")
     return None
+
+
+def _one_word(column: pl.Series, table: _Table) -> Suspect | None:
+    groups, words = strongest_words(column, table.y)
+    share = table.told(groups)
+    told = f"of all its words {', '.join(map(repr, words))} alone take away {share:.0%} of the outcome's uncertainty, as if written afterwards"
+    return Suspect(column.name, told, share, True, "one word") if table.beyond(share) >= table.sure else None
 
 
 def _filled_in(column: pl.Series, table: _Table) -> Suspect | None:
@@ -309,7 +317,7 @@ def _first(column: pl.Series, table: _Table, moment: pl.Series | None = None) ->
     "What speaks loudest against a column."
     if isinstance(column.dtype, pl.List):
         return None
-    found = _later(column, moment) or _filled_in(column, table)
+    found = _later(column, moment) or _filled_in(column, table) or _one_word(column, table)
     if found is None:
         named = _too_good(column, table)
         found = named if named and named.sure else _pockets(column, table) or _copies(column, table) or named
@@ -361,11 +369,8 @@ def column_suspects(
     plain = _Table(rows["label"], whose)
     told = _rule_told(rows, ruled, plain)
     table, period = replace(plain, ruled=told), rows["period"].rank("dense").to_numpy().astype(np.int64)
-    found = [
-        _first(rows[n], table, rows["moment"]) or _only_backwards(rows[n], table, period)
-        for n in features
-        if n not in ruled
-    ]
+    free = (rows[name] for name in features if name not in ruled)
+    found = [_first(c, table, rows["moment"]) or _only_backwards(c, table, period) for c in free]
     if told >= (0.995 if table.number else 0.95):
         said = f"the rule takes away {told:.0%} of the outcome's uncertainty by itself: it reads the outcome"
         found += [Suspect(name, said, told, True) for name in ruled]

@@ -19,7 +19,6 @@ from .functions import constant_of, constant_spec
 from ..system.clock import micros
 
 # %% ../../nbs/20_features/20_conditions.ipynb #00ce7c2e
-COMPARE = ("==", "!=", "<", "<=", ">", ">=")
 LITERALS: dict[str, Any] = {
     "int": pl.Int64,
     "float": pl.Float64,

@@ -129,7 +129,9 @@ def _mended(box: Inbox, source: Source, store: OnlineStore, clock: Clock) -> int
         missing = [
             e for e in visible_entries(box.folder, upto)[0] if e.number >= upto and e.event_id is not None
         ]
-        for i in range(0, max(len(missing), 1), MOST_AT_ONCE):
+        if not missing:  # all of them were refused, or say nothing any more
+            store.note({mark_name(source): f"{box.at.visible} {box.at.known}"})
+        for i in range(0, len(missing), MOST_AT_ONCE):
             part = missing[i : i + MOST_AT_ONCE]
             there = part[-1].number + 1 if i + MOST_AT_ONCE < len(missing) else box.at.visible
             rows = stored_form(kind.declared, arriving_rows(source, part, clock.now()))

@@ -17,12 +17,13 @@ from typing import Any
 
 import polars as pl
 
+from .event_version import event_versions
 from .events import POLARS, Events
 from .feature_set import FeatureSet
 from .generated import World, world
 from .history import as_of
 from .online import OnlineStore, open_online
-from .reference import Situation, event_versions, feature_value
+from .reference import Situation, feature_value
 from ..system.markup import card, table
 
 # %% ../../nbs/20_features/29_parity.ipynb #f851ab35

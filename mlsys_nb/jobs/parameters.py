@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PARAMETER_TYPES', 'NUMERAL', 'RANGE', 'Parameter', 'fitted_scalar', 'fitted', 'scalar_from_text', 'value_from_text',
-           'read_annotation', 'ranged', 'declaration', 'read_declarations', 'parameters_of', 'checked_values']
+           'read_annotation', 'ranged', 'declaration', 'read_declarations', 'parameters_of', 'checked_values',
+           'at_moment']
 
 # %% ../../nbs/70_jobs/70_parameters.ipynb #4938a28b
 import ast
@@ -15,6 +16,7 @@ import re
 import tokenize
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -228,3 +230,12 @@ def checked_values(
     if missing:
         raise ValueError(f"the notebook needs a value for {', '.join(missing)}{accepts}")
     return {p.name: fitted(p, given[p.name]) if p.name in given else p.default for p in declared}
+
+# %% ../../nbs/70_jobs/70_parameters.ipynb #bbcf37be
+def at_moment(
+    given: Mapping[str, Any],  # The caller's values
+    values: Mapping[str, Any],  # The same, with defaults for the rest
+    moment: datetime | None,  # Of the run
+) -> Mapping[str, Any]:  # What the notebook is told
+    "The caller's values, with the moment of the run where the caller leaves it to the clock."
+    return {**given, "now": moment.isoformat()} if moment and values.get("now") == "" else given

@@ -125,7 +125,7 @@ def run_row(
         ),
         _cell(link(f"{place}/report.html", record["job"]), record["job"]),
         _cell(record.get("problem") or "–"),
-        _cell(minute(record.get("as_of"))[:-4], record.get("as_of") or "", "nw"),
+        _cell(minute(record.get("as_of"))[:-4].removesuffix(" 00:00"), record.get("as_of") or "", "nw"),
         tag("td", {"class": "said", "title": _words(record)}, _first(_words(record))),
         _cell(named, found[1] if found else None, "nw"),
         _cell(f"{alerts:.0f}" if alerts else "", alerts or 0, "mls-n"),

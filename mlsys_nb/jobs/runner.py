@@ -4,27 +4,29 @@
 
 # %% auto #0
 __all__ = ['LOG', 'OUTPUTS', 'PARTS', 'PRELOAD', 'outputs', 'declared_outputs', 'job_names', 'job_path', 'JobFailed', 'alone',
-           'settle', 'Order', 'order_for', 'done_before', 'started', 'said_by', 'reported', 'carried_out', 'Runner',
-           'run_job']
+           'settle', 'Order', 'order_for', 'done_before', 'started', 'said_by', 'reported', 'carried_out', 'preloaded',
+           'Runner', 'run_job']
 
 # %% ../../nbs/70_jobs/73_runner.ipynb #ba719f4d
 import json
 import logging
 import re
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
 import polars as pl
 
+from .chronicle import noted_for_again
 from .execution import Execution, engine, execute
+from .kept_code import changed, sources
 from .kernels import Kernels, kernel_environment
-from .parameters import checked_values, parameters_of
-from .precheck import precheck
-from .record import changed, page_or_plain, record_for, sources, write_report
+from .parameters import at_moment, checked_values, parameters_of
+from .precheck import imported_by, precheck
+from .record import page_or_plain, record_for, write_report
 from .report import links_from
 from .run_index import index
 from .tables import packed_tables, unpacked_tables, without_bytes
@@ -121,12 +123,6 @@ class JobFailed(MlsysError):
         )
 
 # %% ../../nbs/70_jobs/73_runner.ipynb #8f12a717
-PRELOAD = (
-    "polars", "sklearn.ensemble", "sklearn.linear_model", "sklearn.metrics", "optuna", "sqlalchemy", "lmdb",
-    "matplotlib.figure", "matplotlib.backends.backend_svg", "orjson", "mlsys_nb.loop.pipeline",
-)  # fmt: skip
-
-
 @contextmanager
 def alone(
     settings: Settings,  # Whose system
@@ -258,6 +254,7 @@ def carried_out(
     settings: Settings,  # Whose system
     control: Database,  # Its tables
     kernels: Kernels,  # Where the kernel comes from
+    noted: Callable[[Settings, str], None] = noted_for_again,
 ) -> tuple[Run, dict[str, Any]]:  # The run as it ended, and its record
     "Run an order: the note, the cells, the report, the note completed."
     import nbformat
@@ -269,9 +266,11 @@ def carried_out(
         return replace(run, seconds=round(elapsed() - began, 3), finished_at=SystemClock().now(), **said)
 
     try:
-        notebook = nbformat.reads(order.content.decode(), as_version=4)
-        code = sources(settings.home)
-        execution = execute(notebook, order.given, kernels, settings.job_seconds)
+        noted(settings, run.run_id)
+        notebook, code = nbformat.reads(order.content.decode(), as_version=4), sources(settings.home)
+        execution = execute(
+            notebook, at_moment(order.given, order.values, run.as_of), kernels, settings.job_seconds
+        )
         if (edited := changed(code, sources(settings.home))) and not execution.error:
             execution = replace(
                 execution, error=f"code was edited while the job ran ({edited}); run it again"
@@ -286,6 +285,22 @@ def carried_out(
         raise
     return finish_run(control, done), record
 
+# %% ../../nbs/70_jobs/73_runner.ipynb #33777d08
+PRELOAD = (
+    "polars", "sklearn.ensemble", "sklearn.linear_model", "sklearn.metrics", "optuna", "sqlalchemy.dialects.sqlite", "lmdb", "orjson",
+)  # fmt: skip
+
+
+def preloaded(
+    settings: Settings,  # Whose jobs
+) -> list[str]:  # Modules
+    "What the kernels of a system find imported already."
+    asked: list[str] = []
+    for job in job_names(settings):
+        with suppress(OSError, ValueError, KeyError):  # whoever runs it is told
+            asked += imported_by(json.loads(job_path(settings, job).read_bytes()))
+    return [*PRELOAD, *dict.fromkeys(name for name in asked if name.startswith("mlsys_nb."))]
+
 # %% ../../nbs/70_jobs/73_runner.ipynb #5ba93412
 class Runner:
     "Runs job notebooks one after another; a context manager that holds the warm kernels."
@@ -293,13 +308,14 @@ class Runner:
     def __init__(
         self,
         settings: Settings,  # Whose system
-        preload: Sequence[str] = PRELOAD,  # Imported ahead of the kernels
+        preload: Sequence[str] | None = None,  # Imported ahead of the kernels; None: what the jobs ask for
     ):
         from concurrent.futures import ThreadPoolExecutor
 
         self.settings = settings
         self.control = open_control(settings)
-        self._kernels = Kernels(settings.home, kernel_environment(settings), preload)
+        ready = preloaded(settings) if preload is None else preload
+        self._kernels = Kernels(settings.home, kernel_environment(settings), ready)
         self._later = ThreadPoolExecutor(1)  # what nobody has to wait for: imports, the list of runs
         self._left: list[Any] = [self._later.submit(engine)]
 

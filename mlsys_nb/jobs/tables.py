@@ -4,21 +4,20 @@
 
 # %% auto #0
 __all__ = ['MOST_ROWS', 'TableError', 'checked_table', 'packed_tables', 'unpacked_tables', 'without_bytes', 'file_of',
-           'run_table', 'newest_table']
+           'run_table']
 
 # %% ../../nbs/70_jobs/70_tables.ipynb #bff0c5e9
 import base64
 import json
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from ..system.durable import SealError, frame_bytes, frame_from, read_sealed, sha256
-from ..system.settings import MlsysError, Settings
+from ..system.settings import MlsysError
 
 # %% ../../nbs/70_jobs/70_tables.ipynb #cfc63436
 MOST_ROWS = 20_000
@@ -123,26 +122,3 @@ def run_table(
     if sha256(content) != known[name]["sha256"]:
         raise SealError(f"{folder / file_of(name)} is not the table that its run noted; restore the folder")
     return frame_from(content)
-
-# %% ../../nbs/70_jobs/70_tables.ipynb #0cd3a0e2
-def _records(settings: Settings, problem: str, job: str) -> Iterator[tuple[Path, dict[str, Any]]]:
-    "Succeeded runs, the newest first."
-    for folder in sorted((settings.reports / (problem or "all") / job).glob("[0-9]*"), reverse=True):
-        with suppress(MlsysError, ValueError, OSError):
-            record = json.loads(read_sealed(folder, "run.json"))
-            if record["status"] == "succeeded":
-                yield folder, record
-
-
-def newest_table(
-    settings: Settings,  # Whose reports
-    problem: str,  # Its name; empty for a job that is about none
-    job: str,  # Its name
-    name: str,  # Of the table
-) -> pl.DataFrame | None:  # None: no run has handed it over yet
-    "A table as the newest run has it that handed it over."
-    for folder, record in _records(settings, problem, job):
-        if name in record.get("tables", {}):
-            with suppress(MlsysError):
-                return run_table(folder, name)
-    return None

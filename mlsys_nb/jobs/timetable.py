@@ -16,6 +16,7 @@ from zoneinfo import ZoneInfo
 
 from .schedule import TimedJob
 from ..system.settings import MlsysError
+from ..system.unit_file import unit_command, unit_path, unit_text
 
 # %% ../../nbs/70_jobs/75_timetable.ipynb #5519322c
 def _crontab(entries: Sequence[TimedJob], home: Path) -> dict[str, str]:
@@ -76,17 +77,21 @@ def _systemd(entries: Sequence[TimedJob], home: Path) -> dict[str, str]:
     files = {}
     for entry in entries:
         unit = f"mlsys-{entry.name.replace('.', '-')}"
-        times = "".join(f"OnCalendar={line}\n" for line in on_calendar(entry))
         again = "true" if entry.missed != "none" else "false"
-        files[f"{unit}.timer"] = (
-            f"[Unit]\nDescription=When {entry.name} runs\n\n[Timer]\n{times}Persistent={again}\n\n"
-            "[Install]\nWantedBy=timers.target\n"
-        )
-        command = shlex.join(["/usr/bin/env", *entry.words()]).replace("%", "%%")
-        files[f"{unit}.service"] = (
-            f"[Unit]\nDescription={entry.name}\n\n[Service]\nType=oneshot\nWorkingDirectory={home}\n"
-            f"ExecStart={command}\nTimeoutStartSec={int(entry.timeout.total_seconds())}\n"
-        )
+        moments = [("OnCalendar", line) for line in on_calendar(entry)]
+        timer = {
+            "Unit": [("Description", f"When {entry.name} runs")],
+            "Timer": [*moments, ("Persistent", again)],
+            "Install": [("WantedBy", "timers.target")],
+        }
+        does = [
+            ("Type", "oneshot"),
+            ("WorkingDirectory", unit_path(str(home))),
+            ("ExecStart", unit_command(["/usr/bin/env", *entry.words()])),
+            ("TimeoutStartSec", str(int(entry.timeout.total_seconds()))),
+        ]
+        files[f"{unit}.timer"] = unit_text(timer)
+        files[f"{unit}.service"] = unit_text({"Unit": [("Description", entry.name)], "Service": does})
     return files
 
 # %% ../../nbs/70_jobs/75_timetable.ipynb #5e28ce4f

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from ..evaluation.wording import is_text, value_tally
 from .bag import Bags, bags
 
 # %% ../../nbs/35_learning/35_encoding.ipynb #b769678c
@@ -42,13 +43,6 @@ def demand(
         )
 
 # %% ../../nbs/35_learning/35_encoding.ipynb #14c6ac4c
-def _wordy(distinct: pl.Series) -> bool:
-    "Whether values are made of words: two or more in most of them."
-    sample = distinct.head(2000)
-    foreign = sample.str.count_matches(r"[\u3040-\u30ff\u3400-\u9fff\u0e00-\u0e7f]") // 4
-    return bool((sample.str.count_matches(r"\S+") + foreign >= 2).sum() * 2 > len(sample))
-
-
 def learn_column(
     values: pl.Series,
     min_count: int = 20,  # A category rarer than this is not learnt
@@ -61,10 +55,10 @@ def learn_column(
         raise ValueError(
             f"a feature is a number, a truth value or a text, {values.name!r} is {values.dtype}; convert it"
         )
-    counts = values.cast(pl.String).drop_nulls().alias("text").value_counts(name="n")
-    often = counts.filter(pl.col("n") >= min_count).sort(["n", "text"], descending=[True, False])
-    if often["n"].sum() * 2 < counts["n"].sum() and _wordy(counts["text"].sort()):
+    counts = value_tally(values)
+    if is_text(counts, min_count):
         return ColumnEncoding(values.name, "text")
+    often = counts.filter(pl.col("n") >= min_count).sort(["n", "text"], descending=[True, False])
     frequent = often["text"].head(max_categories)
     kind = "category" if len(frequent) == often.height else "many"
     return ColumnEncoding(values.name, kind, tuple(sorted(frequent)))

@@ -68,8 +68,10 @@ class LinearModel:
         return total
 
 # %% ../../nbs/35_learning/36_linear.ipynb #bf75b95d
-def _terms(columns: Sequence[ColumnEncoding], X: np.ndarray, segments: int) -> list[Term]:
-    "The centred and scaled terms of every column that varies in training."
+def _terms(
+    columns: Sequence[ColumnEncoding], X: np.ndarray, segments: int
+) -> tuple[list[Term], list[Floats]]:
+    "The terms of every column that varies in training, and what each of them is in every row, centred and scaled."
     found: list[Term] = []
     for i, column in enumerate(columns):
         x = X[:, i]
@@ -87,8 +89,14 @@ def _terms(columns: Sequence[ColumnEncoding], X: np.ndarray, segments: int) -> l
             found += [
                 Term(i, "segment", low, high, fill) for low, high in zip(knots, knots[1:], strict=False)
             ]
-    values = [(term, term.value(X)) for term in found]
-    return [replace(t, centre=float(v.mean()), scale=float(v.std())) for t, v in values if v.std() > 1e-9]
+    terms, values = [], []
+    for term in found:
+        value = term.value(X)
+        centre, scale = float(value.mean()), float(value.std())
+        if scale > 1e-9:
+            terms.append(replace(term, centre=centre, scale=scale))
+            values.append((value - centre) / scale)
+    return terms, values
 
 # %% ../../nbs/35_learning/36_linear.ipynb #a4358c0c
 _LOUDNESS, _LEAST, _MOST_BUCKETS = 6.0, 3, 50_000
@@ -196,14 +204,12 @@ def linear_model(
     params: Curves,
 ) -> LinearModel:
     "A regression on standardised terms and on the words of texts."
-    terms = _terms(columns, rows.X, params.segments)
+    terms, values = _terms(columns, rows.X, params.segments)
     sources = [i for i, column in enumerate(columns) if column.hashed]
     texts = [_text_column(i, bag) for i, bag in zip(sources, rows.bags, strict=True)]
     if not terms and not any(len(t.buckets) for t in texts):
         return same_for_all(link, y, rows.weight)
-    design: Any = (
-        np.column_stack([term.standard(rows.X) for term in terms]) if terms else np.empty((len(y), 0))
-    )
+    design: Any = np.column_stack(values) if values else np.empty((len(y), 0))
     if texts:
         from scipy.sparse import csr_matrix, hstack
 

@@ -182,7 +182,11 @@ def _shown(found: Examination) -> str:
 def _largest(rows: pl.DataFrame, keys: Sequence[str]) -> tuple[str, float]:
     "Whose rows are most."
     most = (
-        rows.select(keys).group_by(list(keys)).len().sort("len", descending=True, maintain_order=True).row(0)
+        rows.select(keys)
+        .group_by(list(keys))
+        .len()
+        .sort("len", *keys, descending=[True, *(False for _ in keys)])
+        .row(0)
     )
     return ", ".join(f"{k}={v}" for k, v in zip(keys, most, strict=False)), most[-1] / rows.height
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from .batch_tables import feature_batches
 from .step import Context, evidence, labelled_since
 from .watch import DriftLook
 from ..monitoring.deviation import Chart, charted, in_days, season_of
@@ -246,4 +247,4 @@ def monitoring_tables(
     tables = {"drift": drift_table(seen.report), "history": history_table(seen)}
     if judged.periods:
         tables["profile"] = profile_table(seen.profile, judged)
-    return {**tables, "periods": periods_table(at, model, found)}
+    return {**tables, "periods": periods_table(at, model, found), "feature_batches": feature_batches(at)}

@@ -42,15 +42,8 @@ from ..serving.terms import note_stop, note_terms
 from ..system.control import get_document, put_document
 
 # %% ../../nbs/75_loop/79_pipeline.ipynb #2ebe90f0
-from mlsys_nb.loop.retrain import (
-    Release,
-    carry_out,
-    learnt,
-    note_release,
-    noted_release,
-    recipe_of,
-    train_candidate,
-)
+from .promotion import Release, carry_out, note_release, noted_release
+from .retrain import learnt, recipe_of, train_candidate
 
 # %% ../../nbs/75_loop/79_pipeline.ipynb #780e2a54
 LOG = logging.getLogger(__name__)

@@ -23,7 +23,8 @@ from ..learning.correction import Corrected, Corrigible, Fold, correction, folds
 from ..learning.link import Logistic
 from ..learning.split import TooLittleData
 from ..learning.train import fit
-from .retrain import Release, held_to, profile_of
+from .promotion import Release
+from .retrain import held_to, profile_of
 from .step import Context, seen_by
 from .training_set import training_set
 from ..problem.dataset import Dataset

@@ -18,14 +18,8 @@ from ..evaluation.gate import Inquiry, Predictions, takeover
 from ..evaluation.verdict import Verdict
 from ..learning.split import TooLittleData, time_split
 from ..learning.train import Fitted, fit
-from mlsys_nb.loop.retrain import (
-    Release,
-    carry_out,
-    held_to,
-    last_training_moment,
-    noted_release,
-    profile_of,
-)
+from .promotion import Release, carry_out, noted_release
+from .retrain import held_to, last_training_moment, profile_of
 from .step import Context, seen_by
 from .training_set import training_set
 from ..problem.dataset import Dataset

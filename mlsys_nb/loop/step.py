@@ -173,7 +173,13 @@ def reaching(at: Context) -> Lake:
         raise StaleData(
             f"{at.problem.name}: an ingest wrote while the events of {at.now.isoformat()} were read; wait until it has ended"
         )
-    newest: Any = max(frame["known_at"].max() for frame in at.lake.events.values())  # type: ignore[type-var]
+    newest: Any = max((f["known_at"].max() for f in at.lake.events.values() if f.height), default=None)  # type: ignore[type-var]
+    if newest is None:
+        raise StaleData(
+            f"{at.problem.name}: a step acts on rows, its lake has none as of {at.now.isoformat()}; "
+            f"`mlsys runs --problem {at.problem.name}` leads to the report of the ingest, which says how many rows broke which rule: mend the "
+            "contract, ingest again"
+        )
     declared = [fresh_within(source) or timedelta() for source in at.problem.sources]
     patience = max(at.problem.horizon, at.problem.population.calendar.length, timedelta(days=1), *declared)
     if at.now - newest > patience:
@@ -221,6 +227,11 @@ class StepResult:
     behind: Callable[[], Mapping[str, pl.DataFrame]] = field(
         default=dict, kw_only=True, repr=False, compare=False
     )
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        "Where no page is drawn: what was decided, and the names of what is in it, instead of a hundred lines."
+        said = [self.headline, f"outputs: {', '.join(self.outputs)}", f"metrics: {dict(self.metrics)}"]
+        printer.text(f"{type(self).__name__}: " + "\n  ".join(line[:200] for line in said))
 
     @cached_property
     def tables(self) -> Mapping[str, pl.DataFrame]:

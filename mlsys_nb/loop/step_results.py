@@ -12,8 +12,9 @@ import polars as pl
 
 from .account import aged
 from .policy import Upkeep
+from .promotion import Release
 from .recalibrate import Remedy
-from .retrain import Candidate, Release
+from .retrain import Candidate
 from .step import Shown, StepResult
 from ..monitoring.alerts import Alert
 from ..monitoring.drift import DriftReport

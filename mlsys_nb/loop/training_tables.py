@@ -123,12 +123,9 @@ def slices_table(
 def search_table(
     tuned: Tuned,
     loss: str,  # Name of the judge's loss
-) -> pl.DataFrame:  # trial, family, loss, seconds, parameters, chosen
+) -> pl.DataFrame:  # trial, family, loss, parameters, chosen
     "What was tried."
-    seconds = pl.col("seconds") if "seconds" in tuned.trials.columns else pl.lit(None, dtype=pl.Float64)
-    return tuned.trials.select(
-        "trial", "family", loss=loss, seconds=seconds.alias("seconds"), parameters="params", chosen="chosen"
-    )
+    return tuned.trials.select("trial", "family", loss=loss, parameters="params", chosen="chosen")
 
 # %% ../../nbs/75_loop/78_training_tables.ipynb #d63c71cb
 def training_tables(
@@ -145,8 +142,6 @@ def training_tables(
     found["slices"] = slices_table(candidate.slices, judge.loss)
     if candidate.tuned.trials.height:
         found["search"] = search_table(candidate.tuned, judge.loss)
-    if candidate.examined.curve:
-        found["learning_curve"] = candidate.examined.curve.table
     if candidate.examined.curve is not None:
         found["learning_curve"] = candidate.examined.curve.table
     if isinstance(costs, Costs):

@@ -63,7 +63,8 @@ def served(at: Context, model: Model, profile: Profile) -> Served:
     judged = sum(p.isoformat() > after for p in known.periods)
     told = {"label": at.label, "after": after, "named": list(named), "named before": list(named)}
     put_document(at.control, "sketch", key, {**known.to_json(), **told})
-    return Served(known, rows, judged, named, note)
+    mine = rows.filter(pl.col("period") > instant(after)) if after else rows  # no period is judged twice
+    return Served(known, mine, judged, named, note)
 
 # %% ../../nbs/75_loop/76_watch.ipynb #dc4bc5cc
 def _kept(document: Mapping[str, Any], profile: Profile) -> tuple[Sketches, str]:
@@ -161,12 +162,29 @@ class DriftLook:
     fresh: int = 0  # Newest periods that were judged
 
 
+def _newest(at: Context) -> dict[str, str]:
+    "When last something happened: of which each one is asked about, or from which somebody is known."
+    about = at.problem.population.about or at.problem.features.events
+    names = {
+        events.name: at.lake.events[events.name][events.time].max()
+        for events in about
+        if events.name in at.lake.events
+    }
+    said = [
+        f"the newest of {name} is of {when:%Y-%m-%d %H:%M}"
+        for name, when in names.items()
+        if isinstance(when, datetime)
+    ]
+    return {"newest": "; ".join(said)} if said else {}
+
+# %% ../../nbs/75_loop/76_watch.ipynb #f0aad42d
 def watch_drift(at: Context, model: Model) -> DriftLook:
     "Hold what a version has served against what it learnt from."
     profile = profile_from(model.profile or {})
     odds = Odds(at.settings.false_alarm_rate, least=at.problem.limits.drift)
     if rows_asked(as_trained(at.problem, model), reaching(at), [at.now], at.now).is_empty():
-        return DriftLook(nothing("nobody to look at", profile, odds), profile, Sketches((), ()))
+        nobody = replace(nothing("nobody to look at", profile, odds), told=_newest(at))
+        return DriftLook(nobody, profile, Sketches((), ()))
     seen = served(at, model, profile)
     report = drift_of(profile, seen.sketches, odds, seen.fresh)
     told = {**_grown(at, model, report, seen), **({"counted anew": seen.note} if seen.note else {})}

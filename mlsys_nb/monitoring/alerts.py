@@ -174,11 +174,13 @@ def _of_joint(problem: Problem, joint: JointChange, now: datetime) -> Alert:
 
 
 def _of_nobody(problem: Problem, report: DriftReport, now: datetime) -> Alert:
+    newest = f"; {report.told['newest']}" if "newest" in report.told else ""
     return Alert(
         problem.name, "drift", "population", "warning",
-        f"nobody is eligible ({problem.population}); the champion learnt from {len(report.reference)} periods that had somebody",
-        "the source has stopped delivering, or the condition of eligibility no longer fits",
-        "look at the newest batches and their quarantine", now,
+        f"nobody is eligible ({problem.population}); the champion learnt from {len(report.reference)} periods that had somebody{newest}",
+        "only cases that are over are delivered, the source has stopped, or the condition of eligibility no longer fits",
+        f"deliver cases as they begin, the outcome empty until it is known (mlsys ingest {problem.name}); where newer ones have come: "
+        "look at their quarantine, and at eligible=, where= and start= of population= in the declaration", now,
     )  # fmt: skip
 
 # %% ../../nbs/60_monitoring/63_alerts.ipynb #03070ab7

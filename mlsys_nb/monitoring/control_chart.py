@@ -139,9 +139,7 @@ class Behaviour:
     autocorrelation: float = 0.0
     freedom: float = np.inf  # Of the curve that periods lie on
     prior: float = 0.0  # Degrees of freedom that other parts lend to the spread
-    lasting: float = (
-        1.0  # Share of the variance in which neighbours are alike; the rest is drawn anew each period
-    )
+    lasting: float = 1.0  # Share of the variance in which neighbours are alike; the rest comes anew
 
     @property
     def own(self) -> float:
@@ -243,7 +241,7 @@ class Quiet:
     behaviours: tuple[Behaviour, ...]
     skew: np.ndarray  # Of one row
     bend: np.ndarray  # Skewness of periods that drawing rows does not explain
-    rows: float  # Typical, of a reference period
+    rows: np.ndarray  # Typical of each part, of a reference period
 
     def scores(
         self,
@@ -253,7 +251,7 @@ class Quiet:
         follows: np.ndarray | float = 0.0,  # Variance that other parts' moves explain
     ) -> np.ndarray:
         "How far each period lies from quiet ones, as normal scores."
-        drawn = np.maximum(1 / rows - 1 / self.rows, 0)
+        drawn = np.maximum(1 / rows - 1 / self.rows[:, None], 0)
         noise = np.sqrt(self.square[:, None] + drawn + follows)
         u = (now - self.centre[:, None] - self.effects[:, position]) / noise
         z = np.empty_like(u)
@@ -293,39 +291,41 @@ def _prior(square: np.ndarray, own: float) -> tuple[float, float]:
 # %% ../../nbs/60_monitoring/60_control_chart.ipynb #032290b8
 def quiet_from(
     series: np.ndarray,  # One row a part, one column a period; in standard deviations of a row
-    rows: np.ndarray,  # Of each period
+    rows: np.ndarray,  # That each value rests on
     alike: Sequence[str],  # Which parts lend each other their spread: a word for each
     position: np.ndarray,  # Of each period in the season
     length: int = 1,  # Positions that a season has
     skew: np.ndarray | None = None,  # Of one row, for each part
 ) -> Quiet:
     "What the reference tells of quiet periods."
-    m, floor = series.shape[1], float((1 / rows).mean())
+    m, floor = series.shape[1], (1 / rows).mean(axis=1)
     effects, real = seasonal(series, position, length)
     rest = series - effects[:, position]
-    centre, square = series.mean(axis=1), np.full(len(series), floor)
+    centre, square = series.mean(axis=1), floor.copy()
     behaviours = [Behaviour(m)] * len(series)
     for word in dict.fromkeys(alike):
         at = np.flatnonzero(np.array(alike) == word)
-        centre[at], square[at], found = _group(rest[at], real[at] * (length - 1), floor)
+        centre[at], square[at], found = _group(rest[at], real[at] * (length - 1), floor[at])
         for i, one in zip(at, found, strict=True):
             behaviours[i] = one
     square = np.maximum(square * (1 + real * length / m), floor)
     lean, bend = np.zeros(len(series)) if skew is None else skew, np.zeros(len(series))
     for word in (w for w in dict.fromkeys(alike) if w.startswith(("location", "share"))):
         at = np.flatnonzero((np.array(alike) == word) & (np.ptp(rest, axis=1) > 1e-9))
-        bend[at] = _bend(rest[at], lean[at] * floor**2 / square[at] ** 1.5, [behaviours[i] for i in at])
+        bend[at] = _bend(rest[at], lean[at] * floor[at] ** 2 / square[at] ** 1.5, [behaviours[i] for i in at])
     return Quiet(centre, square, effects, tuple(behaviours), lean, bend, 1 / floor)
 
 # %% ../../nbs/60_monitoring/60_control_chart.ipynb #40738f9a
 def _group(
-    rest: np.ndarray, spent: np.ndarray, floor: float
+    rest: np.ndarray, spent: np.ndarray, floor: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, list[Behaviour]]:
     "Centre, squared spread and behaviour of parts that are alike."
     m, moves = rest.shape[1], rest.std(axis=1) > 1e-9
     freedom = np.full(len(rest), np.inf)
     if moves.any() and m >= 8:
         freedom[moves] = tails(rest[moves])
+        drawn = rest.var(axis=1, ddof=1) < floor  # drawing rows explains all of it: no heavy tails
+        freedom = np.maximum(freedom, np.where(drawn, 10.0, 0.0))
     centre, square, found = rest.mean(axis=1), np.zeros(len(rest)), [Behaviour(m)] * len(rest)
     for nu in set(freedom.tolist()):
         mine = freedom == nu
@@ -336,17 +336,17 @@ def _group(
         square[mine] = np.where(moves[mine], _moderated(square[mine], common, prior, own), 0.0)
         for i in np.flatnonzero(mine):
             found[i] = Behaviour(m, 0.0, nu, prior if moves[i] else np.inf)
-    told = zip(np.flatnonzero(moves), *_likeness(rest[moves], floor, square[moves]), strict=True)
+    told = zip(np.flatnonzero(moves), *_likeness(rest[moves], floor[moves], square[moves]), strict=True)
     for i, rho, lasting in told:
         found[i] = replace(found[i], autocorrelation=float(rho), lasting=float(lasting))
     return centre, square, found
 
-
+# %% ../../nbs/60_monitoring/60_control_chart.ipynb #b9cdba03
 _STEPS = np.array([0.0, 0.1, 0.2, 0.35, 0.5, 0.7, 1.0])
 _RHOS = np.array([0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, _LAGS[-1]])
 
 
-def _likeness(series: np.ndarray, floor: float, square: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _likeness(series: np.ndarray, floor: np.ndarray, square: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     "Part by part: autocorrelation of what lasts (that of all, or a part's own if clearly higher), and its share of the spread."
     if not len(series):
         return np.zeros(0), np.ones(0)
@@ -357,9 +357,8 @@ def _likeness(series: np.ndarray, floor: float, square: np.ndarray) -> tuple[np.
     doubt = 0.674 * (2 / (m - 1) / len(series)) ** 0.5
     real = np.clip(1 - floor / np.maximum(square, floor) + doubt, 0, 1)
     lasting = _STEPS[np.searchsorted(_STEPS, real - 0.03)]
-    most = np.minimum(
-        0.9 + 0.1 * lasting, _LAGS[-1]
-    )  # what hardly lasts tells hardly how long it does: for long
+    # what hardly lasts tells hardly how long it does: for long
+    most = np.minimum(0.9 + 0.1 * lasting, _LAGS[-1])
     rho = np.minimum(np.maximum(own, common) / np.maximum(lasting, 0.05), most)
     return _RHOS[np.searchsorted(_RHOS, rho - 0.02)] * (lasting > 0), lasting
 

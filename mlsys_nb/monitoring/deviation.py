@@ -39,7 +39,7 @@ def series_of(profile: Profile, sketches: Sketches) -> Series:
             found = figures(one, counts[:, g])
             for k, part in enumerate(aspects_of(one)):
                 if g == 0 or (one.kind == "number" and part.name in ("location", "missing")):
-                    alike = part.alike if g == 0 else f"{part.alike} of a slice"
+                    alike = part.alike if g == 0 else f"{part.alike} of slice {g}"
                     parts.append(replace(part, alike=alike, weight=part.weight if g == 0 else 0.5))
                     lens.append(i)
                     group.append(g)
@@ -95,16 +95,20 @@ class Trend:
         doubt = (rest**2).sum(axis=1) / max(len(days) - 2, 1) / max(float(t @ t), 1e-9)
         return replace(self, slope=slope, level=level, doubt=doubt, off=rest[:, -3:].mean(axis=1))
 
+    def line(self, days: np.ndarray) -> np.ndarray:
+        "Where each part is on such days when it grows as it did."
+        return self.level[:, None] + self.slope[:, None] * (days - self.end)
+
     def rest(self, values: np.ndarray, days: np.ndarray) -> np.ndarray:
         "What the trend does not explain; inside its corridor nothing is left."
-        line = self.level[:, None] + self.slope[:, None] * (days - self.end)
+        line = self.line(days)
         ahead = days > self.end
         low = np.minimum(self.level[:, None], line) + np.minimum(self.off, 0)[:, None]
         high = np.maximum(self.level[:, None], line) + np.maximum(self.off, 0)[:, None]
         left = np.where(ahead, values - np.clip(values, low, high), values - line)
         return np.where(self.growing[:, None], left, values)
 
-
+# %% ../../nbs/60_monitoring/61_deviation.ipynb #a2d1ad17
 def _trend(profile: Profile, of: Series, days: np.ndarray) -> Trend:
     m, none = len(days), np.zeros(len(of.values))
     asked = np.array([profile.lenses[i].feature in profile.lifetime for i in of.lens])
@@ -136,7 +140,7 @@ def charted(profile: Profile, served: Sketches) -> Chart:
     before, now = series_of(profile, profile.reference), series_of(profile, served)
     periods, later = in_days(profile.reference.periods), in_days(served.periods)
     spacing = float(np.median(np.diff(periods))) if len(periods) > 1 else 1.0
-    known = replace(before, values=_filled(before.values), natural=_filled(before.natural))
+    known = _solid(before)
     trend = _trend(profile, known, periods)
     drawn, natural = (
         _held(profile, served, (known, trend), (getattr(known, scale), getattr(now, scale), now.rows))
@@ -148,10 +152,22 @@ def charted(profile: Profile, served: Sketches) -> Chart:
     since = np.diff(np.r_[periods[-1], later])
     return Chart(known, now, drawn[0], trend, drawn[1], scores, np.clip(since, 0, 31), gaps)
 
+# %% ../../nbs/60_monitoring/61_deviation.ipynb #4bcf368b
+def _solid(of: Series) -> Series:
+    "A reference whose few nearly empty periods are like the others: two rows say nothing, and would say it loudly."
+    usual = np.median(of.rows, axis=1, keepdims=True)
+    thin = of.rows * _THIN < usual
+    thin &= thin.mean(axis=1, keepdims=True) <= 0.2
+    values, natural = (_filled(x, thin) for x in (of.values, of.natural))
+    return replace(of, values=values, natural=natural, rows=np.where(thin, usual, of.rows))
 
-def _filled(values: np.ndarray) -> np.ndarray:
-    "Reference periods in which nobody had a value are like the others."
-    none = np.isnan(values)
+
+_THIN = 20.0  # A period with fewer rows than this part of the usual
+
+
+def _filled(values: np.ndarray, thin: np.ndarray) -> np.ndarray:
+    "Reference periods in which hardly anybody had a value are like the others."
+    none = np.isnan(values) | thin
     mean = np.where(none, 0.0, values).sum(axis=1) / np.maximum((~none).sum(axis=1), 1)
     return np.where(none, mean[:, None], values)
 
@@ -174,7 +190,7 @@ def _held(
     quiet = quiet_from(own.rest(before, periods), known.rows, alike, place, length, skew)
     rest = own.rest(now, later)
     moved = np.nan_to_num(rest - quiet.centre[:, None] - quiet.effects[:, here])
-    grown = own.growing[:, None] * np.nan_to_num(now - before.mean(axis=1, keepdims=True))
+    grown = own.growing[:, None] * (own.line(later) - before.mean(axis=1, keepdims=True))
     ahead = own.growing[:, None] * own.doubt[:, None] * (later - own.middle) ** 2 + (_BENDS * grown) ** 2
     follows = _follows(known, np.where(own.growing[:, None], 0, moved), 0.2, 2) + ahead
     follows += _follows(known, grown, 0.4, 1)

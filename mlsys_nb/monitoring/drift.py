@@ -180,6 +180,9 @@ def ratios(
 ]:  # For each later period: statistic, and its limits for a mark and an alert
     "One chart of one part."
     score, of = chart.scores[which], chart.quiet.behaviours[which]
+    if window > 1:  # one period says no more than that it alone was too far: mended faults are forgotten
+        most = limit(of, min(odds[1], 0.5))
+        score = np.clip(score, -most, most)
     statistic, n = np.abs(_means(score, window)), len(score)
     limits = np.full((n, 2), np.inf)
     ends = np.arange(window - 1, n)

@@ -119,10 +119,11 @@ def joint_change(
     alpha: float,  # False alarms allowed to each current period
 ) -> (
     JointChange | None
-):  # Of the period that differs most; None where six reference periods or two columns are missing
+):  # Of the period that differs most; None where six reference periods, two columns or thirty rows are missing
     "Whether present columns hang together as the reference's did."
     m = len(reference.rows)
-    if m < 6 or len(reference.columns) < 2 or not len(current.rows):
+    told = current.rows >= _FEW
+    if m < 6 or len(reference.columns) < 2 or np.median(reference.rows) < _FEW or not told.any():
         return None
     if reference.columns != current.columns:
         raise DriftError(
@@ -132,7 +133,7 @@ def joint_change(
     quiet = np.array([[_distance(one, (total - one) / (m - 1)) for one in reference.means]])
     noise = np.sqrt(np.median(reference.rows) / np.maximum(current.rows, 1)).clip(1, None)
     now = np.array([_distance(one, total / m) for one in current.means]) / noise
-    score = (now - quiet.mean()) / max(float(quiet.std(ddof=1)), 1e-9)
+    score = np.where(told, (now - quiet.mean()) / max(float(quiet.std(ddof=1)), 1e-9), -np.inf)
     alike = round(autocorrelation(quiet), 1)
     bound, at = limit(Behaviour(m, alike), alpha), int(np.argmax(score))
     beyond = bool(score[at] > bound)
@@ -152,3 +153,6 @@ def _most(reference: Pairs, now: np.ndarray, most: int = 3) -> tuple[tuple[str, 
     names = list(combinations(reference.columns, 2))
     order = np.argsort(-np.abs(after - before))[:most]
     return tuple((*names[k], round(float(before[k]), 3), round(float(after[k]), 3)) for k in order)
+
+
+_FEW = 30  # Rows of a period of which correlations say anything

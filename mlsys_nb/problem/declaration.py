@@ -30,8 +30,9 @@ from .occasion import RETRAIN_WHEN, Cadence, Occasion, check_occasions
 from .population import Population
 from .replay_plan import ReplayPlan
 from .target import Target, looks_up
+from ..system.importing import load_object
 from ..system.markup import card
-from ..system.settings import ProblemError, Settings, load_object
+from ..system.settings import ProblemError, Settings
 
 # %% ../../nbs/40_problem/43_declaration.ipynb #3feceedf
 @dataclass(frozen=True, kw_only=True)

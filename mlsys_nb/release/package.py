@@ -32,6 +32,7 @@ from ..problem.candidates import Candidates, candidates_from
 from ..problem.dataset import Dataset
 from ..problem.declaration import Problem, another_problem
 from .card import card_text
+from .golden import exact, golden_rows, unlike
 from .inference import Inputs, Linear, Trees, linear_of, trees_of
 from .manifest import PACKAGE_FORMAT, Evidence, manifest_of
 from mlsys_nb.system.durable import (
@@ -180,45 +181,6 @@ def _open_model(files: Mapping[str, bytes], manifest: Mapping[str, Any], number:
     golden = json.loads(files["golden.json"])["rows"][:32]  # the real ones; others are odd
     return Model(inputs, form, link_from(link), manifest, profile, number, golden)
 
-# %% ../../nbs/45_release/46_package.ipynb #8ae20ea1
-def _golden_rows(frame: pl.DataFrame, inputs: Inputs, n: int = 32) -> list[dict[str, Any]]:
-    chosen = np.unique(np.linspace(0, frame.height - 1, n).astype(int)).tolist()
-    lists = [name for name, dtype in frame.schema.items() if isinstance(dtype, pl.List)]
-    rows = frame.select(*dict.fromkeys((*inputs.names, *lists)))[chosen]
-    rows = rows.with_columns(pl.col(lists).list.head(20)).to_dicts()
-    odd = [{**rows[0], **{name: _all(rows[0][name], None) for name in inputs.names}}]
-    for i, (name, known) in enumerate(zip(inputs.names, inputs.categories, strict=True)):
-        row = rows[i % len(rows)]
-        odd.append({**row, name: _all(row[name], None)})
-        if known is not None:
-            odd.append({**row, name: _all(row[name], "\u2205 never seen")})
-    return [rows[i % len(rows)] for i in range(n)] + odd
-
-
-def _all(value: Any, other: Any) -> Any:
-    "Another value in the place of one, or of each of a list."
-    return [other] * len(value) if isinstance(value, list) else other
-
-
-def _hex(p: Any) -> list[str]:
-    "The numbers of one prediction, exactly."
-    return [float(x).hex() for x in numbers_of(p)]
-
-
-def _golden(model: Model, rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    return [_hex(p) for p in model.predict(rows)]
-
-
-def _replay(model: Model, golden: Mapping[str, Any]) -> None:
-    rows, expected = golden["rows"], golden["predictions"]
-    alone = [_hex(model.predict_one(row)) for row in rows]
-    for i, (want, together, single) in enumerate(zip(expected, _golden(model, rows), alone, strict=True)):
-        if not want == together == single:
-            raise PackageError(
-                f"golden predictions replay to the bit, row {i} gave {together} in a batch and {single} alone "
-                f"instead of {want}; rebuild the model on this installation or restore the one it was built on"
-            )
-
 # %% ../../nbs/45_release/46_package.ipynb #16bd7d79
 TOLERANCE = 1e-12
 
@@ -282,8 +244,8 @@ def sealed_parts(
     profile: Mapping[str, Any] | None,  # What inputs and scores looked like
 ) -> dict[str, bytes]:  # By file name
     "The files of a package."
-    files, rows = _model_files(family, model), _golden_rows(frame, model.inputs)
-    files["golden.json"] = json_bytes({"rows": rows, "predictions": _golden(model, rows)})
+    files, rows = _model_files(family, model), golden_rows(frame, model.inputs)
+    files["golden.json"] = json_bytes({"rows": rows, "predictions": exact(model, rows)})
     return files if profile is None else {**files, "profile.json": json_bytes(profile)}
 
 # %% ../../nbs/45_release/46_package.ipynb #f05fb163
@@ -348,7 +310,8 @@ def load(
         raise PackageError(
             f"model package {path}: its features are not those it was trained on; retrain it here"
         )
-    _replay(model, golden)
+    if why := unlike(model, golden):
+        raise PackageError(why)
     return model
 
 # %% ../../nbs/45_release/46_package.ipynb #b39dd2da

@@ -9,6 +9,7 @@ __all__ = ['code_version', 'environment']
 import hashlib
 import platform
 import subprocess
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files as resources
 from pathlib import Path
@@ -24,6 +25,7 @@ def _git(folder: Path, *words: str) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
+@cache
 def code_version() -> dict[str, str | None]:  # commit (None outside a checkout), sources (a hash), version
     "Which code is running."
     folder = Path(str(resources("mlsys_nb")))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NAMED_TEXT', 'entity_body', 'value_schema', 'values_body', 'prediction_body', 'explanation_body', 'tensors_body',
-           'frame_body', 'sent_body', 'dialects']
+           'frame_body', 'batch_operations', 'sent_body', 'dialects']
 
 # %% ../../nbs/55_serving/58_bodies.ipynb #781d3551
 from collections.abc import Mapping
@@ -145,6 +145,38 @@ def frame_body(problem: Problem) -> tuple[_Schema, _Schema]:
         for n, s in ways.items()
     ]
     return {"oneOf": kinds}, {"dataframe_records": [example]}
+
+# %% ../../nbs/55_serving/58_bodies.ipynb #955f2922
+def batch_operations(problem: Problem, posted: tuple[int, ...]) -> dict[str, dict[str, Any]]:
+    "A batch: posted, looked after, fetched."
+    case, example = _case(problem)
+    shape = {"type": "object", "required": ["entities"], "additionalProperties": False, "properties": {
+        "entities": {"type": "array", "items": case, "minItems": 1, "description": "At most `batch_entities` of settings.ini"},
+        "features": {"type": "boolean", "description": "Return the features as served"},
+        "channel": {**NAMED_TEXT, "description": "A webhook of settings.ini [deliver] with of=batches, told when all is done"},
+        "request_id": {**NAMED_TEXT, "description": "The same id with the same entities is the same batch"}}}  # fmt: skip
+    name = "q0f3c5d7a9b1e2f4c6d8a0b3e5f7c9d1"
+    own = f"/v1/{problem.name}/batches/{name}"
+    state = {"batch": name, "problem": problem.name, "status": "running", "entities": 100_000, "answered": 41_990, "refused": 10,
+             "asked_at": "2010-12-01T00:00:00+00:00", "pages": 42, "all_pages": 100, "page_size": 1000, "location": own,
+             "answers": f"{own}/answers/1"}  # fmt: skip
+    told = plain_object("How far it is: queued, running, done or failed", state)
+    where = {"location": {"description": "Where to ask how far it is", "schema": {"type": "string"}}}
+    taken = {
+        "description": "On disk, and answered by and by",
+        "headers": where,
+        "content": json_content(*told),
+    }
+    lines = {"description": "A JSON object a line: `index` in the order in which they were posted, then what a prediction says, or `error`",
+             "content": {"application/x-ndjson": {"schema": {"type": "string"}}}}  # fmt: skip
+    looked = (*CLOSED, 404, 503)
+    refused = lambda *statuses: {s: r for s, r in responses_of(told, *statuses).items() if s != 200}
+    return {
+        "batches": {"summary": "Ask about many entities at once, answered by and by", "openapi_extra": sent_body(shape, {"entities": [example]}),
+                    "responses": {202: taken, **refused(*posted)}},
+        "batch": {"summary": "How far a batch is; told to the key that posted it", "responses": responses_of(told, *looked)},
+        "answers": {"summary": "A page of the answers of a batch", "responses": {200: lines, **refused(*looked)}},
+    }  # fmt: skip
 
 # %% ../../nbs/55_serving/58_bodies.ipynb #99508052
 def sent_body(schema: Mapping[str, Any], example: Any) -> dict[str, Any]:

@@ -23,9 +23,10 @@ from ..problem.target import NoOutcome
 from ..release.explanation import explain
 from .access import NOBODY, Caller
 from .guard import read_object
-from .predictor import Predictor, entity_named, values_named
+from .predictor import Predictor, decided_now, entity_named, mind, values_named
 from .refusal import Refusal, clipped, error_of
 from .state import OpenService
+from ..system.clock import elapsed
 from ..system.group_commit import Waiting
 from ..system.settings import MlsysError
 
@@ -98,15 +99,17 @@ def not_on_disk(error: Exception) -> Refusal:
 def _submitted(service: OpenService, decision: Decision) -> Waiting[Decision]:
     "A decision on its way to the log: written already, where the terms say so."
     try:
-        if (made := service.log.write(decision)) is None:
+        if not (made := service.log.write([decision])):
             shared = decision.request_id is not None  # then others may wait for it, perhaps elsewhere
             return service.log.submit(
                 decision, None if shared else asyncio.get_running_loop().create_future()
             )
     except (OSError, MlsysError) as e:
         raise not_on_disk(e) from e
+    if isinstance(made[0], Exception):
+        raise not_on_disk(made[0]) from made[0]
     done: Future[Decision] = Future()
-    done.set_result(made)
+    done.set_result(made[0])
     return done
 
 # %% ../../nbs/55_serving/58_endpoints.ipynb #1dcbad2f
@@ -129,9 +132,11 @@ async def predict(
     service: OpenService,  # The open service
     body: bytes,  # A JSON object
     caller: Caller = NOBODY,  # Who asks
+    marks: list[float] | None = None,  # Told when each stage had ended (see `STAGES`)
 ) -> Any:  # What is answered
     "Answer a prediction request, for one entity or several."
-    predictor = service.predictor
+    predictor, begun = service.predictor, elapsed()
+    times = [] if marks is None else marks
     asked = read_object(body, predictor.fields)
     with_features, request_id = _flag(asked, "features"), _text(asked, "request_id")
     why = _flag(asked, "explain")
@@ -141,24 +146,37 @@ async def predict(
             raise Refusal(422, "entities stands alone", got, remedy)
         return await _predict_many(service, asked["entities"], with_features, caller)
     entity, values = entity_named(predictor.keys, asked), _said(predictor, asked)
+    mind(predictor.forgotten, entity)
     future = service.log.recall(request_id) if request_id else None
     if future is None:
-        future = _submitted(service, _made(service, predictor, (entity, values), (request_id, caller.name)))
+        times += [begun, elapsed()]
+        future = _submitted(
+            service, _made(service, predictor, (entity, values), (request_id, caller.name), times)
+        )
     decision = await _on_disk(future, shared=request_id is not None)
+    times.append(elapsed())
     if decision.entity != entity or decision.request != values:
         got = f"{clipped(request_id)} for {clipped(entity)}, it was used for another"
         raise Refusal(409, "a request_id names one request", got, "use a new request_id for a new request")
     told = {"because": await asyncio.to_thread(_because, service, decision)} if why else {}
-    return answer_shown(service, decision, with_features) | told
+    shown = answer_shown(service, decision, with_features) | told
+    service.metrics.timed(decision.problem, times, elapsed())
+    return shown
 
 # %% ../../nbs/55_serving/58_endpoints.ipynb #16753fde
 _Case = tuple[dict[str, Any], dict[str, Any]]  # The entity, and what the request says of it
 
 
-def _made(service: OpenService, predictor: Predictor, case: _Case, named: tuple[str | None, str]) -> Decision:
+def _made(
+    service: OpenService,
+    predictor: Predictor,
+    case: _Case,
+    named: tuple[str | None, str],
+    marks: list[float],
+) -> Decision:
     "A new decision, counted; a store that cannot be read is a refusal, not an error."
     try:
-        made = predictor.predict(case[0], service.moment(), named[0], case[1], named[1])
+        made = decided_now(predictor, case, (service.moment(), *named), marks)
     except Refusal:
         raise
     except (MlsysError, OSError) as e:
@@ -235,7 +253,8 @@ def _count(service: OpenService, made: Decision) -> None:
 # %% ../../nbs/55_serving/58_endpoints.ipynb #115e3cde
 async def _find(service: OpenService, decision_id: str) -> Decision:
     recent = service.log.recent(decision_id)
-    if recent is not None:
+    serves = service.reloader.predictor
+    if recent is not None and not (serves and serves.forgotten.names(recent.entity)):
         return recent
     with service.lookups.place():
         return await _found(service, decision_id)

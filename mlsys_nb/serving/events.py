@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any
 
-from ..data.intake import Post, Receipt
+from ..data.intake import UNWANTED, Post, Receipt
 from .endpoints import not_on_disk
 from .guard import read_json
 from .refusal import Refusal, clipped, problem_of
@@ -49,6 +49,7 @@ def _arrival(known: Mapping[str, Arrival], name: str) -> Arrival:
     return known[name]
 
 # %% ../../nbs/55_serving/58_events.ipynb #9abc6bd9
+_LEAVE = "leave them out; nothing of this was kept"
 _MEND = "mend it and send it again; as it came it stays in the quarantine of its source"
 
 
@@ -57,7 +58,12 @@ def answer_of(receipt: Receipt) -> tuple[int, dict[str, Any]]:  # Status and bod
     fates = receipt.told
     counts = {status: receipt.count(status) for status in ("accepted", "corrected", "repeated")}
     bad = [
-        {"index": i, "rule": clipped_text(f.rule), "got": clipped_text(f.reason), "remedy": _MEND}
+        {
+            "index": i,
+            "rule": clipped_text(f.rule),
+            "got": clipped_text(f.reason),
+            "remedy": _MEND if f.rule != UNWANTED else _LEAVE,
+        }
         for i, f in enumerate(fates)
         if f.status == "quarantined"
     ]
@@ -66,7 +72,10 @@ def answer_of(receipt: Receipt) -> tuple[int, dict[str, Any]]:  # Status and bod
         said["ignored"] = [clipped_text(name) for name in receipt.ignored[:20]]
     if len(bad) < len(fates):
         return 202, said
-    return 422, {**problem_of(Refusal(422, str(bad[0]["rule"]), str(bad[0]["got"]), _MEND)), **said}
+    return 422, {
+        **problem_of(Refusal(422, str(bad[0]["rule"]), str(bad[0]["got"]), str(bad[0]["remedy"]))),
+        **said,
+    }
 
 
 def clipped_text(text: str, limit: int = 200) -> str:

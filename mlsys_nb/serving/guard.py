@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MAX_DEPTH', 'Scope', 'Message', 'Receive', 'Send', 'App', 'logger', 'read_json', 'read_object', 'RequestLimits',
-           'send_refusal', 'guard']
+           'send_refusal', 'too_late', 'guard']
 
 # %% ../../nbs/55_serving/57_guard.ipynb #7f677d59
 import asyncio
@@ -12,8 +12,9 @@ import json
 import logging
 import math
 import re
-from collections.abc import Awaitable, Callable, MutableMapping
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
@@ -47,29 +48,48 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_finite, p
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
+_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)', re.DOTALL)  # to its end, or that of the body
+_NO_BRACKET = bytes(byte for byte in range(256) if byte not in b"[]{}")
+
+
 def _too_deep(body: bytes) -> bool:
     "Whether brackets outside strings nest deeper than MAX_DEPTH (only looked at when there are that many)."
-    depth = deepest = 0
-    inside = skip = False
-    for byte in body:
-        if skip:
-            skip = False
-        elif inside:
-            skip, inside = byte == 0x5C, byte != 0x22
-        elif byte == 0x22:
-            inside = True
-        elif byte in b"[{":
-            depth += 1
-            deepest = max(deepest, depth)
-        elif byte in b"]}":
-            depth -= 1
-    return deepest > MAX_DEPTH
+    depth = 0
+    for byte in _STRING.sub(b"", body).translate(None, _NO_BRACKET):
+        depth += 1 if byte in b"[{" else -1
+        if depth > MAX_DEPTH:
+            return True
+    return False
+
+# %% ../../nbs/55_serving/57_guard.ipynb #695783ed
+_BEYOND = 2.0**53  # A whole number that came back as a fraction is at least as large
+
+
+def _flat(body: bytes) -> dict[str, Any] | None:
+    "What a flat object says; None: ask the strict reader."
+    if b"\\" in body or b"[" in body or body.count(b"{") != 1:
+        return None
+    try:
+        found = orjson.loads(body)
+    except ValueError:
+        return None
+    if type(found) is not dict:
+        return None
+    texts = 0
+    for value in found.values():
+        if type(value) is str:
+            texts += 1
+        elif type(value) is float and (not value or not -_BEYOND < value < _BEYOND):
+            return None
+    return found if body.count(b'"') == 2 * (len(found) + texts) else None
 
 # %% ../../nbs/55_serving/57_guard.ipynb #52c2210a
 def read_json(
     body: bytes,  # The whole request body
 ) -> Any:  # The value it stands for
     "Parse `body` by the letter of RFC 8259, with finite numbers and unique keys; refuse the rest with status 400."
+    if (flat := _flat(body)) is not None:
+        return flat
     if body.count(b"[") + body.count(b"{") > MAX_DEPTH and _too_deep(body):
         raise Refusal(400, f"JSON nests at most {MAX_DEPTH} deep", clipped(body), "send a flat object")
     try:
@@ -121,6 +141,9 @@ class RequestLimits:
     deadline_seconds: float = 10.0  # For an answer, from the whole body on
     body_seconds: float = 5.0  # For the body to arrive
     concurrency: int = 256
+    large_body: int = 0  # Of a route that takes batches
+    large_seconds: float = 60.0  # For such a body to arrive
+    large_at_once: int = 4
     always: tuple[str, ...] = ("/healthz", "/readyz", "/metrics")
 
 
@@ -200,13 +223,20 @@ async def _run(
         if not started:
             await send_refusal(send, _refusal_for(e, limits, scope))
 
+# %% ../../nbs/55_serving/57_guard.ipynb #5acb8930
+def too_late(
+    seconds: float,  # For an answer
+) -> Refusal:
+    "The refusal of what was not ready in time."
+    rule = f"a request takes at most {seconds:g} s"
+    return Refusal(503, rule, "an answer that was not ready by then", "try again", retry_after=1)
+
 # %% ../../nbs/55_serving/57_guard.ipynb #f90545f0
 def _refusal_for(error: Exception, limits: RequestLimits, scope: Scope) -> Refusal:
     if isinstance(error, Refusal):
         return error
     if isinstance(error, TimeoutError):
-        rule = f"a request takes at most {limits.deadline_seconds:g} s"
-        return Refusal(503, rule, "an answer that was not ready by then", "try again", retry_after=1)
+        return too_late(limits.deadline_seconds)
     logger.error("unexpected error in %s %s", scope.get("method"), clipped(scope.get("path")), exc_info=error)
     return Refusal(
         500, "the service answers every request", "an error of the service", "report it; see the log"
@@ -223,14 +253,40 @@ async def _arrived(limits: RequestLimits, scope: Scope, receive: Receive) -> byt
         rule = f"a body arrives within {limits.body_seconds:g} s"
         raise Refusal(408, rule, "one that had not arrived by then", "send the body at once") from e
 
+
+class _Uploads:
+    "The bodies of batches that are on their way."
+
+    def __init__(self, limits: RequestLimits) -> None:
+        size, seconds = max(limits.max_body, limits.large_body), limits.large_seconds
+        self.limits, self.now = replace(limits, max_body=size, body_seconds=seconds), 0
+
+    @contextmanager
+    def place(self) -> Iterator[RequestLimits]:
+        "Room for one more."
+        most = self.limits.large_at_once
+        if self.now >= most:
+            rule = f"at most {most} batches are on their way at once"
+            raise Refusal(503, rule, "one more", "try again after a few seconds", retry_after=5)
+        self.now += 1
+        try:
+            yield self.limits
+        finally:
+            self.now -= 1
+
 # %% ../../nbs/55_serving/57_guard.ipynb #1a2f81a2
 async def _begun(
-    access: Access | None, limits: RequestLimits, scope: Scope, receive: Receive
+    access: Access | None, limits: RequestLimits, uploads: _Uploads, scope: Scope, receive: Receive
 ) -> bytes | None:
     "The body of a request whose head was found good; the caller stands in its scope."
-    if access is not None:
-        scope["caller"] = access.admitted(scope)
-    return await _arrived(limits, scope, receive)
+    if access is None:
+        return await _arrived(limits, scope, receive)
+    scope["caller"] = access.admitted(scope)
+    line = scope["route"].route(scope["method"])
+    if line is None or not line.large:
+        return await _arrived(limits, scope, receive)
+    with uploads.place() as larger:
+        return await _arrived(larger, scope, receive)
 
 
 def _crowded(access: Access | None, limits: RequestLimits, scope: Scope, inside: int) -> Refusal | None:
@@ -253,7 +309,7 @@ def guard(
     | None = None,  # Who may ask; None: whoever reaches it, for an application without a network
 ) -> App:  # The same application behind the limits
     "Wrap `app` so that strangers, slow, huge and too many requests are refused, and no error leaves as a traceback."
-    inside = 0
+    inside, uploads = 0, _Uploads(limits)
 
     async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
         nonlocal inside
@@ -262,7 +318,7 @@ def guard(
                 await app(scope, receive, send)
             return
         try:
-            body = await _begun(access, limits, scope, receive)
+            body = await _begun(access, limits, uploads, scope, receive)
         except Refusal as e:
             await send_refusal(send, e, close=True)
             return

@@ -29,7 +29,7 @@ ROLES: Mapping[str, str] = {
     "operate": "settles what is disputed",
     "view": "reads decisions, the model and the metrics",
 }
-_FORMAT, _TEXT = 2, re.compile(r"mlsys_[0-9a-f]{8}_[\w-]{43}", re.ASCII)
+_FORMAT = 2
 
 
 class KeyringError(MlsysError):

@@ -20,7 +20,14 @@ from mlsys_nb.serving.answers import (
     plain_object,
     responses_of,
 )
-from .bodies import NAMED_TEXT, dialects, entity_body, prediction_body, sent_body
+from mlsys_nb.serving.bodies import (
+    NAMED_TEXT,
+    batch_operations,
+    dialects,
+    entity_body,
+    prediction_body,
+    sent_body,
+)
 from .keys import ROLES
 from ..system.markup import page, table
 
@@ -194,6 +201,7 @@ def operations(
             200: {"description": "Text format", "content": {"text/plain": {"schema": {"type": "string"}}}},
             **{status: said for status, said in responses_of(plain_object("", {}), *CLOSED).items() if status != 200}}},
         **dialects(problem, posted),
+        **batch_operations(problem, posted),
     }  # fmt: skip
 
 # %% ../../nbs/55_serving/58_openapi.ipynb #5db41f85
@@ -216,6 +224,9 @@ _PATHS = {
     "decision": ("get", "/v1/{}/decisions/{{decision_id}}", "decision_id"),
     "model": ("get", "/v1/{}/model", ""),
     "contradictions": ("get", "/v1/{}/contradictions", ""),
+    "batches": ("post", "/v1/{}/batches", ""),
+    "batch": ("get", "/v1/{}/batches/{{batch_id}}", "batch_id"),
+    "answers": ("get", "/v1/{}/batches/{{batch_id}}/answers/{{page}}", "batch_id page"),
     "explanations": ("post", "/v1/{}/explanations", ""),
     "infer": ("post", "/v2/models/{}/infer", ""),
     "metadata": ("get", "/v2/models/{}", ""),
@@ -233,7 +244,8 @@ def _operation(name: str, told: Mapping[str, Any], needs: Mapping[str, str]) -> 
     about["responses"] = {str(status): said for status, said in kept["responses"].items()}
     about["security"] = [{"key": [need]}] if need else []
     if part:
-        about["parameters"] = [{"name": part, "in": "path", "required": True, "schema": {"type": "string"}}]
+        text = {"in": "path", "required": True, "schema": {"type": "string"}}
+        about["parameters"] = [{"name": name, **text} for name in part.split()]
     return about
 
 # %% ../../nbs/55_serving/58_openapi.ipynb #46a3d7ce

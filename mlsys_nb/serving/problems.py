@@ -84,7 +84,8 @@ class Problems:
             self.failed = {n: why for n, why in self.failed.items() if n != name}
 
     def look(self) -> None:
-        "Look at all champion pointers; raises what went wrong, when all was tried."
+        "Look at all champion pointers, and tell the metrics; raises what went wrong, when all was tried."
+        self.shared.metrics.settle()
         wrong: list[str] = []
         for name, service in self.services.items():
             try:
@@ -105,6 +106,7 @@ class Problems:
     def close(self) -> None:
         for service in self.services.values():
             service.close()
+        self.shared.metrics.settle()
         self.shared.close()
 
 # %% ../../nbs/55_serving/58_problems.ipynb #876587a2

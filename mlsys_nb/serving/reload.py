@@ -18,6 +18,7 @@ from ..release.registry import Champion, champion, load_version
 from .predictor import FeatureReader, Predictor
 from .terms import on_terms, stop_of
 from ..system.database import Database
+from ..system.erasure import read_forgotten
 from ..system.settings import MlsysError, Settings
 
 logger = logging.getLogger("mlsys_nb.serving.reload")
@@ -82,6 +83,16 @@ def _roomy(predictor: Predictor | None, control: Database, problem: Problem) -> 
     return predictor if least == predictor.least else replace(predictor, least=least)
 
 # %% ../../nbs/55_serving/56_reload.ipynb #a87e48d5
+def _minding(predictor: Predictor | None, settings: Settings) -> Predictor | None:
+    "The same predictor, which says nothing about who was forgotten."
+    listed = read_forgotten(settings)
+    return (
+        predictor
+        if predictor is None or predictor.forgotten == listed
+        else replace(predictor, forgotten=listed)
+    )
+
+# %% ../../nbs/55_serving/56_reload.ipynb #a9d8836c
 class Reloader:
     "The predictor that answers now, exchanged when the registry's champion changes."
 
@@ -100,7 +111,7 @@ class Reloader:
         "Look at the champion pointer and serve what it names, if that can be trusted."
         now = champion(self.control, self.problem.name)
         self.problem, self.predictor = _agreed(self.control, self.problem, self.predictor)
-        self.predictor = _roomy(self.predictor, self.control, self.problem)
+        self.predictor = _minding(_roomy(self.predictor, self.control, self.problem), self.settings)
         if now.version is None or (now.epoch == self.state.epoch and not self.state.refused):
             return self.state
         try:
@@ -123,7 +134,7 @@ class Reloader:
         before, was, self.predictor = (
             self.state,
             self.predictor,
-            _roomy(predictor, self.control, self.problem),
+            _minding(_roomy(predictor, self.control, self.problem), self.settings),
         )
         version, rule = (predictor.model.version, is_rule(predictor.model)) if predictor else (None, False)
         self.state = ReloadState(version, now.epoch, refused, rule)

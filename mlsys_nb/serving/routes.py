@@ -57,7 +57,7 @@ def refused_answer(
 
 # %% ../../nbs/55_serving/56_routes.ipynb #51e723a2
 Work = Callable[[Any], Awaitable[HttpAnswer]]
-Straight = Callable[[Any, bytes, Any], bytes | None]  # Problem, body and caller to JSON; None: the long way
+Straight = Callable[[Any, bytes, Any, list[float]], Any]  # See `predict_at_once`
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,7 @@ class Route:
     work: Work  # Takes an `Ask` (see `problems`)
     browser: bool = False  # Whether the key may come as a password
     straight: Straight | None = None  # The same without waiting for anything, where that is possible
+    large: bool = False  # Whether its body may be that of a batch
 
     def __post_init__(self) -> None:
         right = self.role in ("any", "", *ROLES) and self.method in ("GET", "POST")
@@ -138,8 +139,6 @@ class Routes:
         for pattern, routes in self._paths:
             pairs = list(zip(pattern, words, strict=False))
             if len(words) == len(pattern) and all(w == p or (w and p in _FREE) for p, w in pairs):
-                told = {p: w for p, w in pairs if p in _FREE}
-                return RouteFound(
-                    next(iter(routes.values())).name, routes, *(told.get(name, "") for name in _FREE)
-                )
+                told = ("/".join(w for p, w in pairs if p == name) for name in _FREE)
+                return RouteFound(next(iter(routes.values())).name, routes, *told)
         return RouteFound()

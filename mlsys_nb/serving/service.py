@@ -18,11 +18,14 @@ from functools import partial
 from typing import Any
 
 from .access import Access
+from .asynchronous import batch_answers, batch_status, post_batch
+from .batch_worker import BatchWorker
 from .connections import Connections, limited_protocol
-from .endpoints import contradictions, decision, model_card, outcome, predict
+from .endpoints import contradictions, decision, model_card, outcome
 from .events import events
 from .guard import App, Receive, RequestLimits, Scope, Send, guard
 from .keys import first_key
+from .logbook import noticed, observing_of, set_up_log
 from .openapi import api_page, openapi_document
 from .problems import Ask, Problems, all_ready
 from .protocols import PROTOCOL_ROUTES
@@ -37,7 +40,7 @@ from mlsys_nb.serving.routes import (
     refused_answer,
     text_answer,
 )
-from .straight import StraightLine, predict_at_once
+from .straight import StraightLine, predict_at_once, predictions
 from .telemetry import measured, shared_counts
 from .whatif import explanation
 from ..system.settings import MlsysError, Settings
@@ -48,6 +51,14 @@ logger = logging.getLogger("mlsys_nb.serving.service")
 class ServiceError(MlsysError):
     "The service cannot start."
 
+# %% ../../nbs/55_serving/59_service.ipynb #a6519cc0
+async def _end_with(parent: int | None) -> None:
+    "End when nobody looks after this process any more."
+    while parent is not None and os.getppid() == parent:
+        await asyncio.sleep(0.5)
+    if parent is not None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
 # %% ../../nbs/55_serving/59_service.ipynb #570ed205
 class _Life:
     "The service while the application runs, and the task that keeps the champions up to date."
@@ -55,6 +66,7 @@ class _Life:
     def __init__(self, settings: Settings, names: Sequence[str] = (), parent: int | None = None) -> None:
         self.settings, self.routes, self.served = settings, Routes(ROUTES), Problems(settings, names)
         self.parent = parent  # The process that looks after this one
+        self.batches = BatchWorker(lambda: self.served.services)
         self.access = Access(settings, self.routes)
         self.opened = False
 
@@ -66,29 +78,30 @@ class _Life:
     def close(self) -> None:
         if self.opened:
             self.opened = False
+            self.batches.close()
             self.served.close()
             self.access.close()
-
-    async def end_with(self, parent: int | None) -> None:
-        "End when nobody looks after this process any more."
-        while parent is not None and os.getppid() == parent:
-            await asyncio.sleep(0.5)
-        if parent is not None:
-            os.kill(os.getpid(), signal.SIGTERM)
 
     async def run(self, state: dict[str, Any], receive: Receive, send: Send) -> None:
         "From the server's start to its end; what stands in the state is known to every connection."
         await receive()
         await asyncio.to_thread(self.open)
-        state["straight"] = StraightLine(self.served, self.access, self.settings.max_body)
+        self.batches.start()
+        from mlsys_nb.serving.pulse import Pulse
+
+        pulse = Pulse(self.settings, self.served.shared.metrics)
+        if not observing_of(self.settings).everything:
+            state["straight"] = StraightLine(self.served, self.access, self.settings)
         beside = [
             asyncio.create_task(watch(self.served.look, self.settings.reload_seconds)),
-            asyncio.create_task(self.end_with(self.parent)),
+            asyncio.create_task(_end_with(self.parent)),
+            asyncio.create_task(pulse.keep()),
         ]
         await send({"type": "lifespan.startup.complete"})
         await receive()
         for task in beside:
             task.cancel()
+        await asyncio.to_thread(pulse.try_note)
         await asyncio.to_thread(self.close)
         await send({"type": "lifespan.shutdown.complete"})
 
@@ -113,7 +126,7 @@ PROBLEM_ROUTES = (
         "POST",
         "/v1/{problem}/predictions",
         "predict",
-        _given(predict, "body", "caller"),
+        predictions,
         straight=predict_at_once,
     ),
     Route("outcomes", "POST", "/v1/{problem}/outcomes", "outcome", _given(outcome, "body", "caller")),
@@ -122,6 +135,9 @@ PROBLEM_ROUTES = (
     Route("model", "GET", "/v1/{problem}/model", "view", _given(model_card)),
     Route("explanations", "POST", "/v1/{problem}/explanations", "predict", _given(explanation, "body")),
     Route("contradictions", "GET", "/v1/{problem}/contradictions", "view", _given(contradictions)),
+    Route("batches", "POST", "/v1/{problem}/batches", "predict", post_batch, large=True),
+    Route("batch", "GET", "/v1/{problem}/batches/{part}", "predict", batch_status),
+    Route("answers", "GET", "/v1/{problem}/batches/{part}/answers/{part}", "predict", batch_answers),
 )
 
 # %% ../../nbs/55_serving/59_service.ipynb #a0bdc37c
@@ -194,7 +210,7 @@ async def _send(answer: HttpAnswer, send: Send, empty: bool) -> None:
     await send({"type": "http.response.start", "status": answer.status, "headers": [*answer.headers, length]})
     await send({"type": "http.response.body", "body": b"" if empty else answer.body})
 
-
+# %% ../../nbs/55_serving/59_service.ipynb #59se0001
 def _application(life: _Life) -> App:
     "The service as an ASGI application, behind its limits."
 
@@ -204,10 +220,18 @@ def _application(life: _Life) -> App:
         else:
             await _send(await _answered(life, scope, receive), send, scope["method"] == "HEAD")
 
+    settings = life.settings
     limits = RequestLimits(
-        life.settings.max_body, life.settings.deadline_seconds, life.settings.header_seconds
+        settings.max_body,
+        settings.deadline_seconds,
+        settings.header_seconds,
+        large_body=256 * settings.batch_entities,
     )
-    return measured(guard(app, limits, life.access), life.served.shared.metrics)
+    from mlsys_nb.serving.tracing import traced
+
+    wanted, counted = observing_of(settings), life.served.shared.metrics
+    counted.slow = wanted.slow
+    return traced(noticed(measured(guard(app, limits, life.access), counted), wanted), wanted)
 
 # %% ../../nbs/55_serving/59_service.ipynb #7cea1cc1
 def _socket(host: str, port: int) -> socket.socket:
@@ -232,7 +256,7 @@ def _config(app: Any, settings: Settings, **more: Any) -> Any:
     limits = Connections(settings.connections, settings.connections_of_one, settings.header_seconds)
     protocol: Any = partial(limited_protocol, limits)
     return uvicorn.Config(
-        app, http=protocol, ws="none", headers=[("x-content-type-options", "nosniff")], log_level="warning", access_log=False, lifespan="on", server_header=False, timeout_keep_alive=30,
+        app, http=protocol, ws="none", headers=[("x-content-type-options", "nosniff")], log_config=None, log_level="warning", access_log=False, lifespan="on", server_header=False, timeout_keep_alive=30,
         timeout_graceful_shutdown=int(settings.deadline_seconds) + 1,
         ssl_certfile=settings.certificate or None, ssl_keyfile=settings.private_key or None, **more,
     )  # fmt: skip
@@ -271,6 +295,7 @@ def _server(settings: Settings, names: Sequence[str]) -> Iterator[Any]:
 # %% ../../nbs/55_serving/59_service.ipynb #ccf72530
 def _worker(settings: Settings, names: Sequence[str], parent: int) -> App:
     "The application of one worker."
+    set_up_log(settings)
     return _application(_Life(settings, names, parent))
 
 

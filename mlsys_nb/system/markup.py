@@ -213,7 +213,7 @@ _RUNS = """
 padding:.1em 0 .1em .8em;margin:.8em 0;overflow-wrap:anywhere}nav.mls-links a{margin-right:1.1em;white-space:nowrap}
 table.runs th{padding:0}table.runs th button{font:inherit;font-weight:600;color:inherit;background:none;border:0;cursor:pointer;
 padding:.35em .8em;width:100%;text-align:left}th[aria-sort=ascending] button::after{content:" ▲"}
-th[aria-sort=descending] button::after{content:" ▼"}td.said{min-width:17rem;overflow-wrap:anywhere}td.nw{white-space:nowrap}
+th[aria-sort=descending] button::after{content:" ▼"}td.said{width:100%;min-width:17rem;overflow-wrap:anywhere}td.nw{white-space:nowrap}
 .mark.good{color:var(--good)}.mark.warn{color:var(--warn)}.mark.bad{color:var(--bad)}
 .pick{display:flex;flex-wrap:wrap;gap:.6em;align-items:center;margin:1em 0}.pick[hidden]{display:none}.hide{display:none}
 .pick select,.pick input{font:inherit;padding:.25em .5em;color:var(--ink);background:var(--tint);border:1px solid var(--line);

@@ -4,11 +4,10 @@
 
 # %% auto #0
 __all__ = ['DURABLE', 'OPEN', 'FREE', 'KEYS', 'INJECTED', 'MlsysError', 'ProblemError', 'SettingsError', 'Key', 'Places',
-           'Settings', 'find_settings', 'shipped', 'load_settings', 'begun', 'check_root', 'load_object']
+           'Settings', 'find_settings', 'shipped', 'load_settings', 'begun', 'check_root']
 
 # %% ../../nbs/00_system/00_settings.ipynb #01034aa7
 import configparser
-import importlib
 import logging
 import os
 import re
@@ -18,8 +17,6 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
-
-from .importing import importable
 
 # %% ../../nbs/00_system/00_settings.ipynb #f3c3781f
 class MlsysError(Exception):
@@ -48,7 +45,7 @@ class Key:
 
 DURABLE = ("before answer", "within 5 ms", "by the OS")
 OPEN = ("nobody", "loopback")
-FREE = {"problems", "deliver", "schedule"}  # Sections whose keys are names
+FREE = {"problems", "deliver", "schedule", "slo", "observe"}  # Sections whose keys are names
 
 KEYS: Mapping[str, Key] = {
     "root": Key("system", ".", Path),
@@ -64,6 +61,7 @@ KEYS: Mapping[str, Key] = {
     "workers": Key("service", "1", int, 1, 256),
     "reload_seconds": Key("service", "1.0", float, 0.01, 86400),
     "max_body": Key("service", "65536", int, 1, 2**31),
+    "batch_entities": Key("service", "100000", int, 0, 10**6),
     "deadline_seconds": Key("service", "10", float, 0.01, 86400),
     "header_seconds": Key("service", "5", float, 0.01, 86400),
     "connections": Key("service", "2048", int, 1, 2**20),
@@ -156,6 +154,7 @@ class Settings(Places):
     workers: int = 1
     reload_seconds: float = 1.0
     max_body: int = 65536
+    batch_entities: int = 100_000  # Of one batch posted over HTTP; 0: none is taken
     deadline_seconds: float = 10.0
     header_seconds: float = 5.0
     connections: int = 2048
@@ -174,6 +173,8 @@ class Settings(Places):
         default_factory=dict
     )  # Channels that alerts go to, see monitoring.channel
     schedule: Mapping[str, str] = field(default_factory=dict)  # Jobs by the calendar, see jobs.schedule
+    slo: Mapping[str, str] = field(default_factory=dict)  # What is promised, see serving.objectives
+    observe: Mapping[str, str] = field(default_factory=dict)  # What is told, see serving.logbook
 
     @property
     def control_url(self) -> str:
@@ -324,7 +325,7 @@ def load_settings(
     values |= {name: str(folder / values[name]) for name in ("certificate", "private_key") if values[name]}
     state = Path(root).resolve() if root else (folder / str(values["root"])).resolve()
     values |= {"root": state, "raw": folder / str(values["raw"]), "jobs": _jobs(folder, str(values["jobs"]))}
-    values |= {name: sections.get(name, {}) for name in ("deliver", "schedule")}
+    values |= {name: sections.get(name, {}) for name in ("deliver", "schedule", "slo", "observe")}
     return Settings(home=folder, problems=_problems(path, sections.get("problems", {})), **values)
 
 # %% ../../nbs/00_system/00_settings.ipynb #207dee6d
@@ -346,33 +347,3 @@ def check_root(
         raise SettingsError(
             f"the root is a folder that can be written, got {settings.root}: {there} {what}; choose another --root"
         )
-
-# %% ../../nbs/00_system/00_settings.ipynb #27155edb
-def load_object(
-    reference: str,  # "module:object"
-    home: Path | None = None,  # A project's folder, whose modules and notebooks count as well
-) -> object:
-    "The object that `reference` names."
-    module_name, colon, name = reference.partition(":")
-    if not (module_name and colon and name):
-        raise SettingsError(f"a reference is `module:object`, got {reference!r}")
-    if home is not None:
-        importable(home)
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as e:
-        if e.name and not (module_name + ".").startswith(e.name + "."):
-            raise
-        raise SettingsError(
-            f"no module {module_name!r} for {reference!r}; install its package, put it into the folder of settings.ini, "
-            f"or correct the name"
-        ) from e
-    except (Exception, SystemExit) as e:
-        why = " ".join(f"{type(e).__name__}: {e}".split())
-        raise SettingsError(
-            f"module {module_name!r} of {reference!r} in [problems] must import, got {why:.200}; mend the module or that line"
-        ) from e
-    if not hasattr(module, name):
-        known = sorted(n for n in vars(module) if not n.startswith("_"))
-        raise SettingsError(f"module {module_name!r} has no {name!r}; it has: {', '.join(known[:20])}")
-    return getattr(module, name)

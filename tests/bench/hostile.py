@@ -86,7 +86,7 @@ def main() -> None:
     import resource
 
     from caller import head
-    from serving import SERVE, asked, process, today
+    from serving import SERVE, asked, process, spent, today
     from serving_world import lines, make
 
     parser = argparse.ArgumentParser()
@@ -103,7 +103,7 @@ def main() -> None:
             "MLSYS_DURABLE": "within 5 ms",
             "MLSYS_CONNECTIONS_OF_ONE": "2048",
         }  # all callers have one address here
-        with process(SERVE, folder, **settings) as (port, _):
+        with process(SERVE, folder, **settings) as (port, child):
             asked(port, bodies, path, 4, 1.0, heads)
             alone = asked(port, bodies, path, 4, given.seconds, heads)
             enemies = Hostile(port, heads, bodies[0])
@@ -111,8 +111,11 @@ def main() -> None:
             beside = asked(port, bodies, path, 4, given.seconds, heads)
             enemies.end()
             time.sleep(1)
+            costs = [spent(child.pid)]
             peak = asked(port, bodies, path, 8, given.seconds, heads)
+            costs.append(spent(child.pid))
             many = asked(port, bodies, path, 40, given.seconds, heads)
+            costs.append(spent(child.pid))
             after = asked(port, bodies, path, 8, 1.0, heads)
     print(f"== hostile, load {os.getloadavg()[0]:.1f}")
     for name, (rate, p50, p99) in (
@@ -123,6 +126,11 @@ def main() -> None:
         ("8 after", after),
     ):
         print(f"{name:16} {rate:8.0f} a second, p50 {p50:.2f} ms, p99 {p99:.2f} ms")
+    eight, forty = (costs[i + 1] - costs[i] for i in (0, 1))
+    each = [1e6 * cpu / (told[0] * given.seconds) for cpu, told in ((eight, peak), (forty, many))]
+    print(
+        f"CPU of a request {each[0]:.0f} us from 8, {each[1]:.0f} us from 40: goodput {each[0] / each[1]:.0%} of the peak where nobody else works"
+    )
     print(f"p99 beside hostile clients {beside[2] / alone[2]:.1f}x, goodput at 5x {many[0] / peak[0]:.0%} of the peak, "
           f"just after {after[0] / peak[0]:.0%}; hostile clients let go {enemies.turned_away} times")  # fmt: skip
 

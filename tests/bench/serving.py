@@ -2,15 +2,15 @@
 
     python tests/bench/serving.py              # 5 s a measurement
     python tests/bench/serving.py --seconds 1  # quicker, coarser
-    python tests/bench/serving.py --stages     # where an answer's time goes, in this process
 
-The full path is what a caller gets: parse, read twenty features with windows from the store, the model, the decision by its costs, the
-record on the log, the answer. The echo is an ASGI application that answers the same bytes, in the same server, loop and venv. Peers that
-are installed here (MLflow's scoring server) are asked without features and log, which is all they do.
+The full path is what a caller gets: parse, read fourteen features with windows from the store, the model, the decision by its costs, the
+record on the log, the answer; in each term of durability, with the mean time of each stage as the service counts it. The echo is an ASGI
+application that answers the same bytes, in the same server, loop and venv.
 """
 
 import argparse
 import os
+import re
 import selectors
 import socket
 import statistics
@@ -61,7 +61,10 @@ def process(code: str, root: str, **environment: str) -> Iterator[tuple[int, sub
                 break
             except OSError:
                 time.sleep(0.01)
-        print(f"   started in {time.perf_counter() - started:.2f} s", flush=True)
+        print(
+            f"   started in {time.perf_counter() - started:.2f} s, {spent(child.pid):.2f} s of CPU",
+            flush=True,
+        )
         yield port, child
     finally:
         child.terminate()
@@ -145,51 +148,16 @@ def fsync_ms(folder: Path, n: int = 200) -> float:
     return 1000 * statistics.median(times)
 
 
-def stages(root: str, heads: dict[str, str], bodies: list[bytes], n: int = 4000) -> None:
-    "What each stage of the straight line takes: the 10th percentile is what it takes when nobody disturbs it."
-    import orjson
+def stages(port: int, heads: dict[str, str]) -> list[tuple[str, float]]:
+    "Mean microseconds of each stage, as the service itself counts them."
+    from urllib.request import Request, urlopen
 
-    from mlsys_nb.serving.endpoints import answer_shown
-    from mlsys_nb.serving.guard import read_object
-    from mlsys_nb.serving.predictor import decided, entity_named
-    from mlsys_nb.serving.service import _Life
-    from mlsys_nb.serving.straight import StraightLine
-    from mlsys_nb.system.settings import load_settings
-
-    os.environ["MLSYS_DURABLE"] = "within 5 ms"
-    life = _Life(load_settings(root=root, home=TESTS.parent), ["churn"])
-    life.open()
-    service, url, peer = life.served.services["churn"], b"/v1/churn/predictions", ("127.0.0.1", 1)
-    line, predictor = StraightLine(life.served, life.access, 65_536), service.predictor
-    sent = [(b"host", b"127.0.0.1"), *((k.encode(), v.encode()) for k, v in heads.items())]
-    took: dict[str, list[float]] = {}
-
-    def timed(stage, work):
-        begun = time.perf_counter()
-        found = work()
-        took.setdefault(stage, []).append(time.perf_counter() - begun)
-        return found
-
-    for i in range(n):
-        body = bodies[i % len(bodies)]
-        timed("all of it", lambda body=body: line(url, sent, peer, body))
-        scope = {"path": url.decode(), "method": "POST", "headers": sent, "client": peer}
-        timed("access: host, page, key, role", lambda scope=scope: life.access.admitted(scope))
-        entity = timed(
-            "parse", lambda body=body: entity_named(predictor.keys, read_object(body, predictor.fields))
+    with urlopen(Request(f"http://127.0.0.1:{port}/metrics", headers=heads)) as answer:
+        told = re.findall(
+            r'^mlsys_stage_seconds_(sum|count)\{.*stage="(\w+)"\} (\S+)$', answer.read().decode(), re.M
         )
-        now = timed("the moment", service.moment)
-        row = timed("features", lambda entity=entity, now=now: predictor.reader.read(entity, now, {}))
-        p = timed("model", lambda row=row: predictor.model.predict_one(row))
-        about = (entity, row, {})
-        made = timed("decision", lambda a=about, p=p, now=now: decided(predictor, a, p, (now, None, "bench")))
-        done = timed("record: its line, one write", lambda made=made: service.log.write(made))
-        timed("answer as JSON", lambda done=done: orjson.dumps(answer_shown(service, done, False)))
-    life.close()
-    print(f"== stages, load {os.getloadavg()[0]:.1f}, us: 10th percentile, median")
-    for stage, times in took.items():
-        times.sort()
-        print(f"{stage:32} {1e6 * times[n // 10]:6.1f} {1e6 * times[n // 2]:6.1f}")
+    found = {(kind, stage): float(n) for kind, stage, n in told}
+    return [(stage, 1e6 * n / found["count", stage]) for (kind, stage), n in found.items() if kind == "sum"]
 
 
 def resident(pid: int) -> float:
@@ -205,22 +173,20 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--family", default="boosting", help="linear or boosting")
     parser.add_argument("--durable", default="", help="only this mode")
-    parser.add_argument("--stages", action="store_true", help="only the stages of an answer")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         today(make(Path(folder), families=(given.family,)))
         customers = lines()["customer_id"].drop_nulls().unique().sort().to_list()
         bodies = [b'{"customer_id": %d}' % c for c in customers]
         path, heads = "/v1/churn/predictions", head(folder)  # the key's check is part of the path
-        if given.stages:
-            stages(folder, heads, bodies)
-            return
         print(f"one fsync of this disk: {fsync_ms(Path(folder)):.2f} ms")
         table: list[tuple[str, int, float, float, float, float]] = []
+        took: dict[str, list[tuple[str, float]]] = {}
         for name, code, environment in (
             ("echo", ECHO, {}),
             ("before answer", SERVE, {}),
             ("within 5 ms", SERVE, {"MLSYS_DURABLE": "within 5 ms"}),
+            ("by the OS", SERVE, {"MLSYS_DURABLE": "by the OS"}),
         ):
             if given.durable and name not in ("echo", given.durable):
                 continue
@@ -234,6 +200,8 @@ def main() -> None:
                     line = "   {:14} {:3} connections {:8.0f} a second, p50 {:.3f} ms, p99 {:.3f} ms, {:.0f} us of CPU"
                     print(line.format(*table[-1]), flush=True)
                 print(f"   {resident(child.pid):.0f} MiB", flush=True)
+                if name != "echo":
+                    took[name] = stages(port, heads)
     echo = {c: (rate, each) for name, c, rate, _, _, each in table if name == "echo"}
     print(
         f"== serving, load {os.getloadavg()[0]:.1f}: requests a second and CPU a request, both also against the echo"
@@ -242,6 +210,8 @@ def main() -> None:
         of, less = rate / echo[connections][0], echo[connections][1] / each
         told = f"p50 {p50:.3f} ms, p99 {p99:.3f} ms, {each:.0f} us of CPU ({less:.0%})"
         print(f"{name:14} {connections:3} connections {rate:8.0f} a second ({of:.0%}), {told}")
+    for name, each_stage in took.items():
+        print(f"{name:14} us by stage, mean: " + ", ".join(f"{stage} {us:.0f}" for stage, us in each_stage))
 
 
 if __name__ == "__main__":

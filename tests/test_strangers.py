@@ -1,0 +1,168 @@
+"""What a stranger's table did to `mlsys new`, each fault once: what must be seen in the table now."""
+
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import polars as pl
+import pytest
+
+from mlsys_nb.data import Column, Contract, check, survey
+from mlsys_nb.data.delimited import SourceError
+from mlsys_nb.data.reading import read_table
+from mlsys_nb.doors.beginnings import _from_typed
+from mlsys_nb.doors.case import declared_code
+from mlsys_nb.doors.origin import Origin
+from mlsys_nb.doors.proposal import called, completed, propose
+from mlsys_nb.loop.step import StaleData, reaching
+from mlsys_nb.system.settings import MlsysError
+
+N, NOW = 400, datetime(2026, 1, 1, tzinfo=UTC)
+BEGIN = datetime(2024, 1, 1)
+
+
+def table(head: str, *columns: list[str], split: str = ",", above: str = "") -> bytes:
+    rows = [split.join(fields) for fields in zip(*columns, strict=True)]
+    return "\n".join([*above.split("\n")[: above.count("\n")], head, *rows, ""]).encode()
+
+
+def at(form: str) -> list[str]:
+    return [f"{BEGIN + timedelta(hours=15 * i):{form}}" for i in range(N)]
+
+
+def some(*values: str) -> list[str]:
+    return [str(v) for v in np.random.default_rng(len(values)).choice(values, N)]
+
+
+IDS, CARDS = [f"R{i}" for i in range(N)], [f"4{i % 90:015}" for i in range(N)]
+KILOS = [f"{i % 37 + 0.5} kg" for i in range(N)]
+COMMAS = [f"{i % 37},5" for i in range(N)]
+TITLE = "Report of orders\nGenerated 2024-05-05\n\n"
+# fault: (file, columns that must be what is said: time, entity, outcome; a column and its type)
+TABLES = {
+    "a year of two digits is no year 3": (
+        table("id,day,x,won", IDS, at("%d-%b-%y"), KILOS, some("y", "n")), ("day", None, "won"), ("day", "time")),
+    "a month alone is a time": (
+        table("id,month,x,won", IDS, at("%Y-%m"), KILOS, some("y", "n")), ("month", None, "won"), ("month", "time")),
+    "Chinese times and sentences without blanks": (
+        table("编号,时间,内容,类别", IDS, at("%Y年%m月%d日 %H:%M"), [f"第{i}个包裹来得太晚了" for i in range(N)],
+              some("退款", "物流", "质量")), ("时间", None, "类别"), ("内容", "text")),
+    "numbers with a unit name nobody": (
+        table("id,day,weight,broken", IDS, at("%Y-%m-%d"), KILOS, some("y", "n")), ("day", None, "broken"), ("weight", "float")),
+    "durations name nobody": (
+        table("id,day,took,late", IDS, at("%Y-%m-%d"), [f"{i % 9:02}:{i % 8:02}" for i in range(N)], some("0", "1")),
+        ("day", None, "late"), ("took", "text")),
+    "a card is somebody, and no time in 2096": (
+        table("tx,day,card,chargeback", IDS, at("%Y-%m-%d"), CARDS, some("0", "1")), ("day", "card", "chargeback"), ("card", "int")),
+    "the header comes after a title": (
+        table("id,day,qty,won", IDS, at("%Y-%m-%d"), some("1", "2", "3"), some("y", "n"), above=TITLE), ("day", None, "won"), ("qty", "int")),
+    "decimal commas are no delimiters above which a title stands": (
+        table("id;day;qty;won", IDS, at("%d.%m.%Y"), COMMAS, some("y", "n"), split=";"), ("day", None, "won"), ("qty", "float")),
+    "a last column of a few words is an outcome before a number called score": (
+        table("id,day,score,tier", IDS, at("%Y-%m-%d"), COMMAS, some("a", "b", "c"), split=",").replace(b",5,", b".5,"),
+        ("day", None, "tier"), ("score", "float")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", TABLES)
+def test_a_strangers_table_is_seen_for_what_it_is(tmp_path: Path, fault: str) -> None:
+    content, wanted, (column, dtype) = TABLES[fault]
+    (tmp_path / "x.csv").write_bytes(content)
+    frame = read_table(tmp_path / "x.csv").frame
+    look = survey(frame)
+    assert len(frame) == N
+    assert (look.time, look.entity, look.target) == wanted
+    assert look[column].dtype == dtype
+    if column == "内容":
+        assert look[column].prose
+    proposal = propose(look, "found", NOW)
+    assert not proposal.suspects
+    assert proposal.start.year >= 2023
+    exec("\n".join(declared_code(proposal, Origin("found/x.csv"))), {})
+
+
+def test_what_was_guessed_of_a_table_stays_when_rows_get_a_time() -> None:
+    rows = pl.DataFrame(
+        {
+            "who": [f"w{i % 90}" for i in range(N)],
+            "x": range(N),
+            "late": some("0", "1"),
+            "y": some("a", "b", "c"),
+        }
+    )
+    look = survey(rows)
+    whole, notes = completed(rows, look)
+    assert len(notes) == 1 and look.target == "y"
+    assert survey(whole, time="row_time", entity=look.entity, target=look.target).target == "y"
+
+
+def test_objects_within_objects_become_columns(tmp_path: Path) -> None:
+    rows = [
+        {
+            "id": i,
+            "who": {"id": f"c{i % 50}", "at": {"zip": "10115"}},
+            "paid": None if i % 3 else {"by": "card"},
+        }
+        for i in range(9)
+    ]
+    told = "\n".join(map(json.dumps, rows))
+    for more in ("", "\nno object"):  # read at once, and line by line
+        (tmp_path / "x.jsonl").write_text(told + more)
+        assert set(read_table(tmp_path / "x.jsonl").frame.columns) >= {
+            "id",
+            "who.id",
+            "who.at.zip",
+            "paid.by",
+        }
+
+
+def test_a_first_line_of_numbers_is_no_header() -> None:
+    with pytest.raises(SourceError, match="put a line of names above"):
+        survey(pl.DataFrame({"0.5": [1, 2], "3": [2, 3]}))
+    assert survey(pl.DataFrame({"2019": [1, 2], "2020": [2, 3]})).rows == 2
+
+
+def test_names_in_other_scripts_are_told_apart() -> None:
+    assert list(called(["编号", "номер", "Größe", "id"]).values()) == [
+        "column_1",
+        "column_2",
+        "groesse",
+        "id",
+    ]
+
+
+def test_a_table_with_nothing_to_learn_from_is_told_so() -> None:
+    rows = pl.DataFrame({"id": IDS, "day": at("%Y-%m-%d"), "won": some("y", "n")})
+    with pytest.raises(MlsysError, match="bring more columns, or name --entity"):
+        propose(survey(rows), "bare", NOW)
+
+
+def test_dates_that_a_parquet_file_has_as_text_are_declared_so() -> None:
+    rows = pl.DataFrame(
+        {"day": ["2024-05-01", "2024-05-02T10:00:00", None], "x": [1, 2, 3], "at": [BEGIN] * 3}
+    )
+    found = _from_typed(survey(rows, target="x"), rows)
+    assert found["day"].formats == ("%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%d") and found["at"].formats == ()
+    contract = Contract("c", (Column("day", "time", formats=found["day"].formats, nullable=True),))
+    assert check(contract, rows.select("day")).rows["day"].null_count() == 1
+
+
+@pytest.mark.parametrize("empty", [("a",), ("a", "b")])
+def test_a_step_without_rows_says_where_they_went(empty: tuple[str, ...]) -> None:
+    known = pl.Series("known_at", [NOW]).to_frame()
+    events = {name: known.clear() if name in empty else known for name in ("a", "b")}
+    problem = SimpleNamespace(
+        name="p",
+        sources=(),
+        horizon=timedelta(),
+        population=SimpleNamespace(calendar=SimpleNamespace(length=timedelta())),
+    )
+    lake = SimpleNamespace(events=events, digests={})
+    at = SimpleNamespace(lake=lake, written={}, problem=problem, now=NOW)
+    if len(empty) == 2:
+        with pytest.raises(StaleData, match="its lake has none as of"):
+            reaching(at)  # type: ignore[arg-type]
+    else:
+        assert reaching(at) is lake  # type: ignore[arg-type,comparison-overlap]
