@@ -1,12 +1,22 @@
 "A system as dashboards read it: versions, runs with their tables, alerts, decisions. Nothing is trained."
 
+import io
+import json
+import re
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import polars as pl
+from values import words
 
 from mlsys_nb.decisions.batches import append_batch
+from mlsys_nb.doors.cli import main
+from mlsys_nb.doors.snapshot import OVERVIEW, SHEETS, dashboard
+from mlsys_nb.doors.view import views
 from mlsys_nb.monitoring.alerts import Alert, record
 from mlsys_nb.problem.declaration import load_problem
 from mlsys_nb.system.clock import instant
@@ -14,28 +24,33 @@ from mlsys_nb.system.control import open_control, put_document
 from mlsys_nb.system.durable import frame_bytes, json_bytes, make_folder, sha256, write_folder, write_json
 from mlsys_nb.system.pointers import Move, move_pointer
 from mlsys_nb.system.runs import Run, finish_run, start_run
+from mlsys_nb.system.settings import load_settings
 from mlsys_nb.system.versions import VersionRow, add_version
 
 DAY = timedelta(days=1)
 APRIL, SEPTEMBER = instant("2010-04-01"), instant("2010-09-01")
 MONTHS = [instant(f"2010-{m:02d}-01") for m in range(4, 10)]
+PAGES = Path(__file__).resolve().parent / "values/pages.json"
 HOSTILE = "<script>alert(1)</script>"
 
 
-def ran(settings, run, tables=None, headline=""):
-    "Note a run, and leave its report as a job does."
+def ran(settings, run, tables=None, headline="", told=None):
+    "Note a run, and leave its report as a job does; what else it noted is told."
+    more = told or {}
     control = open_control(settings)
     start_run(control, replace(run, status="running"))
     finish_run(control, run)
     content = {name: frame_bytes(frame) for name, frame in (tables or {}).items()}
-    told = {n: {"sha256": sha256(c), "rows": tables[n].height} for n, c in content.items()}
+    sums = {n: {"sha256": sha256(c), "rows": tables[n].height} for n, c in content.items()}
     files = {
         "run_id": run.run_id,
         "job": run.job,
         "status": run.status,
         "headline": headline,
-        "tables": told,
+        "tables": sums,
         "metrics": {"holdout_log_loss": 0.55},
+        "parameters": dict(run.parameters),
+        **more,
     }
     folder = {f"{name}.parquet": c for name, c in content.items()}
     page = b"<!doctype html><title>report</title><p>report"
@@ -142,6 +157,26 @@ def decided(settings, n=40):
     append_batch(settings, "churn", "september", rows, problem.keys)
 
 
+def another_version(settings, number, at, promoted=True):
+    "A training, its version, and its way to the champion's place or not."
+    control = open_control(settings)
+    how = {"decision": "promoted", "candidate": number, "reason": f"better than {HOSTILE}"}
+    if not promoted:
+        how = {"decision": "kept", "candidate": number, "reason": f"worse than {HOSTILE}"}
+    headline = (
+        f"version {number} was promoted: it beats the rule"
+        if promoted
+        else f"version {number} was not better"
+    )
+    made = ran(settings, run_at("train", at, number, outputs=how), training(number), headline)
+    summary = {"family": "boosting", "log_loss": 0.55 - 0.01 * number, "auc": 0.7 + 0.01 * number}
+    add_version(
+        control, VersionRow("churn", 0, f"d{number}", f"churn/d{number}", at, made.run_id, summary=summary)
+    )
+    if promoted:
+        move_pointer(control, Move("churn/champion", number, str(number), at, "gate", f"reason {number}"))
+
+
 def lived(settings):
     "Three versions of churn, the last of which serves; one alert; a failed score."
     make_folder(settings.lake)
@@ -160,30 +195,7 @@ def lived(settings):
             },
             "new rows",
         )
-        made = ran(
-            settings,
-            run_at(
-                "train",
-                at,
-                number,
-                outputs={"decision": "promoted", "candidate": number, "reason": f"better than {HOSTILE}"},
-            ),
-            training(number),
-            f"version {number} was promoted: it beats the rule",
-        )
-        add_version(
-            control,
-            VersionRow(
-                "churn",
-                0,
-                f"d{number}",
-                f"churn/d{number}",
-                at,
-                made.run_id,
-                summary={"family": "boosting", "log_loss": 0.55 - 0.01 * number, "auc": 0.7 + 0.01 * number},
-            ),
-        )
-        move_pointer(control, Move("churn/champion", number, str(number), at, "gate", f"reason {number}"))
+        another_version(settings, number, at)
     look = ran(settings, run_at("monitor", SEPTEMBER, 9), monitoring(SEPTEMBER), "orders_90d moved: 1 alert")
     broken = run_at("score", SEPTEMBER, 7, "failed", error=f"the source {HOSTILE} is stale")
     ran(settings, broken)
@@ -217,3 +229,45 @@ def lived(settings):
     )
     decided(settings)
     return look
+
+
+LOOKS = (
+    "runs", "champion churn", "versions churn", "alerts churn", "alerts churn --all", "audit", "upkeep churn", "conflicts churn",
+    "schedule --list",
+)  # fmt: skip
+
+
+def told(settings):
+    "What each page shows and each command that only looks prints: its words line by line, and a digest of how they stand there."
+    shown = {
+        f"page {name}": dashboard(views(settings), name, "churn" if name in SHEETS else "")
+        for name in (OVERVIEW, *SHEETS)
+    }
+    at = ["--root", str(settings.root)]
+    for look in LOOKS:
+        for more in ([], ["--json"]):
+            out, err = io.StringIO(), io.StringIO()
+            with redirect_stdout(out), redirect_stderr(err):
+                code = main([*at, *more, *look.split()])
+            shown[" ".join(["mlsys", *look.split(), *more])] = (
+                f"{out.getvalue()}{err.getvalue()}exit code {code}"
+            )
+    return {name: _lines(text) for name, text in shown.items()}
+
+
+def _lines(text):
+    whole = words(text)
+    plain = re.sub(r"<[^<>]+>", "\n", whole) if whole.lstrip().startswith("<") else whole
+    return [
+        *(" ".join(line.split()) for line in plain.splitlines() if line.strip()),
+        sha256(whole.encode())[:12],
+    ]
+
+
+def write_told():
+    "Keep what pages and commands say now."
+    with TemporaryDirectory() as folder:
+        settings = load_settings(root=Path(folder, "system"))
+        lived(settings)
+        text = json.dumps(told(settings), indent=1, ensure_ascii=False) + "\n"
+    PAGES.write_text(text, encoding="utf-8")

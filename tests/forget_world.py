@@ -44,7 +44,7 @@ buyers = Problem(
     question="Will a client not order within a week?",
     sources=sources,
     features=FeatureSet("buyers", (time_since_last(orders).named("days_since"), count(orders, "21d").named("orders_21d"),
-                                   last(orders, "agent").named("agent_before"))),
+                                   last(orders, "agent").named("agent_before"), last(orders, "pence").named("pence_before"))),
     population=Everyone(3 * DAY, START + 9 * DAY),
     target=Happens(count(orders, "7d").named("orders_next_7d"), "==", 0, "no order within a week"),
     horizon=7 * DAY,

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from execnb.shell import CaptureShell
 from nbdev.process import NBProcessor
+from values import Seen
 
 NBS = Path(__file__).resolve().parents[1] / "nbs"
 CHAPTERS = sorted(
@@ -51,17 +52,21 @@ def module_of(nb):
     return None
 
 
-def run(path: Path) -> Iterator[tuple[dict, list[dict]]]:
-    "Each code cell of a chapter that is a lesson, run in the folder of the chapter, with its outputs."
+def run(path: Path, seen: Seen | None = None) -> Iterator[tuple[dict, list[dict]]]:
+    "Each code cell of a chapter that is a lesson, run in the folder of the chapter, with its outputs; `seen` gets its values."
     nb = NBProcessor(path, rm_directives=False, process=True).nb
     shell = CaptureShell(path, mpl_format=None)
     module = module_of(nb)
     if module is not None:
         shell.user_ns.update({k: v for k, v in vars(module).items() if not k.startswith("__")})
+    if seen is not None:
+        seen.watch(shell)
     for cell in nb.cells:
         marks = cell.directives_ or {}
         if cell.cell_type != "code" or SKIPPED & marks.keys() or str(marks.get("eval")).lower() == "false":
             continue
+        if seen is not None:
+            seen.cell = cell.id
         shell.cell(cell)
         if shell.exc:
             raise AssertionError(f"{path.name}, cell {cell.id}:\n{cell.source}") from shell.exc

@@ -2,36 +2,49 @@
 
     python tests/mutants.py --seed 1                 # 100 mutants over all rooms, at most 60 s each
     python tests/mutants.py --seed 1 -n 10 --floor features
+    python tests/mutants.py                          # with a seed that nobody chose: the text of the rooms gives it
     python tests/mutants.py --seed 1 --show          # only say which bugs would be planted
 
 A mutant is one change in one exported line: a comparison's boundary, a number off by one, a condition turned round, a call
 or an entry of a dictionary left out, a text exchanged for its neighbour. It is planted in a copy of the project, never in
-the checkout, and held against the lessons and tests of its room, then of those that import it, quickest first. A mutant
-that hangs is caught; one whose tests all pass survives and is printed. Some mutants change nothing that can be
-observed, so nobody reaches 100 %. Times of tests come from one plain run, which is kept beside the results.
+the checkout, and held against tests that run its line, then those that run its function, then others of its room: first
+its chapter, then in turn the quickest of each file. Which lines a test runs is seen in one plain run of all tests
+(tests/traced.py), which is kept beside the results. A mutant that hangs where the sound code does not is caught; one whose
+tests all pass survives and is printed. Some mutants change nothing that can be observed, so nobody reaches 100 %.
 """
 
 import argparse
 import ast
+import hashlib
 import json
+import multiprocessing
 import os
 import random
 import re
+import resource
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
+import pytest
+from bench.rates import line as rated
+from bench.rates import text as told
+from traced import place
+
 ROOT = Path(__file__).resolve().parents[1]
 BUDGET = 60.0
+FIRST = 3  # tests that are tried before the files of all others are imported
 SKIPPED = {
     "test_house",
     "test_wheel",
@@ -98,7 +111,8 @@ def silent(node: ast.AST, above: dict[ast.AST, ast.AST]) -> bool:
 
 def changed(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
     "What can go wrong at a node: (kind, the node as a bug would have it)."
-    copy: Any = deepcopy(node)
+    copied = ast.BinOp | ast.BoolOp | ast.IfExp | ast.Dict | ast.Call
+    copy: Any = deepcopy(node) if isinstance(node, copied) else node
     if isinstance(node, ast.Compare):
         for i, op in enumerate(node.ops):
             if type(op) in BOUNDARY:
@@ -196,154 +210,197 @@ def mutants_of(path: Path, room: str) -> list[Mutant]:
     return found
 
 
+@cache
 def rooms() -> dict[str, Path]:
     paths = sorted(p for p in (ROOT / "mlsys_nb").glob("*/*.py") if p.name != "__init__.py")
     return {".".join(p.relative_to(ROOT / "mlsys_nb").with_suffix("").parts): p for p in paths}
 
 
+def seed_of_rooms() -> int:
+    "A seed that nobody chose: it comes from the text of all rooms."
+    return int(hashlib.sha256(b"".join(path.read_bytes() for path in rooms().values())).hexdigest()[:6], 16)
+
+
 def drawn(seed: int, n: int, floor: str) -> list[Mutant]:
     "Mutants in proportion to the rooms' sizes; a seed always draws the same."
-    rng, found = random.Random(seed), []
+    rng, found = random.Random(seed), list[Mutant]()
     for room, path in rooms().items():
         if room.startswith(floor):
             found += mutants_of(path, room)
-    return sorted(rng.sample(found, min(n, len(found))), key=lambda m: (m.room, m.line))
-
-
-def mentioned(text: str, room: str = "") -> set[str]:
-    "Rooms that a text imports; names of faces are looked up by the room that has them."
-    known, found = rooms(), set()
-    for start, named, names in re.findall(r"from (mlsys_nb\.?|\.+)([\w.]*) import (\(?[\w, \\n\n\"]+)", text):
-        base = [] if start.startswith("m") else room.split(".")[: -len(start)]
-        base += named.split(".") if named else []
-        place = ".".join(base)
-        found |= {place} & known.keys() | {f"{place}.{n}" for n in re.findall(r"\w+", names)} & known.keys()
-        if place and "." not in place:  # a face
-            found |= {r for n in re.findall(r"\w+", names) for r in owners(place).get(n, ())}
-    return found | {m for m in re.findall(r"mlsys_nb\.(\w+\.\w+)", text) if m in known}
-
-
-OWNERS: dict[str, dict[str, set[str]]] = {}
-
-
-def owners(floor: str) -> dict[str, set[str]]:
-    "Name: the rooms of a floor that define it."
-    if floor not in OWNERS:
-        OWNERS[floor] = {}
-        for room, path in rooms().items():
-            if room.startswith(floor + "."):
-                for node in ast.parse(path.read_text(encoding="utf-8")).body:
-                    if isinstance(node, ast.FunctionDef | ast.ClassDef):
-                        OWNERS[floor].setdefault(node.name, set()).add(room)
-    return OWNERS[floor]
+    return rng.sample(found, min(n, len(found)))
 
 
 @dataclass(frozen=True)
 class Test:
-    "One test, which rooms its file imports, and how long it takes."
+    "One test: the lines it ran, by room and function (a mask), what it cost, and the fixtures it shares with others."
 
     name: str
-    rooms: frozenset[str]
     own: str  # The room whose chapter it is
     seconds: float
+    ran: dict[str, dict[str, int]]
+    fixtures: tuple[str, ...]
+
+    @property
+    def file(self) -> str:
+        return self.name.split("::")[0] if not self.own else self.name
 
 
-def timed(kept: Path) -> list[Test]:
-    "Every test with its time, from one plain run."
-    report = kept / "times.xml"
-    if not report.exists():
-        print("one plain run of all tests, for their times ...", flush=True)
+@dataclass(frozen=True)
+class Known:
+    "Every test, and what each shared fixture costs."
+
+    tests: list[Test]
+    fixtures: dict[str, float]
+
+
+def merged(into: dict[str, dict[str, int]], masks: dict[str, dict[str, Any]]) -> None:
+    for room, found in masks.items():
+        for name, mask in found.items():
+            into.setdefault(room, {})[name] = into.get(room, {}).get(name, 0) | (
+                int(mask, 16) if isinstance(mask, str) else mask
+            )
+
+
+def known(kept: Path) -> Known:
+    "What tests/traced.py recorded in one plain run of all tests."
+    record = kept / "lines.jsonl"
+    if not record.exists():
+        print("one plain run of all tests, to see which lines each runs ...", flush=True)
+        part = kept / "lines.part"
+        part.unlink(missing_ok=True)
         ignored = [f"--ignore=tests/{name}.py" for name in SKIPPED]
-        command = [sys.executable, "-m", "pytest", "-q", "-n", "2", f"--junitxml={report}", *ignored, "tests"]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        environment = {**os.environ, "TRACED": str(part), "PYTHONPATH": str(ROOT / "tests")}
+        command = [sys.executable, "-m", "pytest", "-q", "-n", "2", "-p", "traced", *ignored, "tests"]
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
         if done.returncode:
-            report.unlink(missing_ok=True)
             sys.exit("the tests fail without any mutant:\n" + done.stdout[-3000:])
-    chapters = {p.stem: p for p in ROOT.glob("nbs/[0-9]*/[0-9]*.ipynb")} | {
-        p.stem: p for p in ROOT.glob("nbs/cases/*.ipynb")
+        part.rename(record)
+    chapters = {
+        path.stem if path.stem != "00_index" else f"{path.parent.stem}_index": path
+        for path in [*ROOT.glob("nbs/[0-9]*/[0-9]*.ipynb"), *ROOT.glob("nbs/cases/*.ipynb")]
     }
-    tests, read = [], dict[Path, frozenset[str]]()
-    for case in ElementTree.parse(report).iter("testcase"):
-        file = case.get("classname", "").replace(".", "/") + ".py"
-        stem = re.search(r"test_chapter\[(\w+)\]", case.get("name", ""))
-        path = chapters.get(stem[1]) if stem else ROOT / file
-        if path is None or not path.exists():
-            continue
-        if path not in read:
-            text = path.read_text(encoding="utf-8")
-            for helper in re.findall(r"^from (\w+) import", text, re.M):  # worlds that several tests share
-                if (ROOT / f"tests/{helper}.py").exists():
-                    text += (ROOT / f"tests/{helper}.py").read_text(encoding="utf-8")
-            read[path] = frozenset(mentioned(text))
-        own = f"{path.parent.name.split('_', 1)[-1]}.{path.stem.split('_', 1)[-1]}" if stem else ""
-        tests.append(Test(f"{file}::{case.get('name')}", read[path], own, float(case.get("time", 0))))
-    return tests
+    ran: dict[str, dict[str, dict[str, int]]] = {}
+    seconds: dict[str, float] = {}
+    shared: dict[str, tuple[str, ...]] = {}
+    for line in record.read_text(encoding="utf-8").splitlines():
+        told = json.loads(line)
+        label = told.get("test") or told.get("fixture") or told.get("child") or ""
+        merged(ran.setdefault(label, {}), told["lines"])
+        if "seconds" in told:
+            seconds[label] = told["seconds"]
+        if "test" in told and not told.get("failed"):
+            shared[label] = tuple(told["fixtures"])
+    tests = []
+    for name, fixtures in shared.items():
+        stem = re.search(r"test_chapter\[(\w+)\]", name)
+        path = chapters.get(stem[1]) if stem else None
+        own = f"{path.parent.name.split('_', 1)[-1]}.{path.stem.split('_', 1)[-1]}" if path else ""
+        for fixture in fixtures:
+            merged(ran[name], ran.get(fixture, {}))
+        tests.append(Test(name, own, seconds[name], ran[name], fixtures))
+    return Known(tests, {name: seconds.get(name, 0.0) for names in shared.values() for name in names})
 
 
-def chosen(mutant: Mutant, tests: list[Test]) -> list[str]:
-    "The tests of a room, then of those that import it, quickest first, within the budget."
-    importers = {r for r, p in rooms().items() if mutant.room in mentioned(p.read_text(encoding="utf-8"), r)}
+def relevance(mutant: Mutant, test: Test) -> int | None:
+    "How near a test is to a mutant: it ran the line, the function, another one of the room; None for a stranger to the room."
+    name, first = place(str(rooms()[mutant.room]), mutant.line)
+    found = test.ran.get(mutant.room)
+    if name and found and found.get(name, 0) >> (mutant.line - first) & 1:
+        return 0
+    if name and found and name in found:
+        return 1
+    return 2 if found or test.own == mutant.room else None
 
-    def rank(test: Test) -> int | None:
-        if test.own == mutant.room:
-            return 0
-        return (
-            1 if mutant.room in test.rooms else 2 if test.own in importers or test.rooms & importers else None
-        )
 
-    ranked = sorted((r, t.seconds, t.name) for t in tests if (r := rank(t)) is not None)
-    names, total = [], 0.0
-    for _, seconds, name in ranked:
-        total += seconds + 0.02
-        if total > BUDGET * 0.75:
-            break
-        names.append(name)
+def chosen(mutant: Mutant, known: Known, budget: float = BUDGET * 0.75) -> list[str]:
+    "The tests that ran the line, then its function, then its room: first its chapter, then of each file the quickest in turn."
+    near = [(r, test) for test in known.tests if (r := relevance(mutant, test)) is not None]
+    turns: dict[tuple[int, str], int] = {}
+    ranked: list[tuple[int, bool, float, str, Test]] = []
+    for r, test in sorted(near, key=lambda x: (x[1].seconds, x[1].name)):
+        turn = turns[r, test.file] = turns.get((r, test.file), 0) + 1
+        ranked.append((r, test.own != mutant.room, (test.seconds + 0.1) * turn, test.name, test))
+    names, total, made = [], 0.0, set[str]()
+    for _, _, _, name, test in sorted(ranked, key=lambda x: x[:4]):
+        cost = test.seconds + 0.02 + sum(known.fixtures[f] for f in test.fixtures if f not in made)
+        if total + cost <= budget:
+            total += cost
+            made |= set(test.fixtures)
+            names.append(name)
     return names
 
 
-def judged(mutant: Mutant, tests: list[str], copy: Path, limit: float) -> tuple[str, str]:
-    "Plant, test, take it out: 'caught', 'survived' or 'hung', and by what."
-    path = copy / "mlsys_nb" / (mutant.room.replace(".", "/") + ".py")
-    sound = path.read_bytes()
-    path.write_bytes(sound[: mutant.start] + mutant.new.encode() + sound[mutant.end :])
-    shutil.rmtree(path.parent / "__pycache__", ignore_errors=True)
-    environment = {**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1", "MPLBACKEND": "agg"}
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-x",
-        "-p",
-        "no:cacheprovider",
-        "-p",
-        "no:randomly",
-        *tests,
+# Imported once; the rooms and the tests are imported anew for each mutant.
+AHEAD = ["pytest", "polars", "numpy", "pandas", "hypothesis", "sqlalchemy", "nbdev.process", "execnb.shell", "httpx", "sklearn.linear_model"]  # fmt: skip
+FORKED = multiprocessing.get_context("forkserver")
+
+
+def run_tests(copy: Path, tests: list[str], said: Path, seconds: int) -> None:
+    "Run tests of a copy, in a process group of their own, for so much CPU; the last line says how it ended."
+    os.setsid()
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+    out = os.open(said, os.O_CREAT | os.O_TRUNC | os.O_WRONLY)
+    os.dup2(out, 1)
+    os.dup2(out, 2)
+    os.chdir(copy)
+    os.environ.update(PYTHONPATH=str(copy), MPLBACKEND="agg")
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    sys.dont_write_bytecode = False
+    sys.path[:] = [
+        str(copy),
+        *(p for p in sys.path if Path(p or ".").resolve() not in (ROOT, ROOT / "tests")),
     ]
-    try:
-        if not tests:
-            return "survived", "no test imports the room"
-        process = subprocess.Popen(command, cwd=copy, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                                   text=True, start_new_session=True)  # fmt: skip
-        try:
-            said, _ = process.communicate(timeout=limit)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, 9)
-            process.communicate()
+    code = pytest.main(["-q", "-x", "-p", "no:cacheprovider", "-p", "no:randomly", *tests])
+    os.write(1, f"\nended with {int(code)}\n".encode())
+    os._exit(0)
+
+
+def outcome(tests: list[str], copy: Path, limit: float, wait: int = 5) -> tuple[str, str]:
+    "What the tests say of a copy as it stands: 'caught', 'survived' or 'hung', and by what."
+    while tests:
+        file = copy / "said.txt"
+        process = FORKED.Process(target=run_tests, args=(copy, tests, file, int(limit)))
+        process.start()
+        process.join(limit * wait)  # of other programs on this machine
+        ended = process.exitcode
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid or 0, 9)
+        process.join()
+        if ended in (None, -signal.SIGXCPU, -signal.SIGKILL):
             return "hung", f"longer than {limit:.0f} s"
-        if "(no match in any of" in said or "ERROR: not found:" in said:
-            sys.exit(
-                f"the kept times name tests that are gone; remove times.xml and run again:\n{said[-500:]}"
-            )
-        if process.returncode == 0:
+        said = file.read_text(encoding="utf-8", errors="replace")
+        gone = re.findall(r"^ERROR: (?:file or directory )?not found: (?:.*/)?(tests/.*)$", said, re.M)
+        if gone:  # since they were recorded
+            tests = [name for name in tests if name not in gone]
+            continue
+        if said.endswith("\nended with 0\n"):
             return "survived", f"{len(tests)} tests passed"
         first = re.search(r"^(?:FAILED|ERROR) (\S+)", said, re.M)
         return "caught", first[1] if first else said.strip().splitlines()[-1]
+    return "survived", "no test runs the room"
+
+
+def judged(mutant: Mutant, tests: list[str], copy: Path, limit: float) -> tuple[str, str]:
+    "Plant, test, take it out. What hangs is caught if the same tests end in time without the mutant."
+    path = copy / "mlsys_nb" / (mutant.room.replace(".", "/") + ".py")
+    sound, stat = path.read_bytes(), path.stat()
+    for compiled in path.parent.glob(f"__pycache__/{path.stem}.*"):
+        compiled.unlink()
+    path.write_bytes(sound[: mutant.start] + mutant.new.encode() + sound[mutant.end :])
+    try:
+        verdict, why = outcome(tests[:FIRST], copy, limit)
+        if verdict == "survived" and tests[FIRST:]:
+            verdict, why = outcome(tests[FIRST:], copy, limit)
     finally:
         path.write_bytes(sound)
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    if verdict == "hung" and outcome(tests, copy, limit)[0] != "survived":
+        return "survived", f"its tests take {why} without it, too; try again with --limit"
+    return verdict, why
 
 
 def copy_of_project(place: Path) -> Path:
+    "What the tests need of it."
     ignored = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints")
     for name in COPIED:
         source = ROOT / name
@@ -359,7 +416,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument(
+        "--seed", type=int, help="any number; without it one that only this state of the rooms gives"
+    )
     parser.add_argument("-n", type=int, default=100, help="how many mutants (100)")
     parser.add_argument("--floor", default="", help="only rooms whose name begins so, such as `features`")
     parser.add_argument("--workers", type=int, default=2)
@@ -370,20 +429,25 @@ def main() -> int:
         "--limit",
         type=float,
         default=BUDGET,
-        help="seconds after which one hangs (60); more on a busy machine",
+        help="seconds of CPU after which one hangs (60)",
+    )
+    parser.add_argument("--budget", type=float, default=BUDGET * 0.75, help="seconds of tests a mutant (45)")
+    parser.add_argument(
+        "--minutes", type=float, default=1e9, help="begin no other after so many; those tried are a fair draw"
     )
     parser.add_argument("--show", action="store_true", help="only say which bugs would be planted")
     parser.add_argument(
         "--keep", type=Path, default=ROOT / ".pytest_cache/mutants", help="where times and results are kept"
     )
     given = parser.parse_args()
-    mutants = drawn(given.seed, given.n, given.floor)
+    seed = given.seed if given.seed is not None else seed_of_rooms()
+    mutants = drawn(seed, given.n, given.floor)
     if given.show:
-        print("\n".join(map(str, mutants)))
+        print("\n".join(map(str, sorted(mutants, key=lambda m: (m.room, m.line)))))
         return 0
     given.keep.mkdir(parents=True, exist_ok=True)
-    tests, started = timed(given.keep), monotonic()
-    results = given.keep / f"seed-{given.seed}.jsonl"
+    record, started = known(given.keep), monotonic()
+    results = given.keep / f"seed-{seed}.jsonl"
     done = dict(json.loads(line) for line in results.read_text().splitlines()) if results.exists() else {}
     with tempfile.TemporaryDirectory() as temporary, ThreadPoolExecutor(given.workers) as pool:
         copies = [
@@ -392,12 +456,14 @@ def main() -> int:
             if (Path(temporary) / str(i)).mkdir() is None
         ]
 
-        def work(mutant: Mutant) -> tuple[Mutant, str, str]:
+        def work(mutant: Mutant) -> tuple[Mutant, str, str] | None:
             if str(mutant) in done:
                 return mutant, *done[str(mutant)]
+            if monotonic() - started > 60 * given.minutes:
+                return None
             copy = copies.pop()
             try:
-                verdict, why = judged(mutant, chosen(mutant, tests), copy, given.limit)
+                verdict, why = judged(mutant, chosen(mutant, record, given.budget), copy, given.limit)
             finally:
                 copies.append(copy)
             with results.open("a") as file:
@@ -405,14 +471,20 @@ def main() -> int:
             print(f"{verdict:9} {mutant}\n          {why}", flush=True)
             return mutant, verdict, why
 
-        answers = list(pool.map(work, mutants))
+        FORKED.set_forkserver_preload(AHEAD)
+        answers = [found for found in pool.map(work, mutants) if found]
     survived = [(m, why) for m, verdict, why in answers if verdict == "survived"]
-    share = 100 * (1 - len(survived) / len(answers))
-    print(f"\nseed {given.seed}: {len(answers) - len(survived)} of {len(answers)} caught, {share:.0f} % (aim {given.aim:.0f} %), "
-          f"{monotonic() - started:.0f} s; survived:")  # fmt: skip
+    row = rated(
+        "planted bugs caught",
+        f"seed {seed}",
+        len(answers) - len(survived),
+        len(answers),
+        f">= {given.aim / 100:.2f}",
+    )
+    print(f"\n== {told(row)}  ({monotonic() - started:.0f} s); survived:")
     for mutant, why in survived:
         print(f"  {mutant}   [{why}]")
-    return int(share < given.aim)
+    return int(row["measured"] < given.aim / 100)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Save the outputs of the lessons in the notebooks: `python tests/outputs.py [NAME ...]`, all chapters without a name.
 
 A chapter is run twice, each time in a process of its own, with another temporary folder and, the second time, on another
-day; what differs between the two is not saved. Exported and hidden cells, jobs and dashboards have no outputs.
+day; what differs between the two is not saved. What the calls of lessons give is written to tests/values/ (values.py); `pages` writes there what
+the pages and commands of a planted system say (test_panels.py). Exported and hidden cells, jobs and dashboards have no outputs.
 """
 
 import json
@@ -14,18 +15,20 @@ from datetime import timedelta
 from pathlib import Path
 
 from lessons import CHAPTERS, NBS, difference, kept, run
+from values import Seen, agreed, write
 
 
-def outputs_of(path: Path, days: int) -> dict[str, list[dict]]:
-    "Cell id: what its lesson shows, on a machine whose clock is ahead by some days."
+def outputs_of(path: Path, days: int) -> dict[str, dict]:
+    "Of each cell, by its id, what its lesson shows and what its calls give, on a machine whose clock is ahead by some days."
     from mlsys_nb.system.clock import SystemClock
 
     now = SystemClock.now
     SystemClock.now = lambda self: now(self) + timedelta(days=days)
-    return {cell.id: outputs for cell, outputs in run(path)}
+    seen = Seen()
+    return {"outputs": {cell.id: outputs for cell, outputs in run(path, seen)}, "values": seen.cells}
 
 
-def in_child(path: Path, days: int) -> dict[str, list[dict]]:
+def in_child(path: Path, days: int) -> dict[str, dict]:
     with tempfile.TemporaryDirectory(prefix=f"lesson{days}-") as folder:
         out = Path(folder, "outputs.json")
         plain = {name: value for name, value in os.environ.items() if not name.startswith("MLSYS_")}
@@ -42,7 +45,8 @@ def save(path: Path) -> str:
     from fastcore.nbio import write_nb
     from nbdev.clean import clean_nb, read_nb
 
-    first, second = (in_child(path, days) for days in (0, 401))
+    runs = [in_child(path, days) for days in (0, 401)]
+    first, second = (found["outputs"] for found in runs)
     notebook, said, count, size = read_nb(path), [], 0, 0
     for cell in notebook.cells:
         if cell.cell_type != "code":
@@ -55,10 +59,16 @@ def save(path: Path) -> str:
         count, size = count + bool(new), size + len(json.dumps(new))
     clean_nb(notebook)
     write_nb(notebook, path)
+    write(path, agreed(*(found["values"] for found in runs)))
     return f"{path.relative_to(NBS)}: {count} outputs, {size / 1000:.0f} kB{''.join(said)}"
 
 
 def main(names: list[str]) -> int:
+    if names == ["pages"]:
+        from dashboards_world import write_told
+
+        write_told()
+        return 0
     chosen = [p for p in CHAPTERS if not names or {p.name, p.stem, p.parent.name, p.as_posix()} & set(names) or
               any(Path(n).exists() and Path(n).resolve() == p for n in names)]  # fmt: skip
     if not chosen:

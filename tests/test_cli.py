@@ -266,6 +266,7 @@ def test_fault_21_listing_commands_answer_in_json(capsys, root):
         "replay",
         "reproduce",
         "schedule",
+        "tenants",
     }  # They answer about what must be there, or wait; explain with one object
     names = [name for name, command in COMMANDS.items() if "lists" in command.kind and name not in one]
     assert {"problems", "jobs", "runs", "versions", "alerts", "decisions", "conflicts", "verify"} <= set(

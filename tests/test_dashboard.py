@@ -16,6 +16,7 @@ from pathlib import Path
 import dashboards_world as world
 import polars as pl
 import pytest
+from access import barriers, engine
 
 from mlsys_nb.cases.churn import lines
 from mlsys_nb.data.ingest import ingest
@@ -249,7 +250,114 @@ def test_every_page_shows_whole_on_any_screen(state, width, scheme, browser, sho
         assert page.evaluate(CLIPPED) == [], f"{name} at {width}"
         assert page.evaluate("document.documentElement.scrollWidth") <= width, name
         assert page.locator("h1").is_visible() and page.locator(".mls-nav").first.is_visible()
+        if engine():
+            assert barriers(page) == [], f"{name} at {width}"
     assert not errors and not foreign, (errors, foreign)
+
+
+@pytest.mark.skipif(not engine(), reason="needs axe-playwright-python")
+@BROWSER
+def test_the_search_for_barriers_finds_one(browser):
+    page = browser.new_page()
+    page.set_content(
+        "<main><h1>Pale</h1><p style='color:#ccc;background:#fff'>hardly seen</p><select></select>"
+    )
+    assert {told.split(":")[0] for told in barriers(page)} == {
+        "serious color-contrast", "critical select-name", "serious html-has-lang", "serious document-title"
+    }  # fmt: skip
+
+
+SCREENS = [(1280, "light"), (390, "light"), (390, "dark")]
+
+
+def kept(page, shots, name):
+    "Pictures of where a stranger has come to, on every screen; nothing is cut off on any."
+    for width, scheme in SCREENS:
+        page.set_viewport_size({"width": width, "height": 900})
+        page.emulate_media(color_scheme=scheme)
+        page.screenshot(path=shots / f"stranger_{name}_{width}_{scheme}.png", full_page=True)
+        assert page.evaluate(CLIPPED) == [], f"{name} at {width}"
+
+
+@pytest.fixture
+def strangers(browser, tmp_path):
+    "The plain pages of a system in which much has happened, the overview open before a stranger; and the system."
+    settings, errors, foreign = load_settings(root=tmp_path / "system", home=HOME), [], []
+    world.lived(settings)
+    for number, promoted in ((4, True), (5, True), (6, False)):
+        world.another_version(settings, number, world.SEPTEMBER - (7 - number) * world.DAY, promoted)
+    page = watched(browser, 1280, errors, foreign)
+
+    def opened():
+        write_snapshot(settings, tmp_path / "pages")
+        page.goto((tmp_path / "pages" / "overview.html").as_uri())
+        return page
+
+    yield settings, opened
+    assert not errors and not foreign, (errors, foreign)
+
+
+@BROWSER
+def test_a_stranger_finds_why_version_4_replaced_3(strangers, shots):
+    "Neither of them is the newest, and neither is beside the other when the page opens."
+    page = strangers[1]()
+    page.get_by_role("link", name="churn", exact=True).first.click()
+    section = page.locator("section", has=page.get_by_role("heading", name="Two versions beside each other"))
+    assert "It replaced version 4" in section.inner_text() and "reason 4" in section.inner_text()
+    section.get_by_label("this").select_option("version 4")
+    section.get_by_label("beside").select_option("version 3")
+    told = section.inner_text()
+    assert "It replaced version 3 on 29 Aug 2010, by gate: reason 4" in told
+    assert "reason 5" not in told, "the others make room"
+    assert section.locator("figure").filter(visible=True).count() == 4, "a curve and gains of each"
+    kept(page, shots, "versions")
+    section.get_by_label("this").select_option("version 6")
+    assert "It never served. version 6 was not better" in section.inner_text()
+
+
+@BROWSER
+def test_a_stranger_finds_the_batch_that_moved_a_feature(strangers, shots):
+    "From the alert on the overview to the one batch among those that the feature reads."
+    page = strangers[1]()
+    alert = page.locator("section.mls-box", has_text="orders 90d, critical")
+    alert.get_by_role("link", name="see drift").click()
+    card = page.locator("figure", has_text="orders_90d: newest batches")
+    (moved,) = [line.inner_text() for line in card.locator("li").all() if "MOVED" in line.inner_text()]
+    assert "lines 2010-08-15" in moved and "2.4" in moved and "1,900 rows" in moved
+    kept(page, shots, "batch")
+
+
+@BROWSER
+def test_a_stranger_compares_two_runs(strangers, shots):
+    "Of three looks the first and the last: one parameter and one batch are other, and a figure with them."
+    settings, opened = strangers
+    batches = pl.DataFrame({"source": ["lines"] * 2, "batch": ["1", "2"], "content": ["a", "b"]})
+    for number, limit, content in ((20, 0.1, "b"), (21, 0.1, "c"), (22, 0.2, "b")):
+        tables = {"batches": batches.with_columns(content=pl.Series(["a", content]))}
+        look = world.run_at("score", world.SEPTEMBER + number * world.DAY, number)
+        world.ran(
+            settings, replace(look, parameters={"limit": limit}), tables, told={"metrics": {"acted": limit}}
+        )
+    page = opened()
+    page.get_by_role("link", name="churn", exact=True).first.click()
+    page.get_by_role("link", name="Runs").click()
+    section = page.locator("section", has=page.get_by_role("heading", name="Two runs of score"))
+    pick = lambda label, run: section.get_by_label(label).select_option(
+        f"{run.as_of.day} Sep 2010 ({run.run_id})"
+    )
+    one, two, three = (world.run_at("score", world.SEPTEMBER + n * world.DAY, n) for n in (20, 21, 22))
+    pick("this", three), pick("beside", one)
+    said = lambda name: section.locator(f"[data-is={name}]").inner_text()
+    assert said("found") == "explained by parameter limit: nothing else differs"
+    assert said("names") == f"{three.run_id} {one.run_id}"
+    assert "0.2" in section.inner_text() and "data lines" not in section.inner_text()
+    kept(page, shots, "runs")
+    pick("this", two)
+    assert said("found") == "the inputs differ, what came out is the same"
+    pick("beside", three)
+    assert said("found").startswith("2 inputs differ")
+    pick("this", three)
+    assert said("found") == "nothing differs but names and times"
 
 
 @BROWSER
@@ -278,7 +386,7 @@ def test_a_stranger_moves_the_threshold_and_reads_the_money(browser, shots, tmp_
     slide("cost of a missed case", 4)
     assert said("cost") == pytest.approx(money(0.3, 3, 4), abs=0.6)
     assert said("least") == pytest.approx(min(money(t, 3, 4) for t in counts), abs=0.6)
-    page.screenshot(path=shots / "stranger_threshold.png", full_page=True)
+    kept(page, shots, "threshold")
     page.get_by_role("button", name="as declared").click()
     assert said("cost") == pytest.approx(money(0.6, 3, 2), abs=0.6)
     assert not errors and not foreign, (errors, foreign)
@@ -306,11 +414,15 @@ def test_a_stranger_answers_five_review_cases(windows, browser, shots):
     page.goto(f"{url}/overview.html?token={token}")
     page.get_by_role("link", name="Reviews").click()
     page.get_by_role("link", name="Answer them one by one").click()
+    assert page.locator("main .mls-tile").first.is_visible(), "what is known stands there before the kernel"
     page.get_by_placeholder("your name").fill("ann")
+    queue = page.locator("main").get_by_role("heading", name="The queue")
+    assert page.get_by_role("button", name="it happened").bounding_box()["y"] < queue.bounding_box()["y"]
+    assert page.locator("main h1").count() == 1, "the page stands there once"
     for done in range(1, 6):
         page.get_by_role("button", name="it happened").click()
         page.wait_for_function(f"document.body.innerText.includes('{done} answered')")
-    page.screenshot(path=shots / "stranger_reviews.png", full_page=True)
+    kept(page, shots, "reviews")
     told = read_outcomes(settings, "churn")
     assert len({o.decision_id for o in told}) == 5 and {(o.label, o.actor, o.reviewer) for o in told} == {
         (1, "ann", True)

@@ -418,3 +418,32 @@ def test_what_no_quiet_week_could_do_is_an_alert_at_the_first_look(quarter, faul
 def test_few_weeks_and_small_slices_are_quiet_when_nothing_happened(quarter):
     for week in range(14, 20):
         assert drift_check(quarter, weeks([week], seed=10 + week)).alerts == ()
+
+
+def grown(which, rate, rows=600, seed=0):
+    "Customers whose tenure grows by three days a week until week 12, and at some rate of that from then on."
+    rng, frames = np.random.default_rng(seed), []
+    for k in which:
+        at = pl.Series([START + timedelta(weeks=int(k))] * rows, dtype=pl.Datetime("us", "UTC"))
+        days = 3 * (min(k, 12) + rate * max(k - 12, 0))
+        frames.append(pl.DataFrame({"moment": at, "tenure": rng.gamma(4, 10, rows) + days}))
+        frames[-1] = frames[-1].with_columns(basket=pl.Series(rng.standard_normal(rows)))
+    return pl.concat(frames)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.4, 0.7, 1.0])
+def test_a_column_that_grew_fast_and_then_stands_still_is_told_and_one_that_grows_more_slowly_is_not(rate):
+    from mlsys_nb.monitoring.cause import Witness, cause_of
+
+    columns = ["tenure", "basket"]
+    profile = reference_profile(grown(range(13), 1, seed=1), columns, lifetime=["tenure"])
+    first, later = (grown(range(13, k), rate, seed=2) for k in (16, 37))
+    assert drift_check(profile, first).drifted == ()  # three weeks cannot tell
+    report = drift_check(profile, later)
+    if rate:
+        assert report.drifted == () and report.growing == ("tenure",), report.frame
+        return
+    (row,) = report.frame.filter("drifted").to_dicts()
+    assert (row["feature"], row["direction"]) == ("tenure", "down") and report.growing == ()
+    assert row["current"] < row["reference"]  # what there is, and the least that growth leads to
+    assert cause_of(profile, row, Witness(later)).word == "growth ended"

@@ -1,5 +1,6 @@
 "A drill tells what the system tells: each fault is planted in a small system, told with its cause, mended by its printed remedy."
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,23 +10,29 @@ import visits_world as world
 from mlsys_nb.doors.backup import take
 from mlsys_nb.doors.drill import PLANTED, Noticed, drill
 from mlsys_nb.doors.faults import _on_duty, rehearsed
-from mlsys_nb.doors.soundness import findings
+from mlsys_nb.doors.verification import findings
 from mlsys_nb.loop.arrivals import ingest_due
 from mlsys_nb.loop.pipeline import score, train
 from mlsys_nb.loop.step import Context
 from mlsys_nb.system.control import put_document
 from mlsys_nb.system.durable import write_json
-from mlsys_nb.system.settings import Settings
+from mlsys_nb.system.settings import Settings, load_settings
 
 END = world.START + 75 * world.DAY
-DATA = ("no fault", "stuck column", "vanished category")
+problem = replace(world.problem, sources=(replace(world.problem.sources[0], fresh="36h"),))
+DATA = ("no fault", "stuck column", "vanished category", "base rate up", "broken promise")
+ARRIVING = ("duplicated batch", "silent source")
 MACHINE = ("damaged champion", "damaged lake", "damaged decisions", "lost tables", "full disk", "no scheduler", "failing job", "dead channel")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def gym(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     "A gym that has been scored twice; nothing has happened to it."
-    here = world.make(tmp_path_factory.mktemp("gym"))
+    folder = tmp_path_factory.mktemp("gym")
+    world.make(folder)
+    told = (folder / "settings.ini").read_text().replace("visits_world:problem", "test_drill:problem")
+    (folder / "settings.ini").write_text(told)
+    here = load_settings(root=folder / "root", home=folder)
     put_document(
         Context(here, world.problem, END).control,
         "parity",
@@ -44,10 +51,10 @@ def gym(tmp_path_factory: pytest.TempPathFactory) -> Settings:
 
 @pytest.fixture(scope="module")
 def done(gym: Settings) -> dict[str, Noticed]:
-    return {one.fault: one for one in drill(gym, "visits", [*DATA, *MACHINE])}
+    return {one.fault: one for one in drill(gym, "visits", [*DATA, *ARRIVING, *MACHINE])}
 
 
-@pytest.mark.parametrize("name", [*DATA, *MACHINE])
+@pytest.mark.parametrize("name", [*DATA, *ARRIVING, *MACHINE])
 def test_a_fault_is_told_at_the_first_look_with_its_cause_and_closed_when_it_is_mended(
     done: dict[str, Noticed], name: str
 ) -> None:
@@ -70,3 +77,10 @@ def test_there_are_enough_faults_and_each_has_a_name_of_its_own() -> None:
     told: list[Any] = [fault for fault in PLANTED if fault.teller]
     assert len({fault.name for fault in PLANTED}) == len(PLANTED) and len(told) >= 12
     assert all(fault.words for fault in told), "a fault that any message would fit tests nothing"
+
+
+def test_a_fault_that_cannot_be_here_is_left_out_and_said_to_be(gym: Settings, tmp_path: Path) -> None:
+    "Nobody has promised that this source brings news, so nobody can miss them."
+    patient = replace(gym, problems={**gym.problems, "visits": "visits_world:problem"})
+    (one,) = drill(patient, "visits", ["silent source"])
+    assert "says how fresh it is (fresh=)" in one.left_out and not one.told

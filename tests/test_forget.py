@@ -9,35 +9,48 @@ import shutil
 import subprocess
 import sys
 import time
+import urllib.request
 from dataclasses import replace
 from pathlib import Path
 
 import forget_world as world
+import numpy as np
 import polars as pl
+import psycopg
 import pytest
+import redis
 from caller import post
+from test_engines import redis_port  # noqa: F401
 
 from mlsys_nb.data.lake import read, snapshot
 from mlsys_nb.decisions.log import read_decisions
 from mlsys_nb.decisions.opinions import Opinion, give_opinion
 from mlsys_nb.doors.backup import take
 from mlsys_nb.doors.cli import main
-from mlsys_nb.doors.soundness import audit_trail, findings
+from mlsys_nb.doors.documents import mirror_file
+from mlsys_nb.doors.verification import audit_trail, findings
 from mlsys_nb.features.online import open_online
 from mlsys_nb.jobs.chronicle import brought_back, found_by, note_found
 from mlsys_nb.loop.arrivals import ingest_due
 from mlsys_nb.loop.pipeline import score, train
 from mlsys_nb.loop.step import context
+from mlsys_nb.monitoring.lens import lens_from
+from mlsys_nb.monitoring.profile import reference_profile
+from mlsys_nb.monitoring.sketch import Belonging, sketched
+from mlsys_nb.release.mirror import catch_up
 from mlsys_nb.release.registry import champion, load_version, promote
+from mlsys_nb.release.traces import blurred
 from mlsys_nb.serving.queued import find_batch, page_of, progress_of, queued_batches
 from mlsys_nb.serving.service import running
 from mlsys_nb.system import disk
 from mlsys_nb.system.audit import audit_log
 from mlsys_nb.system.control import get_document, open_control, put_document
 from mlsys_nb.system.durable import write_json
+from mlsys_nb.system.runs import Run, finish_run
 from mlsys_nb.system.settings import Settings, load_settings
+from mlsys_nb.system.tracking import open_tracking
 
-TOKENS = ("ZQORDER-", "ZQNOTE-", "zoé", "7731>", "ZQHTTP", "77310000")
+TOKENS = ("ZQORDER-", "ZQNOTE-", "zoé", "7731>", "ZQHTTP", "77310000", "773,100,00")
 FORGET = ["forget", "buyers", "--entity", world.ADA, "--reason", "asked for it"]
 
 
@@ -52,10 +65,10 @@ def everywhere(root: Path) -> dict[str, str]:
         if (at := content.find(b"PAR1")) >= 0 and content.endswith(b"PAR1"):
             frame = pl.read_parquet(io.BytesIO(content[at:]), glob=False)
             parts.append(json.dumps(frame.to_dicts(), default=str, ensure_ascii=False).encode())
+        if content[:6] == b"\x93NUMPY":
+            parts.append(json.dumps(np.load(io.BytesIO(content)).tolist()).encode())
         for token in TOKENS:
             forms = {token, json.dumps(token)[1:-1], html.escape(token)}
-            if token == "77310000" and path.name == "profile.json":
-                continue  # ranges of a column stay
             if any(form.encode() in part for form in forms for part in parts):
                 found[str(path.relative_to(root))] = token
     return found
@@ -78,8 +91,8 @@ def filled(tmp_path_factory) -> Path:
     return fill(tmp_path_factory.mktemp("shop"))
 
 
-def fill(folder: Path) -> Path:
-    here = world.make(folder)
+def fill(folder: Path, **where: str) -> Path:
+    here = replace(world.make(folder), **where)
     with pytest.MonkeyPatch.context() as m:
         m.syspath_prepend(str(Path(__file__).parent))
         write_json(here.clock_file, {"now": world.NOW.isoformat()})
@@ -132,6 +145,7 @@ def fill(folder: Path) -> Path:
             assert status == 202, told
             batch = find_batch(here, "buyers", told["batch"])
             wait_for(lambda: progress_of(batch).ended == "done")
+        put_document(open_control(here), "look", "wire", {"said": "ZQHTTP said zoé"})  # told over HTTP only
         for run, word in (
             ("early", next(n for n in world.rows()["note"] if n.startswith("ZQ"))),
             ("late", ""),
@@ -166,7 +180,7 @@ def others(here: Settings) -> dict[str, object]:
     made = {n: read_decisions(here, n) for n in ("buyers", "notes")}
     made["buyers"] = made["buyers"].filter(pl.col("client") != world.ADA)
     made["notes"] = made["notes"].filter(~pl.col("order").str.starts_with("ZQ"))
-    with open_online(here.online) as store:
+    with open_online(here.online_url) as store:
         reader = store.reader(world.buyers.features)
         names = [{"client": c} for c in sorted(set(lake["client"]))]
         served = reader.read_many(names, world.NOW).frame
@@ -233,8 +247,6 @@ def test_no_file_tells_of_who_was_forgotten_and_all_else_is_as_it_was(shop, caps
 def test_a_service_at_work_forgets_too(shop, filled):
     theirs = json.loads((filled / "told.json").read_text())["decision"]
     with running(shop, "buyers", "notes") as url:
-        import urllib.request
-
         ask = lambda i: urllib.request.urlopen(f"{url}/v1/buyers/decisions/{i}", timeout=20).status
         status, hers = post(url, "/v1/buyers/predictions", {"client": world.ADA})
         assert status == 200 and ask(hers["decision_id"]) == 200
@@ -351,3 +363,97 @@ def test_a_backup_of_before_is_forgotten_in_when_it_is_brought_back(shop, tmp_pa
     told = ["restore", str(place), "--to", str(again), "--at", f"{old.at:%Y-%m-%dT%H:%M:%SZ}"]
     assert main(told) == 0, capsys.readouterr()
     assert everywhere(again) == {}
+
+
+def test_the_mirror_forgets_and_goes_on(shop, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("mlflow")
+    for place in ("", f"sqlite:///{tmp_path / 'elsewhere' / 'mirror.db'}"):
+        monkeypatch.setenv("MLSYS_TRACKING_URI", place)
+        root = tmp_path / ("there" if place else "here")
+        shutil.copytree(shop.root, root)
+        here = load_settings(root=root, home=shop.home)
+        said = {"client": world.ADA, "note": "ZQHTTP said zoé"}
+        told = Run(
+            "told",
+            "score",
+            "buyers",
+            "told",
+            "succeeded",
+            world.NOW,
+            said,
+            world.NOW,
+            world.NOW,
+            1.0,
+            "",
+            {},
+            "",
+        )
+        finish_run(open_control(here), told)
+        catch_up(here)
+        path = mirror_file(here)
+        assert b"ZQHTTP" in path.read_bytes()
+        assert forget(here, "--yes") == 0, capsys.readouterr()
+        assert everywhere(root) == {} and everywhere(path.parent) == {}
+        catch_up(here)
+        assert open_tracking(here).search_experiments(), "it goes on"
+
+
+@pytest.mark.parametrize("kind", ["redis", "postgres"])
+def test_stores_and_tables_on_servers_forget(tmp_path, monkeypatch, request, capsys, kind):
+    server = request.getfixturevalue("postgres_url")
+    with psycopg.connect(server, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE forget_{kind}")
+    base = server.replace("/postgres", f"/forget_{kind}")
+    if kind == "redis":
+        port = request.getfixturevalue("redis_port")
+        online = f"redis://127.0.0.1:{port}/5"
+    else:
+        online = base
+    where = {"control_uri": base.replace("postgresql://", "postgresql+psycopg://"), "online_uri": online}
+    for name, value in where.items():
+        monkeypatch.setenv(f"MLSYS_{name.upper()}", value)
+    monkeypatch.setenv("MLSYS_HOME", str(tmp_path))
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    fill(tmp_path)
+    here = load_settings(root=tmp_path / "root", home=tmp_path)
+    before = others(here)
+    assert any("ZQHTTP" in said for said in on_servers(here, base))
+    assert forget(here, "--yes") == 0, capsys.readouterr()
+    assert everywhere(here.root) == {}
+    assert not [said for said in on_servers(here, base) for token in TOKENS if token in said]
+    assert others(here) == before and findings(here) == []
+    if kind == "redis":
+        folder = Path(redis.Redis(port=port).config_get("dir")["dir"])
+        assert not [p for p in folder.rglob("*.aof") if b"ZQHTTP" in p.read_bytes()], "nor its file"
+
+
+def on_servers(here: Settings, base: str) -> list[str]:
+    "All that the servers hold, as text."
+    with psycopg.connect(base, autocommit=True) as connection:
+        names = connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'").fetchall()
+        told = [
+            str(row) for (name,) in names for row in connection.execute(f"SELECT * FROM {name}").fetchall()
+        ]
+    with open_online(here.online_url) as store:
+        told += [bytes(value).decode("utf-8", "replace") for _, value in store.engine.scan(b"")]
+    return told
+
+
+def test_bounds_of_a_profile_are_no_values_of_rows():
+    rng = np.random.default_rng(0)
+    values = np.r_[rng.lognormal(6, 1, 3000), np.zeros(900), 88123456.78]
+    frame = pl.DataFrame({"amount": values, "moment": [world.NOW] * len(values)})
+    before = reference_profile(frame, ["amount"]).to_json()
+    now = blurred(json.loads(json.dumps(before)), {88123456.78})
+    (old,), (new,) = before["lenses"], now["lenses"]
+    rows = set(values.tolist()) - {0.0}
+    assert rows & set(old["edges"]) and not rows & set(new["edges"]), "the values of rows stood there"
+    assert not any("88123456"[:3] in f"{edge:.17g}" for edge in new["edges"])
+    assert 0.0 in new["edges"] and new["edges"] == sorted(new["edges"]), (
+        "what many rows hold has its own cell"
+    )
+    counts = sketched(lens_from(new), frame, Belonging(np.zeros(len(values), int), 1))[0, 0]
+    told = sketched(lens_from(old), frame, Belonging(np.zeros(len(values), int), 1))[0, 0]
+    moved = np.abs(np.cumsum(counts - told)).max() / len(values)
+    assert moved < 1 / 128, "a bound moves by less than half a cell"
+    assert blurred(now, {88123456.78}) == now

@@ -59,16 +59,20 @@ LARGER = {
         52,
         "Places and Settings are one class each: a line or a property for each thing that is set",
     ),
-    ("43_declaration", "lines"): (
-        316,
-        "Problem is one declaration, and each of its contradictions one refusal",
-    ),
     ("43_declaration", "cell"): (
         60,
         "Problem is one class: its fields, and what follows from them in a line each",
     ),
+    ("43_declaration", "lines"): (
+        325,
+        "Problem is one declaration, and each of its contradictions one refusal",
+    ),
     ("60_lens", "cell"): (46, "Lens is one class: its fields, and what follows from them"),
     ("61_drift", "cell"): (52, "DriftReport is one class: what was found, and how it shows itself"),
+    ("47_registry", "lines"): (
+        310,
+        "versions, champions and the way back are one table, for problems and tenants",
+    ),
     ("46_package", "cell"): (52, "Model is one class of small properties of a manifest"),
     ("32_classes", "cell"): (60, "Classes is one class of short answers, the protocol's words"),
     ("32_probability", "cell"): (44, "Probability is one class of short answers, the protocol's words"),
@@ -83,7 +87,7 @@ LARGER = {
         "ProblemView is one class of short properties: what dashboards read of a problem",
     ),
     ("89_cli", "cell"): (60, "COMMANDS is one table: a line for each"),
-    ("55_predictor", "cell"): (54, "Predictor is one class: what it was given, and the two ways to ask"),
+    ("55_predictor", "cell"): (56, "Predictor is one class: what it was given, and the two ways to ask"),
     ("57_telemetry", "cell"): (
         54,
         "Metrics is one class: the figures of one service, and how each is counted",
@@ -92,8 +96,10 @@ LARGER = {
         50,
         "RequestStream is one class: what is taken of a stream, and how it is settled",
     ),
+    ("57_access", "cell"): (50, "Caller is one class: who was let in, and what each question may refuse"),
     ("58_problems", "cell"): (50, "Problems is one class: what is served, what cannot be, how both change"),
-    ("56_reload", "cell"): (46, "Reloader is one class: what it looks at, and what it takes"),
+    ("56_tenants", "cell"): (60, "TenantVersions is one class: what is known, what is open, and who answers"),
+    ("56_reload", "cell"): (48, "Reloader is one class: what it looks at, and what it takes"),
     ("42_happens", "cell"): (60, "Happens is one class of short answers, the protocol's words"),
     ("50_segments", "cell"): (
         52,

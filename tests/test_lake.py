@@ -19,7 +19,16 @@ from hypothesis import strategies as st
 from mlsys_nb.data.columns import Column
 from mlsys_nb.data.contract import Contract
 from mlsys_nb.data.ingest import ingest
-from mlsys_nb.data.lake import LakeError, finished, quarantine, read, read_ledger, snapshot, verify_lake
+from mlsys_nb.data.lake import (
+    LakeError,
+    finished,
+    quarantine,
+    read,
+    read_by_batch,
+    read_ledger,
+    snapshot,
+    verify_lake,
+)
 from mlsys_nb.data.sources import FilesSource, ReplaySource
 from mlsys_nb.data.sql import SqlSource
 from mlsys_nb.data.staging import IngestError
@@ -303,7 +312,9 @@ def test_fault_8_no_version_stops_history(
     standing = found.filter(pl.col("retracted_at").is_null())
     assert standing["event_id"].is_unique().all()
     assert as_of(features, asked, {"till": found})["n"].sum() == len(standing)
-    rows = [r for batch in taken.batches for r in read(shop, taken, news=[batch]).to_dicts()]
+    apart = read_by_batch(shop, taken, taken.batches)
+    assert all(news.equals(read(shop, taken, news=[batch])) for batch, news in apart.items())
+    rows = [r for news in apart.values() for r in news.to_dicts()]
     assert {(r["event_id"], r["known_at"]) for r in rows} == set(
         found.select("event_id", "known_at").iter_rows()
     )

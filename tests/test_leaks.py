@@ -215,6 +215,28 @@ def test_a_text_that_carries_everything_is_no_leak_and_a_clerks_mark_in_it_is(ki
     ]
 
 
+@pytest.mark.parametrize("where", ["last", "first"])
+@pytest.mark.parametrize("kind", ["yes", "classes"])
+def test_a_clerks_mark_that_is_spread_over_synonyms_is_named(kind, where):
+    "Four words for each outcome: none of them tells a quarter of it, their place in the text tells all."
+    rows, rng = world(kind, 5), np.random.default_rng(8)
+    plain = "please the my order is with a since not you when today it was".split()
+    letters = [" ".join([str(i), *rng.choice(plain, 8)]) for i in range(rows.height)]
+    marks = {x: [f"{w}{x}" for w in ("done", "shut", "told", "sent")] for x in rows["label"].unique()}
+    mark = [rng.choice(marks[x]) for x in rows["label"]]
+    pair = zip(letters, mark, strict=True)
+    letters = [f"{m}: {text}" if where == "first" else f"{text} - {m}." for text, m in pair]
+    rows = rows.with_columns(letter=pl.Series(letters))
+    for found in (
+        battery(rows, ["w", "letter"], entity=["who"]),
+        suspects(rows.select("w", "letter"), rows["label"]),
+    ):
+        assert [(s.column, s.sure, s.test) for s in found] == [("letter", True, "one place")]
+    titles = [f"{i} {rng.choice(plain)} {m}" for i, m in enumerate(mark)]  # a thing, named last
+    titles = rows.with_columns(letter=pl.Series(titles))
+    assert not battery(titles, ["w", "letter"], entity=["who"])
+
+
 def test_a_column_is_not_called_like_a_consequence_for_a_part_of_a_word():
     "What somebody spends ends in end; `weekend` and `afternoon` too."
     rows = world("yes", 5)

@@ -331,3 +331,40 @@ def test_a_rival_and_a_memory_walk_from_the_declaration_to_report_and_manifest_a
     assert "of an earlier search" in again.candidate.package.manifest["search"]["reason"]
     with pytest.raises(ValueError, match="a search has trials"):
         train(at(settings, 11, problem), n_trials=-1)
+
+
+def test_a_line_took_the_place_of_trees_because_both_were_asked_on_a_twelfth_of_the_rows(monkeypatch):
+    import importlib
+
+    room = importlib.import_module("mlsys_nb.learning.revisit")
+    rng, n, weeks = np.random.default_rng(3), 400, 20
+    when = [datetime(2020, 1, 6, tzinfo=UTC) + timedelta(weeks=i) for i in range(weeks)]
+    rows = pl.DataFrame(
+        {
+            "who": np.tile(np.arange(n), weeks),
+            "moment": pl.Series([m for m in when for _ in range(n)], dtype=pl.Datetime("us", "UTC")),
+            "a": rng.normal(size=n * weeks),
+            "b": rng.normal(size=n * weeks),
+        }
+    )
+    odds = (0.6 * rows["a"] + 0.9 * rows["a"] * rows["b"]).to_numpy()
+    rows = rows.with_columns(label=pl.Series(rng.random(len(odds)) < 1 / (1 + np.exp(-odds))).cast(pl.Int8))
+    trees = {
+        "max_iter": 120,
+        "max_leaf_nodes": 16,
+        "min_samples_leaf": 10,
+        "learning_rate": 0.1,
+        "l2_regularization": 1.0,
+    }
+    named = {"linear": {"C": 0.1, "segments": 1}, "boosting": trees}
+    earlier = [
+        {"family": f, "params": json.dumps(p), "log_loss": 0.6, "chosen": f == "boosting"}
+        for f, p in named.items()
+    ]
+    monkeypatch.setattr(room, "_ROWS", 400)
+    asked = (Probability(), rows, time_split(when, timedelta(days=7)), ["a", "b"], earlier)
+    found = room.revisit(*asked, rule=Rule.majority(), entity=["who"])
+    few, whole = (found.trials.filter(pl.col("origin") == origin) for origin in ("earlier", "on all rows"))
+    lost = lambda part: dict(part.select("family", "log_loss").iter_rows())
+    assert lost(few)["linear"] < lost(few)["boosting"]  # what the sample says
+    assert lost(whole)["boosting"] < lost(whole)["linear"] and found.family == "boosting", found.trials

@@ -4,14 +4,23 @@ import base64
 import json
 import re
 import subprocess
+from copy import deepcopy
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import nbformat
+import numpy as np
+import polars as pl
 import pytest
+import values
+from execnb.shell import CaptureShell
+from fastcore.nbio import mk_cell
 from lessons import BIGGEST, CHAPTERS, NBS, VOLATILE, difference, kept, plain, text
+from values import Seen, agreed
 
 MOST = 3_000_000  # bytes of all saved outputs
 FEWEST = 270  # cells that keep an output; raise it when `make outputs` has saved more
+KEPT = 100  # chapters whose calls keep their values; raise it when `make outputs` has written more
 HIDDEN = ("#| export", "#| hide", "#| default_exp", "#| eval: false", "#| slow", "#| notest")
 
 
@@ -132,3 +141,105 @@ def test_nbdev_clean_keeps_saved_outputs(tmp_path):
     path.write_text(json.dumps(body))
     subprocess.run(["nbdev-clean", "--fname", str(path)], check=True, cwd=tmp_path, capture_output=True)
     assert json.loads(path.read_text())["cells"][0]["outputs"] == cell["outputs"]
+
+
+def seen_in(source, **names):
+    shell, seen = CaptureShell(mpl_format=None), Seen()
+    seen.watch(shell)
+    seen.cell = "a1"
+    shell.user_ns.update(names)
+    shell.cell(mk_cell(source))
+    shell.close()
+    assert not shell.exc, shell.exc
+    return seen.cells.get("a1", {})
+
+
+def test_what_the_calls_of_a_lesson_give_is_seen_also_within_asserts():
+    def told(x):
+        return {"share": x / 3, "at": datetime(2010, 5, 1), "in": Path("/tmp/a1b2"), "to": "/tmp/a1b2/x.csv"}
+
+    found = seen_in(
+        "assert told(1)['share'] < 1\nassert len(str(told(2))) > 3\ndef inner(): return told(9)\ninner()",
+        told=told,
+    )
+    assert set(found) == {"told(1)", "told(2)", "inner()"}, "builtins are plain, and no function is changed"
+    assert (
+        "share=0.333333" in values.shown(told(1))
+        and "/tmp" not in values.shown(told(1))
+        and len(values.shown(told(1))) < 120
+    )
+    assert found["told(1)"] != found["told(2)"]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (pl.DataFrame({"n": [1, 2]}), pl.DataFrame({"n": [1, 3]})),
+        (pl.DataFrame({"n": [1]}), pl.DataFrame({"n": [1]}, schema={"n": pl.Int8})),
+        (pl.Series([0.1]), pl.Series([0.2])),
+        (np.array([1.0]), np.array([[1.0]])),
+        (np.float64(1.5), np.float64(1.25)),
+        ([1, {"a": (2, None)}], [1, {"a": (2, 0)}]),
+        ({3, 4}, {3, 5}),
+        (timedelta(days=1), timedelta(days=2)),
+        (VOLATILE, {}),
+        ("x" * 300, "x" * 301),
+        (b"<svg/>", b"<svg />"),
+        (ValueError("a"), ValueError("b")),
+        (True, False),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_values_that_differ_are_kept_differently(one, other):
+    assert values.shown(one) == values.shown(deepcopy(one)) != values.shown(other)
+
+
+def test_the_last_digits_paths_and_digests_are_not_kept():
+    assert values.shown(0.1 + 0.2) == values.shown(0.3) and values.shown(
+        "0.30000000000000004 s"
+    ) == values.shown("0.3 s")
+    assert values.shown("in /tmp/a/b.csv") == values.shown("in /home/me/b.csv") and values.shown(
+        "9f" * 8
+    ) == values.shown("e0" * 8)
+    assert values.shown(range(10**12)) == values.shown(range(5)), "what is not read is only named"
+
+
+def test_what_two_runs_gave_otherwise_is_not_kept():
+    one = {"a": {"f(1)": ["5"], "g()": ["now"], "h()": ["None"]}, "b": {"f(2)": ["1"]}}
+    assert agreed(one, {"a": {"f(1)": ["5"], "g()": ["later"], "h()": ["None"]}}) == {"a": {"f(1)": ["5"]}}
+
+
+def test_a_value_that_nobody_asserts_is_held_until_the_chapter_changes(tmp_path, monkeypatch):
+    monkeypatch.setattr(values, "NBS", tmp_path)
+    monkeypatch.setattr(values, "HERE", tmp_path)
+    path, seen = tmp_path / "10_one.ipynb", Seen()
+    path.write_text(json.dumps({"cells": [{"cell_type": "code", "source": ["price(3)"]}]}))
+    values.write(path, {"a1": {"price(3)": ["300"]}})
+    seen.cells = {"a1": {"price(3)": ["300"]}}
+    assert values.differing(path, seen) == []
+    seen.cells = {"a1": {"price(3)": ["301"]}}
+    assert values.differing(path, seen) == ["cell a1: price(3) gave 300; now 301"]
+    seen.cells = {}
+    assert values.differing(path, seen) == ["cell a1: price(3) gave 300; now "]
+    path.write_text(json.dumps({"cells": [{"cell_type": "code", "source": ["price(4)"]}]}))
+    assert values.differing(path, seen) == [], "written again with the outputs of the changed chapter"
+
+
+def test_values_of_other_versions_are_not_held(tmp_path, monkeypatch):
+    monkeypatch.setattr(values, "NBS", tmp_path)
+    monkeypatch.setattr(values, "HERE", tmp_path)
+    path = tmp_path / "10_one.ipynb"
+    path.write_text(json.dumps({"cells": [{"cell_type": "code", "source": ["price(3)"]}]}))
+    values.write(path, {"a1": {"price(3)": ["300"]}})
+    assert values.held(path) == {"a1": {"price(3)": ["300"]}} and "polars" in values.read(path)["with"]
+    monkeypatch.setattr(values, "computed_with", lambda: "another machine")
+    assert values.held(path) == {}
+
+
+def test_the_values_of_chapters_are_kept_and_small():
+    held = [path for path in CHAPTERS if path.parent.name not in values.FREE]
+    count = sum(1 for path in held if values.read(path))
+    assert count >= KEPT, f"the values of {count} chapters are kept, of {KEPT} they were; run make outputs"
+    files = set((values.HERE / "values").rglob("*/*.json"))
+    assert sum(f.stat().st_size for f in files) <= MOST
+    assert files <= {values.file_of(path) for path in held}, "of a chapter that is gone"

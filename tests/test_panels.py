@@ -1,10 +1,11 @@
 "The pages of the dashboards, read as HTML: what is open comes first, nothing hostile is live, every link leads somewhere."
 
+import json
 import re
 from datetime import timedelta
 
 import pytest
-from dashboards_world import HOSTILE, MONTHS, SEPTEMBER, lived, ran, run_at, training
+from dashboards_world import HOSTILE, MONTHS, PAGES, SEPTEMBER, lived, ran, run_at, told, training
 
 from mlsys_nb.decisions.opinions import Opinion, agreement, give_opinion, read_opinions
 from mlsys_nb.decisions.outcomes import OutcomeError, conflicts, read_outcomes
@@ -118,6 +119,16 @@ def test_an_alert_leads_to_the_page_about_it(system):
 def test_a_snapshot_is_the_same_twice(system, tmp_path):
     first, second = (write_snapshot(system, tmp_path / name) for name in ("one", "two"))
     assert [p.read_bytes() for p in first] == [p.read_bytes() for p in second]
+
+
+def test_pages_and_commands_say_what_they_said(system):
+    "Every figure, word and mark of the planted system; what is meant to change is written by tests/outputs.py pages."
+    now, kept = told(system), json.loads(PAGES.read_text(encoding="utf-8"))
+    assert list(now) == list(kept)
+    for name, lines in now.items():
+        assert lines == kept[name], (
+            f"{name} says something else; if that is meant: python tests/outputs.py pages"
+        )
 
 
 def test_an_answer_is_a_label_and_what_is_answered_leaves_the_queue(system):

@@ -72,9 +72,9 @@ def texts() -> Iterator[tuple[str, str]]:
 
 def commands(text: str) -> Iterator[str]:
     for found in COMMAND.finditer(text):
-        words = re.split(r"""(?:(?<=\s)|^)(?:--? )|["']\)?$|\s{2,}|\. |\.$|[<>]""", found[1].strip())[
-            0
-        ].strip()
+        words = re.split(
+            r"""(?:(?<=\s)|^)(?:--? )|["']\)?$|\s{2,}|\. |\.$|(?:\s\d)?[<>]""", found[1].strip()
+        )[0].strip()
         yield words.rstrip(".'\"")
 
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from access import barriers, engine
 
 from mlsys_nb.doors.cli import parser
 from mlsys_nb.doors.manual import reference
@@ -88,6 +89,8 @@ def look(tmp_path_factory):
                 "document.documentElement.scrollWidth > document.documentElement.clientWidth"
             )
             assert not wide, f"{path.name} is wider than its window"
+            if engine():
+                assert barriers(page) == [], path.name
             return page
 
         yield look

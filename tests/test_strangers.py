@@ -1,9 +1,11 @@
 """What a stranger's table did to `mlsys new`, each fault once: what must be seen in the table now."""
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -15,7 +17,7 @@ from mlsys_nb.data.reading import read_table
 from mlsys_nb.doors.beginnings import _from_typed
 from mlsys_nb.doors.case import declared_code
 from mlsys_nb.doors.origin import Origin
-from mlsys_nb.doors.proposal import called, completed, propose
+from mlsys_nb.doors.proposal import assumptions, called, completed, propose
 from mlsys_nb.loop.step import StaleData, reaching
 from mlsys_nb.system.settings import MlsysError
 
@@ -166,3 +168,102 @@ def test_a_step_without_rows_says_where_they_went(empty: tuple[str, ...]) -> Non
             reaching(at)  # type: ignore[arg-type]
     else:
         assert reaching(at) is lake  # type: ignore[arg-type,comparison-overlap]
+
+
+def written(rows: pl.DataFrame, place: str = "found/x.csv") -> dict[str, Any]:
+    "What the declaration that follows from a table declares."
+    look = survey(rows) if place.endswith(("csv", "jsonl")) else _from_typed(survey(rows), rows)
+    declared: dict[str, Any] = {}
+    exec("\n".join(declared_code(propose(look, "found", NOW, rows), Origin(place))), declared)
+    return declared
+
+
+def log(n: int = 6000, people: int = 200, things: int = 30, **more: Any) -> pl.DataFrame:
+    "Who scanned a badge where, in columns that are called nothing that is known."
+    rng = np.random.default_rng(7)
+    when = [BEGIN + timedelta(minutes=int(m)) for m in np.sort(rng.integers(0, 250_000, n))]
+    who = [f"b{i:03}" for i in rng.integers(0, people, n)]
+    what = [f"hall {i}" for i in rng.integers(0, things, n)]
+    return pl.DataFrame({"scanned": when, "badge": who, "hall": what} | more)
+
+
+def test_a_log_of_who_visited_what_asks_what_comes_next() -> None:
+    declared = written(log())
+    problem = declared["problem"]
+    assert problem.target.among.item == "hall" and problem.keys == ("badge",)
+    assert problem.target.among.top == 200
+    crowd = replace(
+        propose(survey(log()), "crowd", NOW), every=timedelta(minutes=1)
+    )  # forty million pairs and more
+    assert "top=20," in "\n".join(declared_code(crowd, Origin("found/x.csv")))
+
+
+def test_amounts_beside_an_item_ask_first_who_returns() -> None:
+    rows = log(paid=np.random.default_rng(1).random(6000).round(2)).rename(
+        {"hall": "sku", "badge": "customer"}
+    )
+    look = survey(rows)
+    assert (look.entity, look.item, look.ranks) == ("customer", "sku", False)
+    assert survey(rows, item="sku").ranks
+    assert "Happens" in declared_code(propose(look, "found", NOW), Origin("found/x.csv"))[-1]
+
+
+def test_a_word_among_numbers_is_a_missing_value_and_an_amount_nobody() -> None:
+    ages = ["s/d" if i % 30 == 0 else str(20 + i % 61) for i in range(N)]
+    rows = pl.DataFrame(
+        {"id": IDS, "day": at("%Y-%m-%d"), "edad": ages, "x": COMMAS, "baja": some("Sí", "No")}
+    )
+    look = survey(rows)
+    assert (look.entity, look.target, look["edad"].dtype, look["edad"].marks) == (
+        None,
+        "baja",
+        "int",
+        ("s/d",),
+    )
+    assert check(written(rows)["found_source"].contract, rows, text=True).quarantine.is_empty()
+    kinds = [
+        "10 and more" if i % 30 == 0 else str(i % 9) for i in range(N)
+    ]  # a class that says a number stays one
+    assert survey(rows.with_columns(edad=pl.Series(kinds)))["edad"].dtype == "category"
+
+
+def test_lists_are_read_and_asked_for_as_their_json(tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    rows = [
+        {"id": f"k{i}", "at": f"2024-01-{1 + i // 20:02}T10:00:00Z", "tags": [str(t) for t in rng.choice(list("abcde"), rng.integers(0, 4))],
+         "won": ["y", "n"][int(rng.integers(0, 2))]}
+        for i in range(N)
+    ]  # fmt: skip
+    (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "x.json").write_text(json.dumps(rows))
+    frame = read_table(tmp_path / "x.jsonl").frame
+    assert read_table(tmp_path / "x.json").frame.equals(frame)
+    declared = written(frame, "found/x.jsonl")
+    assert declared["features"].requests == {"tags": "text"}
+    checked = check(declared["found_source"].contract, frame, text=True)
+    assert checked.quarantine.is_empty()
+    assert json.loads(checked.rows["tags"][1]) == rows[1]["tags"]
+
+
+def test_numbers_and_truths_that_a_parquet_file_has_as_text_are_declared_so() -> None:
+    numbers = [f"{1000 + i}.5" for i in range(N)]
+    rows = pl.DataFrame(
+        {
+            "id": IDS,
+            "day": [BEGIN + timedelta(hours=i) for i in range(N)],
+            "x": numbers,
+            "ok": some("TRUE", "FALSE"),
+        }
+    )
+    declared = written(rows, "found/x.parquet")
+    found = check(declared["found_source"].contract, rows)
+    assert found.quarantine.is_empty() and found.rows["x"][0] == 1000.5
+    assert declared["problem"].target.value in found.rows["ok"].to_list()
+
+
+def test_what_was_assumed_is_told() -> None:
+    rows = pl.DataFrame({"id": IDS, "day": at("%Y-%m-%d %H:%M:%S"), "x": COMMAS, "won": some("y", "n")})
+    zone, known = assumptions(propose(survey(rows), "found", NOW))
+    assert "day: no zone is written" in zone and "won: known at once" in known
+    told = rows.with_columns(pl.col("day") + "+02:00")
+    assert assumptions(propose(survey(told), "found", NOW)) == [known]

@@ -16,6 +16,7 @@ from typing import Any
 
 from .lake import source_folder
 from ..system.appender import acknowledged, mark
+from ..system.checked import shown_body
 from ..system.durable import Log, SealError
 from ..system.finding import Finding
 from ..system.settings import MlsysError, Settings
@@ -135,7 +136,7 @@ def segment_start(path: Path) -> Standpoint:
     with path.open("rb") as file:
         line = file.readline()
     try:
-        at.take(json.loads(line[9:])[0] if line.endswith(b"\n") else {}, [])
+        at.take(json.loads(shown_body(line[9:-1], path))[0] if line.endswith(b"\n") else {}, [])
     except (ValueError, KeyError, IndexError, TypeError) as e:
         raise InboxError(
             f"{path} begins with where the inbox stood, got {line[:40]!r}; restore it from a copy"

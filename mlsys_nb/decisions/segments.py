@@ -12,7 +12,6 @@ import hashlib
 import os
 import re
 import secrets
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,9 +21,11 @@ import orjson
 
 from .record import DecisionError
 from ..system.appender import Appender, acknowledged, held
+from ..system.checked import checked_body, checked_line, is_sound
 from ..system.durable import Log, lock, sha256
 from ..system.finding import Finding
 from ..system.settings import Settings
+from ..system.vault import Box, box_for
 
 # %% ../../nbs/50_decisions/50_segments.ipynb #6e3fcefc
 LOG_FORMAT = 6
@@ -32,19 +33,14 @@ LOG_FORMAT = 6
 
 def line_of(
     record: Mapping[str, Any],  # Plain data
+    box: Box | None = None,  # Under what it is hidden
 ) -> bytes:  # With its newline
     "One record as a line of a segment."
     try:
         body = orjson.dumps(record)
     except TypeError as e:
         raise DecisionError(f"a record is plain JSON data, got {record!r:.120}: {e}; mend the caller") from e
-    return b"%08x %s\n" % (zlib.crc32(body), body)
-
-
-def _body(line: bytes) -> bytes | None:
-    "What a sound line holds."
-    body = line[9:]
-    return body if line[8:9] == b" " and line[:8] == b"%08x" % zlib.crc32(body) else None
+    return checked_line(body, box)
 
 # %% ../../nbs/50_decisions/50_segments.ipynb #da0c0083
 @dataclass(frozen=True)
@@ -58,13 +54,14 @@ class Lines:
 def read_lines(
     content: bytes,  # Of a segment or a catalog
     last: int | None = None,  # Only so many from the end
+    path: Path | None = None,  # Where it stands
 ) -> Lines:
     "The sound records, and how many are damaged."
     lines = content.split(b"\n")
     torn = lines.pop()
-    bodies = [_body(line) for line in (lines if last is None else lines[-last:])]
-    if torn and _body(torn[:-1]) is not None:  # the newline itself was damaged
-        bodies.append(_body(torn[:-1]))
+    bodies = [checked_body(line, path) for line in (lines if last is None else lines[-last:])]
+    if torn and is_sound(torn[:-1]):  # the newline itself was damaged
+        bodies.append(checked_body(torn[:-1], path))
     sound = [orjson.loads(body) for body in bodies if body is not None]
     return Lines(tuple(sound), len(bodies) - len(sound))
 
@@ -110,7 +107,7 @@ def read_catalog(
             f"move {folder / 'http'} and {folder / 'batch'} away, and keep them with the version that wrote them"
         )
     path = _catalog_path(folder)
-    lines = read_lines(path.read_bytes()) if path.exists() else Lines((), 0)
+    lines = read_lines(path.read_bytes(), path=path) if path.exists() else Lines((), 0)
     entries = [entry for line in lines.records for entry in line]
     newer = next((e["format"] for e in entries if e["format"] != LOG_FORMAT), None)
     if newer is not None:
@@ -173,11 +170,12 @@ class Segment:
     ) -> None:
         self.folder = folder
         self.number, self._file = _begin(folder)
+        self.box = box_for(folder)  # Of this segment to its end
         self._sha, self.records, self._safe = hashlib.sha256(), 0, 0
         self.first: int | None = None
         self.last: int | None = None
         try:
-            self._add(line_of({"format": LOG_FORMAT, "problem": problem, "segment": self.number}))
+            self._add(line_of({"format": LOG_FORMAT, "problem": problem, "segment": self.number}, self.box))
         except OSError:
             self._file.close()
             raise
@@ -255,7 +253,7 @@ def read_record(
     with path.open("rb") as file:
         file.seek(place[1] - 1)
         before, line = file.read(1), file.readline()
-    body = _body(line.removesuffix(b"\n")) or _body(line[:-1])
+    body = checked_body(line.removesuffix(b"\n"), path) or checked_body(line[:-1], path)
     if body is None:
         if before == b"\n" and line.endswith(b"\n"):
             raise DamagedRecord(
@@ -273,7 +271,7 @@ def close_abandoned(folder: Path) -> int:  # How many
     for number in left:
         path = segment_path(folder, number)
         told, content = acknowledged(path), path.read_bytes()
-        lines = read_lines(content)
+        lines = read_lines(content, path=path)
         moments = [r["moment"] for r in lines.records if "moment" in r]
         about = {"bytes": len(content), "records": len(moments), "sha256": sha256(content)}
         about |= {"first": min(moments, default=None), "last": max(moments, default=None)}

@@ -78,7 +78,7 @@ def _newest(folder: Path, n: int) -> list[Decision]:
     for path in reversed(segments(folder).values()):
         if len(found) >= n:
             break
-        lines = read_lines(path.read_bytes(), last=n - len(found))
+        lines = read_lines(path.read_bytes(), n - len(found), path)
         found = [from_record(r) for r in lines.records if "decision_id" in r] + found
     return found
 
@@ -108,7 +108,7 @@ def _named(
         try:
             clashes(one.entity, one.features)
             record = to_record(one)
-            line = line_of(record)
+            line = line_of(record, segment.box)
         except Exception as e:
             made.append(e)
             continue

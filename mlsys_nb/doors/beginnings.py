@@ -111,10 +111,10 @@ def propose_problem(settings: Settings, options: argparse.Namespace) -> None:
     name, path = options.name, settings.home / "notebooks" / f"{options.name}.ipynb"
     _check_name(settings, name, path)
     table = _brought(settings, options)
-    given = {"time": options.time, "entity": options.entity, "target": table.target}
+    given = {"time": options.time, "entity": options.entity, "target": table.target, "item": options.item}
     look, now = survey(table.frame, **given), now_of(settings, options)
-    if options.horizon and look.entity and not table.target:
-        look = replace(look, target=None)  # who asks for a horizon asks who is not seen again
+    if options.horizon and look.entity and not (table.target or options.item):
+        look = replace(look, target=None, ranks=False)  # who asks for a horizon asks who is not seen again
     whole, notes = completed(table.frame, look)
     if notes:  # what was guessed of the table as it came stays
         look = survey(whole, time=look.time or ROW_AT, entity=look.entity, target=look.target)
@@ -142,7 +142,7 @@ _ISO = (
 
 
 def _from_typed(look: "Survey", frame: "pl.DataFrame") -> "Survey":
-    "Times that a file which knows types has as text are declared so: else its contract expects times."
+    "What a file which knows types has as text all the same is declared so: else its contract expects times and numbers."
     import polars as pl
 
     from mlsys_nb.data.notation import moments_as
@@ -152,11 +152,34 @@ def _from_typed(look: "Survey", frame: "pl.DataFrame") -> "Survey":
         return bool(frame.select(found[0].is_not_null().any()).item())
 
     def written(column: "ColumnGuess") -> "ColumnGuess":
-        if column.dtype != "time" or column.formats or frame[column.name].dtype != pl.String:
+        if frame[column.name].dtype != pl.String:
             return column
-        return replace(column, formats=tuple(form for form in _ISO if reads(column.name, form)))
+        if column.dtype == "time" and not column.formats:
+            return replace(column, formats=tuple(form for form in _ISO if reads(column.name, form)))
+        told = (f"a {column.dtype} that is stored as text", *column.notes)
+        if column.dtype in ("int", "float", "decimal"):
+            sign = column.thousands or ("." if column.decimal == "," else ",")
+            return replace(column, thousands=sign, notes=told)
+        return replace(column, dtype="text", notes=told) if column.dtype in ("bool", "list") else column
 
-    return replace(look, columns=tuple(map(written, look.columns)))
+    columns = tuple(map(written, look.columns))
+    words = [c.name for c, was in zip(columns, look.columns, strict=True) if c.dtype != was.dtype == "bool"]
+    spelt = [
+        pl.when(pl.col(name))
+        .then(_spelt(frame[name], "true"))
+        .when(~pl.col(name))
+        .then(_spelt(frame[name], "false"))
+        .alias(name)
+        for name in words
+    ]
+    return replace(look, columns=columns, sample=look.sample.with_columns(spelt))
+
+
+def _spelt(column: "pl.Series", word: str) -> "pl.Expr":
+    "A word as a column mostly spells it."
+    import polars as pl
+
+    return pl.lit(column.filter(column.str.to_lowercase() == word).mode().first())
 
 # %% ../../nbs/80_doors/86_beginnings.ipynb #0e435f3e
 def _check_name(settings: Settings, name: str, path: Path) -> None:
@@ -179,12 +202,23 @@ def _check_name(settings: Settings, name: str, path: Path) -> None:
 
 def _tell(proposal: "Proposal", notes: tuple[str, ...], path: Path, asked: str | None) -> None:
     from mlsys_nb.doors.notebook import at
+    from mlsys_nb.doors.proposal import assumptions
 
     look = proposal.look
-    say(f"{look.rows:,} rows, {len(look.columns)} columns; time {look.time}; entity {look.entity or 'none'}; outcome "
-        f"{look.target or 'not seen again within the horizon'}")  # fmt: skip
+    outcome = look.target or (f"the next {look.item}" if look.ranks else "not seen again within the horizon")
+    say(
+        f"{look.rows:,} rows, {len(look.columns)} columns; time {look.time}; entity {look.entity or 'none'}; outcome {outcome}"
+    )
     if look.others and not asked:
         say(f"  or perhaps: {', '.join(look.others)} (--target)")
+    if look.item and not asked:
+        say(
+            "  or perhaps: who is not seen again (--horizon 30d)"
+            if look.ranks
+            else f"  or perhaps: which {look.item} comes next (--item {look.item})"
+        )
+    for line in assumptions(proposal):
+        say(f"  assumed: {line}")
     for line in (*notes, *proposal.warnings()):
         say(f"  beware: {line}")
     for column, why in proposal.left_out.items():

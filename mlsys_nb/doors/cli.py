@@ -8,8 +8,7 @@ __all__ = ['Action', 'Option', 'FLAG', 'ROOT', 'NOW', 'JSON', 'DEBUG', 'PROBLEM'
            'BATCH', 'SOURCE', 'VERSION', 'ANSWERED', 'ASKED_OF', 'CARD_OF', 'ALL', 'SUBJECT', 'SHELL', 'SERVED',
            'PROBLEMS', 'WHERE', 'FOLLOW', 'DEMO', 'POLICIES', 'RULE', 'OF', 'SEARCHED', 'PAGE', 'WHOSE', 'FOLDER',
            'NEW', 'NOTEBOOK', 'TABLE', 'GUESSED', 'OUTCOMES', 'SECRET', 'ONE_IN', 'LEFT_OUT', 'HORIZON', 'do', 'look',
-           'STEP', 'EVENT_STREAM', 'REQUEST_STREAM', 'KEPT_UP', 'COMMANDS', 'Command', 'Words', 'parser', 'failure',
-           'stoppable', 'perform', 'main']
+           'STEP', 'KEPT_UP', 'COMMANDS', 'Command', 'Words', 'parser', 'failure', 'stoppable', 'perform', 'main']
 
 # %% ../../nbs/80_doors/89_cli.ipynb #f65525ec
 import argparse
@@ -36,6 +35,7 @@ from mlsys_nb.doors import (
     promises,
     reproducing,
     scoring,
+    tenants,
     traceability,
 )
 from .arguments import number_within, say
@@ -133,6 +133,7 @@ GUESSED: tuple[Option, ...] = tuple(
         ("target", "with the outcome"),
         ("entity", "that says whom"),
         ("time", "that says when"),
+        ("item", "of what was taken, where the question is which comes next"),
     )
 )
 OUTCOMES = (
@@ -143,10 +144,7 @@ SECRET = (
     "--secret",
     {"metavar": "WHERE", "help": "of a database: env:NAME or file:/path holds its password"},
 )
-ONE_IN = (
-    "--one-in",
-    {"metavar": "N", "type": int, "default": 0, "help": "draw one in so many; default: as declared"},
-)
+ONE_IN = ("--one-in", {"metavar": "N", "type": int, "default": 0, "help": "one in N; default: as declared"})
 LEFT_OUT = (
     "--most",
     {"metavar": "N", "type": number_within(1, 50), "default": 5, "help": "of each; default 5"},
@@ -173,12 +171,12 @@ class Command:
 
 do, look = operations, inspection
 STEP = Command(do.execute_job, (PROBLEM, GIVEN, KEY), "dates")
-EVENT_STREAM = Command(do.read_stream, (WHERE, PROBLEMS, FOLLOW), "stays")
-REQUEST_STREAM = Command(asking.answer_stream, (WHERE, PROBLEM, FOLLOW), "stays")
 
 # %% ../../nbs/80_doors/89_cli.ipynb #89cl0001
-KEPT_UP = {"deploy": Command(deploying.write_deployment, deploying.DEPLOY_OPTIONS, "looks")}
-KEPT_UP["slo"] = Command(promises.show_objectives, (), "looks lists")
+KEPT_UP = {"slo": Command(promises.show_objectives, (), "looks lists")}
+KEPT_UP["deploy"] = Command(deploying.write_deployment, deploying.DEPLOY_OPTIONS, "looks")
+KEPT_UP["tenants"] = Command(tenants.list_tenants, (PROBLEM, LIMIT), "looks lists")
+KEPT_UP["encrypt"] = Command(custody.encrypt_rows, custody.ENCRYPT_OPTIONS)
 
 # %% ../../nbs/80_doors/89_cli.ipynb #8f0d391b
 COMMANDS: dict[str, Command] = {
@@ -193,17 +191,18 @@ COMMANDS: dict[str, Command] = {
     "simulate": Command(do.simulate_policies, (PROBLEM, POLICIES, GIVEN, KEY), "dates"),
     "serve": Command(do.start_service, (SERVED, HOST, PORT, WORKERS), "stays"),
     "keys": Command(keyring.manage_keys, keyring.KEY_OPTIONS, "lists"),
-    "promote": Command(custody.promote_version, (PROBLEM, VERSION, REASON, custody.ELSEWHERE), "dates"),
+    "promote": Command(custody.promote_version, (PROBLEM, VERSION, REASON, *custody.PROMOTED), "dates"),
     "retire": Command(do.retire_version, (PROBLEM, VERSION, REASON), "dates"),
     "recover": Command(do.recover_tables, (), "dates"),
     "backup": Command(custody.back_up, custody.BACKUP_OPTIONS, "dates"),
     "restore": Command(custody.bring_back, custody.RESTORE_OPTIONS, "looks"),
     "export": Command(custody.export_version, (PROBLEM, *custody.EXPORT_OPTIONS), "looks"),
     "compact": Command(do.compact_problem, (PROBLEM,), "dates"),
-    **dict(zip(("stream", "predict-stream"), (EVENT_STREAM, REQUEST_STREAM), strict=True)),
-    "rollback": Command(custody.roll_back, (PROBLEM, REASON), "dates"),
-    "hold": Command(custody.hold_champion, (PROBLEM, REASON), "dates"),
-    "resume": Command(custody.resume_promotion, (PROBLEM, REASON), "dates"),
+    "stream": Command(do.read_stream, (WHERE, PROBLEMS, FOLLOW), "stays"),
+    "predict-stream": Command(asking.answer_stream, (WHERE, PROBLEM, FOLLOW), "stays"),
+    "rollback": Command(custody.roll_back, (PROBLEM, REASON, custody.TENANT), "dates"),
+    "hold": Command(custody.hold_champion, (PROBLEM, REASON, custody.TENANT), "dates"),
+    "resume": Command(custody.resume_promotion, (PROBLEM, REASON, custody.TENANT), "dates"),
     "withdraw": Command(do.withdraw_batch, (PROBLEM, BATCH, SOURCE, REASON), "dates"),
     "forget": Command(custody.forget_person, (*custody.FORGET_OPTIONS, REASON), "lists dates"),
     "parity": Command(do.prove_parity, (PROBLEM, CASES, SEED)),

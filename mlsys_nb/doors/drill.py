@@ -14,7 +14,7 @@ from typing import Any
 
 import polars as pl
 
-from . import faults
+from . import arriving, faults
 from .backup import take
 from .faults import DrillError, Rehearsed, rehearsed
 from .figures import Picture, draw
@@ -29,10 +29,10 @@ class Fault:
 
     name: str
     plant: Callable[[Rehearsed], Iterator[list[str]]]
-    teller: str = ""  # "alert", "verify", "refused" or "deliver"; empty: nothing may be told
+    teller: str = ""  # "alert", "verify", "refused", "ingest" or "deliver"; empty: nothing may be told
     words: Sequence[str] = ()  # All of them, in one message
 
-
+# %% ../../nbs/80_doors/88_drill.ipynb #38174281
 _SEALED = ("is not as it was written", "SHA-256", "restore")
 PLANTED = (
     Fault("no fault", faults.untouched),
@@ -50,6 +50,15 @@ PLANTED = (
         "alert",
         ("never seen before: unheard of, in 20", "map or accept"),
     ),
+    Fault(
+        "base rate up",
+        arriving.base_rate_up,
+        "alert",
+        ("more or less frequent than in training", "retrain on the newest"),
+    ),
+    Fault("broken promise", arriving.promise_broken, "alert", ("no longer does", "retrain")),
+    Fault("duplicated batch", arriving.delivered_twice, "ingest", ("came before", "count once")),
+    Fault("silent source", arriving.fallen_silent, "alert", ("newest row became known", "mlsys ingest")),
     Fault("data stopped coming", faults.stopped, "refused", ("need an ingest that ended", "mlsys ingest")),
     Fault("damaged champion", faults.damaged_champion, "verify", (*_SEALED, "package")),
     Fault("damaged lake", faults.damaged_lake, "verify", (*_SEALED, "mlsys ingest")),

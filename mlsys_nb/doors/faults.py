@@ -22,13 +22,15 @@ from ..data.lake import note_batches, snapshot, source_folder
 from ..decisions.batches import append_batch
 from ..decisions.log import read_decisions
 from .backup import Backup, restore
-from .soundness import findings
 from .timekeeper import watch_duty
+from .verification import findings
+from ..features.dtypes import POLARS
 from ..jobs.schedule import entry_from, kept_since, last_due
 from ..loop.pipeline import monitor
 from ..loop.step import Context, context, reaching
 from ..monitoring.alerts import open_alerts
 from ..monitoring.delivery import deliver_due
+from ..problem.candidates import beside
 from ..release.registry import champion, get_version
 from ..system import disk
 from ..system.control import open_control
@@ -39,6 +41,40 @@ from ..system.settings import MlsysError, Settings
 # %% ../../nbs/80_doors/88_faults.ipynb #bb5c803d
 class DrillError(MlsysError):
     "A drill needs a system that has served."
+
+# %% ../../nbs/80_doors/88_faults.ipynb #db674c10
+def _decided(at: Context, rows: pl.DataFrame, moment: datetime) -> pl.DataFrame:
+    model = at.model
+    if model is None:
+        raise DrillError(f"a drill needs a champion of {at.problem.name}; train one")
+    rows = rows.with_columns(
+        moment=pl.lit(moment, dtype=POLARS["time"]),
+        version=pl.lit(model.version, dtype=pl.Int64),
+        eligible=pl.lit(True),
+        feature_set_hash=pl.lit(model.feature_set_hash),
+    )
+    seen = rows if model.among is None else beside(model.among, rows, at.lake.events)
+    chosen = at.problem.target.choices(model.predict(seen), at.problem.costs)
+    return rows.drop(chosen.columns, strict=False).hstack(chosen)
+
+
+def _renamed(at: Context, rows: pl.DataFrame, number: int) -> pl.DataFrame:
+    "Where a case has a name for good, another day's cases have other names."
+    one = [n for n in at.problem.population.one(at.problem.features) if n in rows.columns]
+    if "moment" in one or not one:
+        return rows
+    kind = rows.schema[one[0]]
+    new = pl.col(one[0]) + number if kind.is_integer() else pl.format("{}-{}", one[0], pl.lit(number))
+    return rows.with_columns(new.cast(kind).alias(one[0]))
+
+
+def _ingested(at: Context, moment: datetime) -> None:
+    "An ingest that ended then, to which nothing came."
+    for source in at.problem.sources:
+        digest = snapshot(at.settings, source.name, moment).digest
+        note_batches(
+            source_folder(at.settings, source.name), [{"finished": moment.isoformat(), "digest": digest}]
+        )
 
 # %% ../../nbs/80_doors/88_faults.ipynb #2918ec70
 @dataclass
@@ -51,6 +87,8 @@ class Rehearsed:
     days: int = 0  # Batches that the drill has added
     looks: int = 1  # With the fault, until it was told
     known: frozenset[str] = frozenset()  # Alerts that were open before
+    logged: int = 0  # Batches of the drill
+    named: int = 0  # Days whose cases got names of their own
 
     @property
     def settings(self) -> Settings:
@@ -59,25 +97,23 @@ class Rehearsed:
     def serve(self, plant: Callable[[pl.DataFrame], pl.DataFrame] = lambda rows: rows) -> Context:
         "The next day's batch, with a fault or without; the moment at which it is looked at."
         self.days += 1
-        model, moment = self.at.model, self.at.now + timedelta(days=self.days)
-        if model is None:
-            raise DrillError(f"a drill needs a champion of {self.at.problem.name}; train one")
-        rows = plant(self.rows).with_columns(moment=pl.lit(moment).cast(self.rows.schema["moment"]))
-        rows = rows.with_columns(score=pl.Series(model.predict(rows)).cast(pl.Float64))
-        append_batch(
-            self.settings, self.at.problem.name, f"drill-{self.days}", rows, list(self.at.problem.entity)
-        )
-        self.ingested(moment)
+        moment = self.at.now + timedelta(days=self.days)
+        self.log(self.decided(plant(self.rows), moment))
+        moment = max(moment, *self.at.problem.population.period_of(pl.Series([moment], dtype=POLARS["time"])))
+        _ingested(self.at, moment)
         return replace(self.at, now=moment)
 
-    def ingested(self, moment: datetime) -> None:
-        "An ingest that ended then, to which nothing came."
-        for source in self.at.problem.sources:
-            digest = snapshot(self.settings, source.name, moment).digest
-            note_batches(
-                source_folder(self.settings, source.name),
-                [{"finished": moment.isoformat(), "digest": digest}],
-            )
+    def decided(self, rows: pl.DataFrame, moment: datetime) -> pl.DataFrame:
+        "Rows as the champion decides them at a moment."
+        self.named += 1
+        return _decided(self.at, _renamed(self.at, rows, 10**9 * self.named), moment)
+
+    def log(self, rows: pl.DataFrame) -> list[str]:
+        "Write decisions as a batch; their ids."
+        self.logged += 1
+        problem = self.at.problem
+        batch = append_batch(self.settings, problem.name, f"drill-{self.logged}", rows, list(problem.entity))
+        return batch["decision_id"].to_list()
 
     def brought_back(self, path: Path) -> None:
         'A file as the last backup has it: what a remedy asks for that says "bring it back from a copy".'
@@ -107,17 +143,12 @@ def rehearsed(
             raise DrillError(
                 f"a drill needs a champion of {problem} and a batch that was scored; first: mlsys score {problem}"
             )
-        model = at.model
-        given = ("moment", "version", "score", "threshold", "action", "eligible", "feature_set_hash")
-        names = [
-            *at.problem.entity,
-            *given,
-            *(n for n in at.problem.features.names if n not in at.problem.entity),
-        ]
-        newest = made.filter(pl.col("moment") == made["moment"].max()).select(names)
-        mine = {"version": pl.lit(model.version), "feature_set_hash": pl.lit(model.feature_set_hash)}
-        casts = [value.cast(newest.schema[name]).alias(name) for name, value in mine.items()]
-        yield Rehearsed(at, newest.with_columns(casts), backup)
+        names = (*at.problem.entity, "request", *at.model.feature_names)
+        batch = made["decision_id"].str.extract(
+            r"^b:(.*):\d+-"
+        )  # of one case each, moments differ within a batch
+        newest = made.filter(batch == batch[made["moment"].arg_max() or 0])
+        yield Rehearsed(at, newest.select(n for n in dict.fromkeys(names) if n in newest.columns), backup)
 
 # %% ../../nbs/80_doors/88_faults.ipynb #ae8a1e74
 def _number(copy: Rehearsed) -> str:
@@ -210,7 +241,7 @@ def stopped(copy: Rehearsed) -> Iterator[list[str]]:
     "No ingest has ended for three days."
     late = replace(copy.at, now=copy.at.now + timedelta(days=3))
     yield _refused(lambda: reaching(late))
-    copy.ingested(late.now)
+    _ingested(copy.at, late.now)
     yield _refused(lambda: reaching(late))
 
 # %% ../../nbs/80_doors/88_faults.ipynb #5f5f41cb

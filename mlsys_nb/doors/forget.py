@@ -17,6 +17,7 @@ import polars as pl
 
 from ..decisions.log import read_decisions
 from .arguments import json_text, now_of, say
+from .documents import mirror_file
 from .forgetting import Erasure, ForgetOrder, Whereabouts, end, erase, inquire, person_named
 from .likeness import batch_frames, everything_declared
 from ..jobs.record import page_or_plain, record_for, write_report
@@ -152,6 +153,8 @@ def _result(settings: Settings, run: Run, made: Erasure, options: argparse.Names
         say(f"  still tells of them: {path}")
     _learnt_said(made.learnt)
     say(f"backups are not changed; sources go on to have them: {settings.raw}")
+    if settings.tracking_url != "off" and mirror_file(settings) is None:
+        say("the MLflow server of tracking_uri was not searched; look there: what a run says stays with it")
     say(f"report      {settings.root / run.report / 'report.html'}")
 
 # %% ../../nbs/80_doors/87_forget.ipynb #70b55706

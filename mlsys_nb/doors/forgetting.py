@@ -17,7 +17,7 @@ from typing import Any
 from ..data.traces import traces_of_source
 from ..decisions.segments import log_folder, segments
 from ..decisions.traces import traces_of_problem
-from .documents import document_traces, renew_index
+from .documents import document_traces, package_traces, renew_index
 from .likeness import by_other_keys, everything_declared, known_by
 from .seeking import Sought, files_telling, plain_without
 from ..features.traces import traces_of_store
@@ -99,7 +99,7 @@ def person_named(
     return problem, Person(key, value)
 
 # %% ../../nbs/80_doors/86_forgetting.ipynb #31e4d92d
-_INTENT = 1
+_INTENT = 2
 
 
 def _begin(
@@ -113,6 +113,7 @@ def _begin(
     }
     plain |= {"words": sorted(sought.words), "fields": {n: sorted(v) for n, v in sought.fields.items()}}
     plain["known"] = {name: list(moments) for name, moments in known.items()}
+    plain["numbers"] = sorted(sought.numbers)
     write_bytes(begun_forgetting(settings), json_bytes(plain), private=True)
 
 
@@ -134,7 +135,8 @@ def _resumed(
             f"one person is forgotten at a time, and a work for {person.key}={person.value} was broken off; end that first: "
             f"mlsys forget {told['problem']} --entity '{person.key}={person.value}' --reason 'broken off' --yes"
         )
-    sought = Sought(person, frozenset(told["words"]), {n: frozenset(v) for n, v in told["fields"].items()})
+    fields = {n: frozenset(v) for n, v in told["fields"].items()}
+    sought = Sought(person, frozenset(told["words"]), fields, frozenset(told["numbers"]))
     return replace(asked, at=instant(told["at"])), sought, told["known"]
 
 # %% ../../nbs/80_doors/86_forgetting.ipynb #2d871f02
@@ -197,13 +199,17 @@ class Whereabouts:
 def inquire(settings: Settings, asked: ForgetOrder) -> Whereabouts:
     "Look everywhere, and change nothing."
     there = _resumed(settings, asked)
-    said, sought, known = there or (asked, *known_by(settings, asked.person))
+    said, sought, known = there or (asked, *known_by(settings, asked.person, asked.at))
     _, sources = everything_declared(settings)
     name = asked.person.name(read_forgotten(settings).salt)
     line = AuditLine(
         said.at, asked.actor, "forget", f"person/{name}", {"reason": sought.unsaid(asked.reason)}
     )
-    traces = [*document_traces(settings, sought, line), *_trials(settings, known)]
+    learnt = who_learnt(settings, known)
+    by_learning = package_traces(settings, sought, line, {(r["problem"], r["version"]) for r in learnt})
+    done = {t.path for t in by_learning}
+    traces = [t for t in document_traces(settings, sought, line) if t.path not in done]
+    traces += [*by_learning, *_trials(settings, known)]
     for problem, whom in by_other_keys(settings, asked.person).items():
         for who in whom:
             traces += traces_of_problem(settings, problem, who)
@@ -213,9 +219,7 @@ def inquire(settings: Settings, asked: ForgetOrder) -> Whereabouts:
     traces += traces_of_store(
         settings, asked.person, sorted({v for texts in sought.fields.values() for v in texts})
     )
-    return Whereabouts(
-        said, sought, tuple(traces), tuple(who_learnt(settings, known)), known, there is not None
-    )
+    return Whereabouts(said, sought, tuple(traces), tuple(learnt), known, there is not None)
 
 # %% ../../nbs/80_doors/86_forgetting.ipynb #dc813d35
 @dataclass(frozen=True)

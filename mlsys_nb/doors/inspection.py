@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .arguments import json_text, listing, named_entity, now_of, say
-from .soundness import CHECKS, findings
+from .verification import CHECKS, findings
 from ..system.settings import MlsysError, Settings, begun
 
 # %% ../../nbs/80_doors/87_inspection.ipynb #abb7bddc
@@ -143,12 +143,21 @@ def list_versions(settings: Settings, options: argparse.Namespace) -> None:
         serving = champion(control, name).version
         for v in versions(control, settings, name):
             facts = {"version": v.version, "status": "champion" if v.version == serving else v.status}
+            if tenant := v.summary.get("tenant"):
+                facts["tenant"] = str(tenant["name"])
             about = {"registered": v.created_at, "digest": v.digest, "run_id": v.run_id, "path": v.path}
             rows.append({**facts, "family": v.summary.get("family"), **about})
 
     def line(row: Mapping[str, Any]) -> str:
         made = f"{row['registered']:%Y-%m-%d %H:%M}"
-        return f"version {row['version']:>3}  {row['status']:10}  {row['family'] or '':10}  {made}  {row['digest'][:12]}"
+        return (
+            f"version {row['version']:>3}  {row['status']:10}  {row['family'] or '':10}  {made}  {row['digest'][:12]}"
+            + (
+                f"  of tenant {row['tenant'].encode('unicode_escape').decode():.60}"
+                if "tenant" in row
+                else ""
+            )
+        )
 
     listing(rows, options, line, f"no versions yet; train one: mlsys train {name}")
 
@@ -203,7 +212,7 @@ def list_audit(settings: Settings, options: argparse.Namespace) -> int:
 
 
 def _trail_told(settings: Settings) -> int:
-    from mlsys_nb.doors.soundness import audit_trail
+    from mlsys_nb.doors.verification import audit_trail
 
     found = audit_trail(settings)
     if found.broken is not None:

@@ -57,7 +57,7 @@ def example_request(
         return curl_line(settings, f"/v1/{problem}/predictions", asked)
     return ""
 
-# %% ../../nbs/80_doors/86_keyring.ipynb #05824713
+# %% ../../nbs/80_doors/86_keyring.ipynb #d3f20c5b
 _DEEDS = ("list", "add", "rotate", "revoke")
 _DEED = ("deed", {"nargs": "?", "choices": _DEEDS, "default": "list", "help": ", ".join(_DEEDS)})
 _HOLDER = (
@@ -69,6 +69,17 @@ _ROLE = (
     {"action": "append", "default": [], "metavar": "_ROLE", "help": "predict, outcome, operate or view"},
 )
 _ONLY = ("--problems", {"metavar": "NAMES", "default": "", "help": "such as churn,demand; default: all"})
+_BOUND = (
+    "--tenant",
+    {
+        "action": "append",
+        "default": [],
+        "metavar": "NAME",
+        "help": "about whom alone it asks; more than one may be given",
+    },
+)
+
+# %% ../../nbs/80_doors/86_keyring.ipynb #f5b9697e
 _OVERLAP = (
     "--overlap",
     {
@@ -87,12 +98,28 @@ KEY_OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
     _HOLDER,
     _ROLE,
     _ONLY,
+    _BOUND,
     _OVERLAP,
     _A_SECOND,
     _A_DAY,
 )
 
-# %% ../../nbs/80_doors/86_keyring.ipynb #56634199
+# %% ../../nbs/80_doors/86_keyring.ipynb #b44af2fd
+def _bound(settings: Settings, problems: tuple[str, ...], tenants: list[str]) -> tuple[str, ...]:
+    "The tenants to which a key is bound, as each of its problems reads them."
+    from mlsys_nb.problem.declaration import load_problem
+    from mlsys_nb.problem.tenant import tenant_named, tenant_text
+
+    if tenants and not problems:
+        raise MlsysError(
+            "a key is bound to tenants of problems that are named, got none; add --problems NAME"
+        )
+    read = [
+        tenant_text(tenant_named(load_problem(settings, name), text)) for name in problems for text in tenants
+    ]
+    return tuple(dict.fromkeys(read))
+
+# %% ../../nbs/80_doors/86_keyring.ipynb #20b844c9
 def _overlap(text: str) -> timedelta:
     found = re.fullmatch(r"(\d{1,4})(m|h|d)", text)
     if found is None:
@@ -126,11 +153,12 @@ def _listed(settings: Settings, options: argparse.Namespace) -> None:
 
     rows = [
         {"name": k.name, "id": k.id, "roles": list(k.roles), "state": _state(k), "made": k.made_at, "by": k.made_by,
-         "per second": k.a_second, "per day": k.a_day, "problems": list(k.problems)}
+         "per second": k.a_second, "per day": k.a_day, "problems": list(k.problems), "tenants": list(k.tenants)}
         for k in read_keys(settings.keys_file) if options.name in (None, k.name)
     ]  # fmt: skip
     line = lambda r: (
         f"{r['name']:20} {r['id']}  {','.join(r['roles']):30} {','.join(r['problems']) or 'all':16} {r['state']}"
+        + (f"  only {', '.join(r['tenants'])}" if r["tenants"] else "")
     )
     listing(rows, options, line, "no keys yet; make one: mlsys keys add NAME --role predict")
 
@@ -170,10 +198,16 @@ def manage_keys(settings: Settings, options: argparse.Namespace) -> None:
     if name is None:
         raise MlsysError(f"a key is named by those who {deed} it, got no name; see mlsys keys")
     if deed == "add":
-        limits = options.per_second, options.per_day, _only(settings, options.problems)
+        only = _only(settings, options.problems)
+        limits = options.per_second, options.per_day, only, _bound(settings, only, options.tenant)
         wanted = KeyWanted(name, tuple(dict.fromkeys(options.role)), *limits)
         key = add_key(settings, wanted, by)
-        _noted(settings, name, "add key", {"roles": list(wanted.roles), "problems": list(wanted.problems)})
+        _noted(
+            settings,
+            name,
+            "add key",
+            {"roles": list(wanted.roles), "problems": list(wanted.problems), "tenants": list(wanted.tenants)},
+        )
         _told(settings, options, key)
     elif deed == "rotate":
         key = rotate_key(settings, name, _overlap(options.overlap), by)

@@ -15,7 +15,7 @@ import polars as pl
 
 from .case import declared_code, written_window
 from .origin import Origin, reading
-from .proposal import Proposal
+from .proposal import Proposal, assumptions
 
 # %% ../../nbs/80_doors/84_notebook.ipynb #5fb7b111
 def _reasons(proposal: Proposal) -> list[str]:
@@ -31,17 +31,18 @@ def _reasons(proposal: Proposal) -> list[str]:
         found.append(f"**The outcome counts as known** {when}.")
     else:
         rate = (
-            f"{proposal.rate:.0%} of those asked about are not seen again within it"
-            if proposal.rate is not None
-            else ""
+            ""
+            if proposal.rate is None
+            else f"{proposal.rate:.0%} of those asked about are not seen again within it"
         )
+        question = f"which `{look.item}` comes next" if look.ranks else "who does not"
         found.append(
-            f"**Whom**: each `{look.entity}`, who returns; no column is called an outcome, so the question is who does not."
+            f"**Whom**: each `{look.entity}`, who returns; no column is called an outcome, so the question is {question}."
         )
         found.append(
             f"**Horizon**: {written_window(proposal.horizon)}, at which the answer is least of a foregone conclusion: {rate}."
         )
-    found.append("**Times without a zone** count as UTC; where they are local, say so: a zone in `Column`.")
+    found += [f"**Assumed**: {line}." for line in assumptions(proposal)]
     if proposal.each and look.entity:
         found.append(f"**Earlier rows** of the same `{look.entity}` count as its history.")
     if proposal.until:
@@ -108,7 +109,12 @@ def case_notebook(
     look, name = proposal.look, proposal.name
     given = "".join(
         f", {w}={v!r}"
-        for w, v in (("time", look.time), ("entity", look.entity), ("target", look.target))
+        for w, v in (
+            ("time", look.time),
+            ("entity", look.entity),
+            ("target", look.target),
+            ("item", look.item if look.ranks else ""),
+        )
         if v
     )
     cells = [
@@ -172,6 +178,7 @@ def _asking(proposal: Proposal) -> dict[str, str]:
     "A request, and an outcome, as they would be posted."
     look, names, target = proposal.look, proposal.names, proposal.look.target
     own = [c.name for c in proposal.used] if proposal.each else []
+    target = look.item if look.ranks else target
     asked = [c for c in (look.entity, proposal.id) if c] + own
     rows = look.sample.select(*asked, *([target] if target else [])).drop_nulls(
         [c for c in (look.entity, proposal.id, target) if c]

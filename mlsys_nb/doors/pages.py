@@ -196,7 +196,7 @@ def shown_output(
         return f"![{picture_words(found[1])}]({found[0]})"
     if "text/html" in data:
         shown = NEAR.sub("", sanitize(cell_text(data["text/html"])))
-        return '<div class="nb-out">' + re.sub(r"\n\s*\n", "\n", shown) + "</div>"
+        return '<div class="nb-out" tabindex="0">' + re.sub(r"\n\s*\n", "\n", shown) + "</div>"
     if "text/markdown" in data:
         return cell_text(data["text/markdown"])
     text = cell_text(output["text"] if output["output_type"] == "stream" else data.get("text/plain", ""))

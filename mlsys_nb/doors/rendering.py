@@ -44,7 +44,7 @@ def coloured(
 
     language, _, more = info.strip().partition(" ")
     inner = highlight(code.rstrip("\n") + "\n", _lexer(language or "text"), _colours())
-    block = f'<div class="code" data-language="{escape(language)}"><pre><code>{inner}</code></pre></div>'
+    block = f'<div class="code" data-language="{escape(language)}"><pre tabindex="0"><code>{inner}</code></pre></div>'
     if more.startswith("fold "):
         return Html(f"<details><summary>{escape(more.removeprefix('fold '))}</summary>{block}</details>")
     named = f'<p class="file">{escape(more)}</p>' if more not in ("", "elsewhere") else ""
@@ -62,7 +62,9 @@ def formula_shown(
         from latex2mathml.converter import convert
     except ImportError:
         return Html(f"<code>{escape(tex)}</code>")
-    return Html(convert(tex.strip(), display="block"))
+    return Html(
+        convert(tex.strip(), display="block").replace("<math ", '<math tabindex="0" ', 1)
+    )  # a long one scrolls
 
 # %% ../../nbs/80_doors/83_rendering.ipynb #bfe29075
 def cards(
@@ -138,7 +140,7 @@ def _renderer(headings: list[Heading]) -> Any:  # A mistune renderer that notes 
             return f"<code{mark}>{escape(text)}</code>"
 
         def table(self, text: str) -> str:
-            return f'<div class="wide"><table>\n{text}</table></div>\n'
+            return f'<div class="wide" tabindex="0"><table>\n{text}</table></div>\n'
 
         def block_html(self, html: str) -> str:
             return sanitize(html)
@@ -191,7 +193,7 @@ class Rendered:
     def passages(self) -> Iterator[Passage]:
         "What it says below each heading, code and outputs left out."
         said = re.sub(
-            r'(?s)<pre>.*?</pre>|<div class="nb-out">.*?</div>|<summary>.*?</summary>|<a class="here".*?</a>',
+            r'(?s)<pre\b.*?</pre>|<div class="nb-out".*?</div>|<summary>.*?</summary>|<a class="here".*?</a>',
             " ",
             self.body,
         )

@@ -21,6 +21,7 @@ from typing import Any
 import polars as pl
 
 from ..data.suppression import GONE, picked
+from ..system.checked import plain_content
 from ..system.erasure import Person
 from ..system.markup import escape
 
@@ -40,7 +41,7 @@ def written(
     word: str,
 ) -> set[str]:
     "How a word may stand in a file."
-    forms = {word, str(escape(word))}
+    forms = {word, str(escape(word)), *([f"{int(word):,}"] if re.fullmatch(r"[1-9]\d{8,17}", word) else [])}
     return (
         forms
         | {json.dumps(f)[1:-1] for f in forms}
@@ -77,6 +78,7 @@ class Sought:
     fields: Mapping[str, frozenset[str]] = field(
         default_factory=dict
     )  # By column: values that only this person has
+    numbers: frozenset[float] = frozenset()  # Of many digits, which only this person has
 
     @cached_property
     def pattern(self) -> re.Pattern[str] | None:
@@ -146,7 +148,9 @@ def plain_without(
         return [plain_without(sought, v, name) for v in value]
     if isinstance(value, bool) or value is None:
         return value
-    if str(value) in sought.columns.get(name, ()):
+    if str(value) in sought.columns.get(name, ()) or (
+        isinstance(value, int | float) and value in sought.numbers
+    ):
         return GONE
     return sought.unsaid(value) if isinstance(value, str) else value
 
@@ -165,6 +169,10 @@ def frame_without(
         new = {v: n for v, n in now.items() if n != v}
         if new:
             changed[name] = kept[name].replace(list(new), list(new.values()))
+    for name in (n for n, dtype in kept.schema.items() if dtype.is_numeric() and sought.numbers):
+        mine = kept[name].cast(pl.Float64).is_in(pl.Series(sorted(sought.numbers)).implode())
+        if mine.any():
+            changed[name] = kept.select(pl.when(~mine).then(pl.col(name)).alias(name)).to_series()
     kept = kept.with_columns(changed.values())
     named = [n for n in texts if kept[n].is_in([sought.person.key]).any()]
     if named:  # such as a slice: a column's name in one cell, its value in another
@@ -250,7 +258,8 @@ def files_telling(
         try:
             told = str(path.relative_to(root))  # its name may tell as well
             if not passed(path) and (
-                sought.unsaid(told) != told or found_in(path.read_bytes(), path.name, sought)
+                sought.unsaid(told) != told
+                or found_in(plain_content(path, path.read_bytes()), path.name, sought)
             ):
                 found.append(path)
         except FileNotFoundError:

@@ -25,7 +25,9 @@ class Session:
     view: ProblemView  # Of the problem asked for
 
     def sheet(self, name: str) -> Html:
-        "The page that everybody sees."
+        "The page that everybody sees; nothing where the server has shown it already."
+        if self.view.ways.live:
+            return Html("")
         return dashboard_cell(self.view.settings, name, self.view.name, self.view.ways)
 
 # %% ../../nbs/80_doors/85_session.ipynb #ba4ec4d2

@@ -35,7 +35,8 @@ overflow-wrap:break-word}.mls-sheet td,.mls-sheet code,.mls-sheet li,.mls-sheet 
 i.mls-then{background:var(--c3)}i.mls-now{border-top:3px solid var(--c1)}.mls-axis{font-size:.82rem;color:var(--soft);margin:-.2rem 0 .2rem}
 .mls-foot-line{font-size:.82rem;color:var(--soft);margin-top:.4rem}.mls-none{color:var(--soft)}
 .mls-sheet table.mls-rows{table-layout:auto;width:100%}.mls-sheet table.mls-rows td:not(.mls-n),.mls-sheet table.mls-rows th:not(.mls-n){text-align:left}
-.mls-sheet table.mls-rows tr{background:none}.mls-sheet .mls-bars{padding:0;margin:0}.mls-bars{list-style:none;margin:0;padding:0}.mls-bars li{display:grid;grid-template-columns:minmax(0,5fr) minmax(0,4fr) minmax(0,5fr);gap:.6rem;align-items:center;padding:.15rem 0;font-size:.88rem}
+.mls-sheet table.mls-rows tr{background:none}.mls-sheet .mls-bars{padding:0;margin:0}.mls-bars{list-style:none;margin:0;padding:0;display:grid;grid-template-columns:fit-content(46%) minmax(3.5rem,1fr) fit-content(42%);column-gap:.6rem}
+.mls-bars li{display:grid;grid-column:1/-1;grid-template-columns:subgrid;align-items:center;padding:.15rem 0;font-size:.88rem}
 .mls-bars svg{width:100%;height:18px}.mls-said{font-variant-numeric:tabular-nums;color:var(--soft)}.mls-spark{width:100px;height:24px}
 .mls-rows{width:100%;border-collapse:collapse;font-size:.9rem;margin:.3rem 0}.mls-rows td,.mls-rows th{padding:.35rem .6rem;border-bottom:1px solid var(--line);text-align:left;vertical-align:top}
 .mls-rows td.mls-short{white-space:nowrap}.mls-chart .mls-rows td.mls-short{white-space:normal}.mls-rows th.mls-n{text-align:right}.mls-rows td.mls-n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}.mls-rows th{color:var(--soft);font-weight:550;background:none}
@@ -44,13 +45,14 @@ i.mls-then{background:var(--c3)}i.mls-now{border-top:3px solid var(--c1)}.mls-ax
 .mls-state.mls-good{color:var(--good)}.mls-state.mls-warn{color:var(--warn)}.mls-state.mls-bad{color:var(--bad)}.mls-money b{font-variant-numeric:tabular-nums}
 .mls-sheet button{font:inherit;padding:.35rem .9rem;border:1px solid var(--line);border-radius:6px;background:var(--tint);color:var(--ink);cursor:pointer;justify-self:start}
 .mls-sheet code{background:var(--tint);padding:.1rem .35rem;border-radius:4px;font-size:.86em}.mls-sheet details{margin:.8rem 0}.mls-sheet summary{cursor:pointer;color:var(--link)}
+.mls-sheet [hidden]{display:none!important}.mls-pick{display:flex;flex-wrap:wrap;gap:.5rem 1.2rem;align-items:center;margin:.4rem 0 .8rem}.mls-pick label{display:flex;gap:.5rem;align-items:center;min-width:0}.mls-pick select{font:inherit;padding:.25rem .5rem;color:var(--ink);background:var(--tint);border:1px solid var(--line);border-radius:4px;max-width:100%;min-width:0}.mls-beside tr.mls-other td{font-weight:650}[data-beside=differences] .mls-beside td{font-weight:inherit}.mls-chart .mls-chart{border:0;padding:.3rem 0}.mls-sheet h3{font-size:1rem;margin:0 0 .4rem}.mls-beside th[scope=row]{font-weight:500;min-width:12rem}
 .mls-knobs{display:grid;gap:.5rem}.mls-knobs label{display:grid;grid-template-columns:minmax(0,9rem) 1fr minmax(0,6rem);gap:.6rem;align-items:center;font-size:.9rem}
 .mls-knobs input[type=range]{width:100%;min-width:0;margin:0;accent-color:var(--c1)}.mls-knobs output{font-variant-numeric:tabular-nums;font-weight:600}
 .mls-table4{display:grid;grid-template-columns:auto 1fr 1fr;gap:1px;background:var(--line);border:1px solid var(--line);margin:.8rem 0;font-size:.9rem}
 .mls-table4>*{background:var(--back);padding:.45rem .6rem}.mls-table4 b{font-size:1.15rem;display:block}
 @media(max-width:640px){.mls-sheet{padding:.8rem .7rem 2rem}.mls-rows thead{display:none}.mls-rows tr{display:block;border-bottom:2px solid var(--line);padding:.3rem 0}
 .mls-rows td,.mls-rows td.mls-n{display:grid;grid-template-columns:minmax(0,9rem) 1fr;gap:.5rem;border:0;padding:.12rem 0;text-align:left}
-.mls-rows td::before{content:attr(data-label);color:var(--soft)}.mls-bars li{grid-template-columns:1fr 1fr}.mls-bars li>span:first-child{grid-column:1/-1}
+.mls-rows td::before{content:attr(data-label);color:var(--soft)}.mls-rows th[scope=row]{display:block;border:0;padding:.12rem 0}.mls-bars{grid-template-columns:1fr 1fr}.mls-bars li>span:first-child{grid-column:1/-1}
 .mls-knobs label{grid-template-columns:1fr auto}.mls-knobs input[type=range]{grid-column:1/-1;grid-row:2}.mls-nav a,.mls-nav b{padding:.4rem .55rem}}
 """
 

@@ -18,10 +18,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from .finder import search_script
 from .linking import Map, SitePage, linked, relative, site_place
 from .pages import chapter_page
 from .rendering import Heading, Rendered, rendered
+from .search import search_script
 from ..system.clock import elapsed
 from ..system.durable import remove_tree, sha256, write_bytes, write_json, write_text
 from ..system.markup import Html

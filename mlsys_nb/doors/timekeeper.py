@@ -16,7 +16,7 @@ from datetime import datetime, timedelta
 
 from ..data.freshness import fresh_within
 from ..jobs.runner import job_names
-from ..jobs.schedule import Late, Scheduler, TimedJob, declared_entries, late_entries
+from ..jobs.schedule import LateJob, Scheduler, TimedJob, declared_entries, late_entries
 from ..loop.step import context, older_than_declared
 from ..monitoring.alerts import Alert, record
 from ..monitoring.delivery import deliver_due
@@ -57,7 +57,7 @@ class ChildJob:
 
 # %% ../../nbs/80_doors/88_timekeeper.ipynb #2cf0fdc7
 def of_late(
-    late: Late,
+    late: LateJob,
     now: datetime,
 ) -> Alert:
     "The alert about a job that was not done in time."

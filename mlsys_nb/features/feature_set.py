@@ -80,6 +80,9 @@ class FeatureSet:
     def __len__(self) -> int:
         return len(self.features)
 
+    def __repr__(self) -> str:
+        return f"<features {self.name}: {len(self)} of {', '.join(e.name for e in self.events)}, {self.hash[:12]}>"
+
     def _repr_html_(self) -> str:
         return set_card(self)
 

@@ -21,6 +21,7 @@ from .id_index import STATE, bucket_of, index_state
 from .layout import Kind, key_code, text_code
 from .online import stored_rows
 from .packing import ID, Rows
+from .shared_store import written_anew
 from .store import BATCH_KEY, OnlineStore, open_online, write_notes
 from ..system.erasure import Person, Trace
 from ..system.settings import Settings
@@ -184,6 +185,8 @@ def _erase_from(settings: Settings, name: str, person: Person, texts: Collection
         if isinstance(store.engine, LmdbEngine):
             _write_anew(store.engine)
             _overwrite_freed(store.engine)
+        else:
+            written_anew(store.engine)
     return f"{rows} rows deleted"
 
 # %% ../../nbs/20_features/28_traces.ipynb #03b452c6

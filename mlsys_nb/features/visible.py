@@ -109,10 +109,10 @@ def pieces_of(
     return [p for p in found if p is not None]
 
 # %% ../../nbs/20_features/27_visible.ipynb #d75c012a
-class View:
-    "What is visible of one entity at one moment."
+class _Visible:
+    "The visible rows of one entity, column by column."
 
-    __slots__ = ("columns", "get", "moment", "n", "nulls", "pieces", "times")
+    __slots__ = ("columns", "edges", "get", "moment", "n", "nulls", "pieces", "rows", "times")
 
     def __init__(
         self,
@@ -122,6 +122,8 @@ class View:
     ) -> None:
         self.pieces, self.moment, self.get = pieces, moment, get
         self.columns: dict[int, np.ndarray] = {}
+        self.rows: dict[int, tuple[np.ndarray, np.ndarray]] = {}  # of the conditions tested so far
+        self.edges: dict[tuple[int, tuple[int, int]], tuple[int, int]] = {}  # of windows among these rows
         self.nulls: dict[int, int] = {}  # of the columns that were asked for: whether some values are unknown
         one = pieces[0]
         if len(pieces) == 1 and one.mask is None:
@@ -143,6 +145,19 @@ class View:
             found = self.columns[field] = parts[0] if len(parts) == 1 else np.concatenate(parts)
             self.nulls[field] = nulls and bool((found == NULL).any())
         return found
+
+# %% ../../nbs/20_features/27_visible.ipynb #e4e52811
+class View(_Visible):
+    "What is visible of one entity at one moment."
+
+    __slots__ = ()
+
+    def rows_of(self, mask: np.ndarray) -> np.ndarray:
+        "Which visible rows a condition keeps; found once for all that ask with the same one."
+        found = self.rows.get(id(mask))
+        if found is None:  # the mask is kept beside them, so that no other gets its identity
+            found = self.rows[id(mask)] = (mask, mask.nonzero()[0])
+        return found[1]
 
     def bounds(self, window: Window) -> tuple[int, int]:
         "The first visible row in a window, and one behind the last."
@@ -186,10 +201,9 @@ class Kept:
             values = self.values = view.column(field)
             if view.nulls[field]:
                 mask = values != NULL if mask is None else mask & (values != NULL)
-        if mask is not None and not mask.all():
-            self.places = np.flatnonzero(mask)
-            self.n = len(self.places)
-            self.values = self.values[self.places] if field else None
+        if mask is not None and len(places := view.rows_of(mask)) < view.n:
+            self.places, self.n = places, len(places)
+            self.values = self.values[places] if field else None
 
     @property
     def listed(self) -> list[int]:
@@ -202,8 +216,11 @@ class Kept:
         "Which of them are between two visible rows."
         if self.places is None:
             return bounds
-        low, high = self.places.searchsorted(bounds).tolist()
-        return low, high
+        asked = (id(self.places), bounds)
+        if (found := self.view.edges.get(asked)) is None:
+            low, high = self.places.searchsorted(bounds).tolist()
+            found = self.view.edges[asked] = (low, high)
+        return found
 
 # %% ../../nbs/20_features/27_visible.ipynb #77d12fcd
 def exact_sum(

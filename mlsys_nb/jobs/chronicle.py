@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CHRONICLE', 'CHRONICLE_FORMAT', 'ChronicleError', 'FoundState', 'note_found', 'noted_for_again', 'found_by', 'retold',
-           'brought_back']
+           'brought_back', 'verify_chronicle']
 
 # %% ../../nbs/70_jobs/72_chronicle.ipynb #4a347e97
 import json
@@ -17,11 +17,13 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from .kept_code import keep_code
+from .kept_code import keep_code, verify_code
 from ..system.control import open_control
 from ..system.database import TABLES, Database, row_of, thing_of
 from ..system.disk import make_folder, read_file, same_file, write_file
 from ..system.durable import Log, lock, temporary, write_bytes
+from ..system.finding import Finding
+from ..system.runs import Run, list_runs
 from ..system.schema import SCHEMA, schema_in
 from ..system.settings import MlsysError, Settings
 
@@ -89,6 +91,7 @@ def _changes(known: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[dict[str
 def note_found(
     settings: Settings,  # Whose system
     run_id: str,  # Of the run that is about to begin
+    code: Mapping[str, str] | None = None,  # Digest by part of the code it is made with
 ) -> None:
     "Note what a run finds."
     path = settings.data / CHRONICLE
@@ -96,7 +99,7 @@ def note_found(
         before = _added_up(Log.read(path))
         rows, no_rows = _changes(before.rows, dict(_rows(open_control(settings))))
         files, no_files = _changes(before.files, dict(_files(settings.data)))
-        told = {"rows": rows, "files": files, "no rows": no_rows, "no files": no_files}
+        told = {"rows": rows, "files": files, "no rows": no_rows, "no files": no_files, "code": code}
         Log(path).append(
             [{"format": CHRONICLE_FORMAT, "run": run_id, **{k: v for k, v in told.items() if v}}]
         )
@@ -107,8 +110,7 @@ def noted_for_again(
     run_id: str,  # Of the run that has begun
 ) -> None:
     "Keep the code and note what the run finds, so that it can be made again."
-    keep_code(settings)
-    note_found(settings, run_id)
+    note_found(settings, run_id, keep_code(settings))
 
 # %% ../../nbs/70_jobs/72_chronicle.ipynb #f0c61e1a
 def _added_up(records: Sequence[Mapping[str, Any]]) -> FoundState:
@@ -147,7 +149,7 @@ def _rows_retold(rows: Mapping[str, Any], change: Callable[[Any], Any]) -> dict[
         if table is None or row.keys() != set(table.columns.keys()):
             told[key] = row  # of another form; whoever searches afterwards sees whether it tells of somebody
             continue
-        thing = thing_of(table.info["kind"], row)
+        thing = thing_of(table.kind, row)
         now = change(thing)
         new = row if now is thing else row_of(now)
         told[key if new is row else json.dumps([table.name, *(new[c.name] for c in table.primary_key)])] = new
@@ -235,3 +237,41 @@ def brought_back(
     lost = [p for p, told in found.files.items() if not _file_back(settings.data / p, data / p, told)]
     _rows_back(found, Database(f"sqlite:///{data / 'control.db'}"))
     return tuple(lost)
+
+# %% ../../nbs/70_jobs/72_chronicle.ipynb #3afe6f73
+def _by_notebook(settings: Settings, run: Run) -> bool:
+    "Whether a runner made it: to forget somebody is a run as well, and nobody makes it again."
+    return (settings.jobs / f"{run.job}.ipynb").exists()
+
+
+def verify_chronicle(
+    settings: Settings,  # Whose system
+) -> list[Finding]:  # Empty when every noted run can be told
+    "What is wrong with the chronicle and the code it names."
+    path = settings.data / CHRONICLE
+    back = "bring it back from a backup; or move it away: then runs until now cannot be made again, and the next one begins a new chronicle"
+    if not path.exists():
+        kept = (settings.data / "code").is_dir()
+        return [Finding(path, "is missing, and runs have been noted", back)] if kept else []
+    try:
+        records = Log.read(path)
+        _added_up(records)
+    except (MlsysError, KeyError) as e:
+        return [Finding(path, str(e).removeprefix(f"{path} "), back)]
+    if not records:
+        return [Finding(path, "tells of no run", back)]
+    noted = {record["run"] for record in records}
+    begun = [
+        run
+        for run in list_runs(open_control(settings))
+        if run.status == "succeeded" and _by_notebook(settings, run)
+    ]
+    first = min((run.started_at for run in begun if run.run_id in noted), default=None)
+    lacks = [
+        run for run in begun if first is not None and run.started_at >= first and run.run_id not in noted
+    ]
+    said = f"does not tell what {len(lacks)} runs found, the first of them {lacks[0].run_id}" if lacks else ""
+    return [
+        *([Finding(path, said, back)] if said else []),
+        *verify_code(settings, [r.get("code", {}) for r in records]),
+    ]

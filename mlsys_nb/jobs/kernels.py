@@ -92,6 +92,7 @@ def end_child(
 
 def fork_kernel(
     connection_file: str,  # The connection file that the client wrote
+    environment: Mapping[str, str] | None = None,  # What this one is told beside the parent's variables
 ) -> int:  # The child's process id
     "Fork one kernel."
     import gc
@@ -100,6 +101,7 @@ def fork_kernel(
     parent = os.getpid()
     child = os.fork()
     if child == 0:
+        os.environ.update(environment or {})
         become_kernel(connection_file, parent)
     return child
 
@@ -111,7 +113,7 @@ def obey(
     "Carry out one order."
     ((word, what),) = order.items()
     if word == "fork":
-        children.add(child := fork_kernel(what))
+        children.add(child := fork_kernel(**what) if isinstance(what, dict) else fork_kernel(what))
         return child
     if what not in children or (word == "alive" and not os.waitpid(what, os.WNOHANG)[0]):
         return int(what in children)
@@ -166,7 +168,7 @@ class ForkParent:
     def order(
         self,
         word: str,  # 'fork', 'end' or 'alive'
-        what: str | int,  # A connection file, or a process id
+        what: str | int | Mapping[str, Any],  # A connection file, or what `fork_kernel` takes; a process id
     ) -> int:  # The parent's answer
         "Give one order and wait for the answer."
         assert self.process.stdin is not None and self.process.stdout is not None

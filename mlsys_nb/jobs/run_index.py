@@ -163,7 +163,12 @@ def _menu(name: str, values: Sequence[str], words: Mapping[str, str] | None = No
         tag("option", {"value": ""}, f"every {name}"),
         *(tag("option", {"value": v}, (words or {}).get(v, v)) for v in values),
     ]
-    return tag("label", {}, tag("span", {"class": "hide"}, name), tag("select", {"id": name}, *options))
+    return tag(
+        "label",
+        {},
+        tag("span", {"class": "hide"}, name),
+        tag("select", {"id": name, "aria-label": name}, *options),
+    )
 
 
 def _curves(found: Sequence[tuple[Path, Mapping[str, Any]]]) -> Html:
@@ -221,7 +226,7 @@ def index_page(
     )
     whole = tag(
         "div",
-        {"class": "mls-scroll"},
+        {"class": "mls-scroll", "tabindex": "0"},
         tag("table", {"class": "runs"}, tag("thead", {}, tag("tr", {}, *head)), body),
     )
     top = tag("header", {"class": "mls-head"}, tag("h1", {}, "Runs"), tag("p", {"class": "mls-sub"}, note))

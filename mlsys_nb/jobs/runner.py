@@ -287,7 +287,7 @@ def carried_out(
 
 # %% ../../nbs/70_jobs/73_runner.ipynb #33777d08
 PRELOAD = (
-    "polars", "sklearn.ensemble", "sklearn.linear_model", "sklearn.metrics", "optuna", "sqlalchemy.dialects.sqlite", "lmdb", "orjson",
+    "polars", "sklearn.ensemble", "sklearn.linear_model", "sklearn.metrics", "scipy.stats", "optuna", "sqlalchemy.dialects.sqlite", "lmdb", "orjson",
 )  # fmt: skip
 
 

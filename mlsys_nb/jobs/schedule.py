@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LOG', 'MISSED', 'Start', 'LEASE', 'TimedJob', 'entry_from', 'declared_entries', 'due_times', 'due_until', 'last_due',
-           'kept_since', 'open_dues', 'AtWork', 'Running', 'ended_as', 'Scheduler', 'Late', 'late_entries']
+           'kept_since', 'open_dues', 'AtWork', 'Running', 'ended_as', 'Scheduler', 'LateJob', 'late_entries']
 
 # %% ../../nbs/70_jobs/74_schedule.ipynb #c0ae4cd1
 import argparse
@@ -316,7 +316,7 @@ class Scheduler:
 
 # %% ../../nbs/70_jobs/74_schedule.ipynb #ec8a6e9f
 @dataclass(frozen=True)
-class Late:
+class LateJob:
     "An entry that was not done in time."
 
     entry: TimedJob
@@ -328,7 +328,7 @@ def late_entries(
     control: Database,  # The control tables
     entries: Sequence[TimedJob],
     now: datetime,
-) -> list[Late]:
+) -> list[LateJob]:
     "Entries whose newest moment that must have been done by now has not been."
     found = []
     for entry in entries:
@@ -337,7 +337,7 @@ def late_entries(
         mine = next((row for row in rows if row.due == newest), None)
         before = mine is None and newest is not None and newest <= after  # the schedule was declared later
         if newest and not before and not any(row.status == "done" for row in rows):
-            found.append(Late(entry, newest, _why(mine)))
+            found.append(LateJob(entry, newest, _why(mine)))
     return found
 
 

@@ -16,14 +16,14 @@ import polars as pl
 from ..data.freshness import freshness
 from ..data.ingest import IngestReport
 from ..data.lake import ROWS, Snapshot, batch_folder, batches_of, read_batch_manifest, source_folder
+from ..features.dtypes import POLARS
 from .step import Context
-from ..problem.calendar import INSTANT
 from ..serving.batch import BatchScore
 from ..system.clock import instant
 from ..system.durable import frame_from, read_sealed
 
 # %% ../../nbs/75_loop/76_arrival_tables.ipynb #9781537b
-_DAYS: Any = {"table": pl.String, "day": INSTANT, "rows": pl.Int64}
+_DAYS: Any = {"table": pl.String, "day": POLARS["time"], "rows": pl.Int64}
 
 
 def days_table(
@@ -42,7 +42,7 @@ def days_table(
             manifest = read_batch_manifest(folder)
             if not manifest.get("newest") or instant(manifest["newest"]) <= since:
                 continue
-            known = frame_from(read_sealed(folder, ROWS, manifest))["known_at"].cast(INSTANT)
+            known = frame_from(read_sealed(folder, ROWS, manifest))["known_at"].cast(POLARS["time"])
             day = known.filter(known > since).dt.date().alias("day")
             counts = day.value_counts(name="rows").select(
                 table=pl.lit(name), day="day", rows=pl.col("rows").cast(pl.Int64)
@@ -85,7 +85,7 @@ def freshness_table(
     ]  # fmt: skip
     schema: Any = {
         "source": pl.String,
-        "newest": INSTANT,
+        "newest": POLARS["time"],
         "hours": pl.Float64,
         "declared_hours": pl.Float64,
     }
@@ -134,5 +134,5 @@ def score_tables(
         "acted": batch.actions,
         "decided": batch.rows,
     }
-    schema: Any = {"moment": INSTANT, "allowed": pl.Int64, "acted": pl.Int64, "decided": pl.Int64}
+    schema: Any = {"moment": POLARS["time"], "allowed": pl.Int64, "acted": pl.Int64, "decided": pl.Int64}
     return {"scores": scores_table(score, acted), "capacity": pl.DataFrame([row], schema=schema)}

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from ..features.dtypes import POLARS
 from .batch_tables import feature_batches
 from .step import Context, evidence, labelled_since
 from .watch import DriftLook
@@ -21,7 +22,6 @@ from ..monitoring.lens import Lens
 from ..monitoring.performance import PerformanceReport, by_period, promise
 from ..monitoring.profile import Profile
 from ..monitoring.sketch import Sketches
-from ..problem.calendar import INSTANT
 from ..release.package import Model
 
 # %% ../../nbs/75_loop/77_monitoring_tables.ipynb #16744d4f
@@ -123,7 +123,7 @@ def _limits(score: np.ndarray, moved: np.ndarray, limit: np.ndarray) -> np.ndarr
 
 # %% ../../nbs/75_loop/77_monitoring_tables.ipynb #712ea2e0
 _HISTORY: Any = {
-    "feature": pl.String, "part": pl.String, "period": INSTANT, "size": pl.Float64, "limit": pl.Float64, "reference": pl.Boolean,
+    "feature": pl.String, "part": pl.String, "period": POLARS["time"], "size": pl.Float64, "limit": pl.Float64, "reference": pl.Boolean,
 }  # fmt: skip
 
 
@@ -166,7 +166,7 @@ def history_table(
 
 # %% ../../nbs/75_loop/77_monitoring_tables.ipynb #aef4080f
 _PERIODS: Any = {
-    "version": pl.Int64, "period": INSTANT, "n": pl.Int64, "promised": pl.Float64, "kept": pl.Float64, "low": pl.Float64,
+    "version": pl.Int64, "period": POLARS["time"], "n": pl.Int64, "promised": pl.Float64, "kept": pl.Float64, "low": pl.Float64,
     "high": pl.Float64, "loss": pl.Float64, "limit": pl.Float64, "labels_on_their_way": pl.Int64,
     "mean_label": pl.Float64, "mean_prediction": pl.Float64,
 }  # fmt: skip

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from ..features.dtypes import POLARS
 from .backtest import first_model
 from .step import Context, evidence, labelled_since, seen_by
 from .training_tables import without_a_model
 from ..monitoring.performance import by_period
-from ..problem.calendar import INSTANT
 from ..release.package import PackageError
 from ..release.registry import champion_history, load_version
 from ..system.clock import instant
@@ -27,7 +27,7 @@ from ..system.versions import version_rows
 # %% ../../nbs/75_loop/78_months.ipynb #3afc1c49
 MONTHS_FORMAT = 1
 _MONTHS: Any = {
-    "moment": INSTANT, "who": pl.String, "n": pl.Int64, "mean_label": pl.Float64, "mean_prediction": pl.Float64,
+    "moment": POLARS["time"], "who": pl.String, "n": pl.Int64, "mean_label": pl.Float64, "mean_prediction": pl.Float64,
     "loss": pl.Float64, "value": pl.Float64, "unit": pl.String,
 }  # fmt: skip
 

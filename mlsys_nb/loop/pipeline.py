@@ -7,6 +7,7 @@ __all__ = ['LOG', 'score', 'monitor', 'train', 'retrain']
 
 # %% ../../nbs/75_loop/79_pipeline.ipynb #8af9ed12
 import logging
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -22,6 +23,7 @@ from .follow_up import look_at
 from .headline import said_of_batch, said_of_look, said_of_training
 from .monitoring_tables import monitoring_tables
 from .months import counted_months, kept_months
+from .per_tenant import noted_round, round_of_tenants
 from .policy import Upkeep
 from .realised import held_of
 from .recalibrate import note_remedy
@@ -34,6 +36,7 @@ from .upkeep import ask_for_labels, consult, power_before, rolled_back, told_bes
 from .watch import watch_drift
 from ..monitoring.alerts import close_replaced, from_drift, from_performance, record
 from ..problem.dataset import Dataset
+from ..problem.tenant import POOLED
 from ..release.fallback import Sound, instead, last_sound
 from ..release.package import Model, PackageError
 from ..release.registry import Champion, RegistryError, barred
@@ -139,7 +142,7 @@ def monitor(at: Context) -> Monitored:
     }
     return Monitored(*shown, **said, headline=line, behind=tables)
 
-# %% ../../nbs/75_loop/79_pipeline.ipynb #41c676f5
+# %% ../../nbs/75_loop/79_pipeline.ipynb #338a0aea
 def train(
     at: Context,
     *,
@@ -157,7 +160,7 @@ def _work(at: Context, step: str, n_trials: int, seed: int) -> str:
     "Names a training at a moment: with other features it is other work, not the same work done already."
     return f"{step}/{n_trials}/{seed}/{at.problem.features.hash[:12]}"
 
-
+# %% ../../nbs/75_loop/79_pipeline.ipynb #a497477e
 def _trained(
     at: Context, work: str, policy: Upkeep | None, *, recipe: Recipe | None = None, n_trials: int, seed: int
 ) -> Trained:
@@ -176,9 +179,14 @@ def _trained(
             return _finish(at, Trained("not enough data", str(e), policy, rule=rule), holder)
         noted = note_release(at, candidate, key)
     holder, rule = _ruled(at, key, noted, candidate.dataset if candidate else None)
+    if at.problem.per and (noted_round(at.control, at.problem.name) or {}).get("key") != key:
+        candidate = candidate or train_candidate(
+            at, recipe=recipe, certificate=certified(at), n_trials=n_trials, seed=seed
+        )
+        round_of_tenants(at, candidate, holder.version == noted.version, key)
     return _finish(at, Trained(*_became(at, noted, holder), policy, candidate, noted, rule), holder)
 
-
+# %% ../../nbs/75_loop/79_pipeline.ipynb #ecb47baf
 def _became(at: Context, noted: Release, holder: Champion) -> tuple[str, str]:
     "What became of a release, in a word and in a sentence."
     if noted.promotes and holder.version != noted.version:
@@ -293,12 +301,25 @@ def _rolled_back(at: Context, asked: Upkeep) -> Trained:
         at, Trained("rolled back", f"version {holder.version} serves again: {asked.reason}", asked), holder
     )
 
-# %% ../../nbs/75_loop/79_pipeline.ipynb #c72a0667
+# %% ../../nbs/75_loop/79_pipeline.ipynb #0a219c8b
+def _tenants_told(at: Context) -> dict[str, Any]:
+    "How many tenants there are, and what the last round decided of them."
+    last = noted_round(at.control, at.problem.name) if at.problem.per else None
+    if last is None:
+        return {}
+    found = Counter(row["decision"] for row in last["tenants"])
+    own = sum(row["version"] != POOLED for row in last["tenants"])
+    return {
+        "tenants": {"all": len(last["tenants"]), "looked at": last["looked"], "own version": own, **found}
+    }
+
+# %% ../../nbs/75_loop/79_pipeline.ipynb #a02febbe
 def _finish(at: Context, done: Trained, holder: Champion) -> Trained:
     "The same, with what the record must hold."
     outputs: dict[str, Any] = {"decision": done.decision, "reason": done.reason, "champion": holder.version}
     if done.release:
         outputs["candidate"] = done.release.version
+    outputs |= _tenants_told(at)
     told = {"rule": done.rule, "intervals": held_of(at.control, at.problem.name), "power": power_before(at)}
     if p := done.policy:
         told |= {"policy": p.reason, "action": p.action, "otherwise": p.counterfactual}

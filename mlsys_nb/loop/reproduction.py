@@ -17,7 +17,6 @@ from ..decisions.record import Decision
 from ..features.dtypes import POLARS
 from ..features.feature_set import FeatureSet
 from .step import Context
-from ..problem.calendar import INSTANT
 from ..problem.dataset import Lake, as_known
 from ..problem.declaration import Problem
 from ..release.package import as_trained
@@ -53,7 +52,9 @@ class _History:
         came = [{n: v for n, v in r.items() if n in types} for r in requests or [{}] * len(keys)]
         brought = {n: pl.Series([r.get(n) for r in came], dtype=POLARS[types[n]])
                    for n in types if n in self.features.requests or any(n in r for r in came)}  # fmt: skip
-        asked = pl.DataFrame([dict(k) for k in keys]).with_columns(**brought, moment=pl.lit(moment, INSTANT))
+        asked = pl.DataFrame([dict(k) for k in keys]).with_columns(
+            **brought, moment=pl.lit(moment, POLARS["time"])
+        )
         return _Answers(as_known(self.problem, asked, self.lake), [True] * len(keys))
 
     def read(

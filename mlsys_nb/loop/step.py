@@ -20,7 +20,6 @@ from ..data.lake import finished
 from ..decisions.outcomes import labelled
 from ..decisions.record import with_requests
 from ..features.dtypes import POLARS
-from ..problem.calendar import INSTANT
 from ..problem.candidates import candidates_spec
 from ..problem.dataset import Lake, as_known, load_events, training_periods
 from ..problem.declaration import Problem, load_problem
@@ -200,7 +199,7 @@ def evidence(
     if rows.is_empty():
         return rows
     last = {row.version: instant(row.summary["training"]["last"]) for row in version_rows(control, problem)}
-    learnt = pl.col("version").replace_strict(last, default=None, return_dtype=INSTANT)
+    learnt = pl.col("version").replace_strict(last, default=None, return_dtype=POLARS["time"])
     return rows.filter(learnt.is_null() | (pl.col("period") > learnt))
 
 # %% ../../nbs/75_loop/75_step.ipynb #8756a967

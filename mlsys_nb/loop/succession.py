@@ -85,7 +85,7 @@ def succession(
 ) -> tuple[int, ...]:  # The first one names their common memory; the last one is this version
     "The versions whose memory this one goes on with, and itself."
     history = champion_history(at.control, at.problem.name)
-    line = line_of_champions(history)
+    line = line_of_champions(history["version"])
     if version not in line:
         return (version,)
     recipes = {row.version: row.summary.get("recipe") for row in version_rows(at.control, at.problem.name)}

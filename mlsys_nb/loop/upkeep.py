@@ -33,7 +33,7 @@ from ..problem.dataset import rows_asked
 from ..problem.declaration import Problem
 from ..release.hold import hold_of
 from ..release.package import Model
-from ..release.registry import Champion, champion_history, line_of_champions, load_version, rollback
+from ..release.registry import Champion, champions_of, line_of_champions, load_version, rollback
 from ..system.clock import instant
 from ..system.control import documents, get_document, put_document
 from ..system.database import Database
@@ -80,7 +80,7 @@ def _rivals(at: Context, model: Model) -> dict[str, int]:
     "The rule that stands by, and the champion before this one."
     rows = {row.version: row for row in version_rows(at.control, at.problem.name) if row.status != "retired"}
     rules = [n for n, row in rows.items() if row.summary.get("family") == "rule"]
-    line = [n for n in line_of_champions(champion_history(at.control, at.problem.name)) if n in rows]
+    line = [n for n in line_of_champions(champions_of(at.control, at.problem.name)) if n in rows]
     before = [n for n in line[:-1] if rows[n].summary.get("family") != "rule"]
     found = {"rule": rules[-1:], "previous": before[-1:]}
     return {rival: n[0] for rival, n in found.items() if n and n[0] != model.version}

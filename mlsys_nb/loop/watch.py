@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from ..data.lake import batches_of, ingested, read, source_folder
+from ..data.lake import batches_of, ingested, read_by_batch, source_folder
 from ..decisions.log import read_decisions
 from .step import Context, reaching
 from ..monitoring.cause import Cause, Witness, cause_of
@@ -132,8 +132,9 @@ def _groups(at: Context, rows: pl.DataFrame, since: datetime, most: int = 40) ->
             for b, content in zip(snapshot.batches, snapshot.contents, strict=False)
             if ingested(content) > since
         ]
-        for batch in recent[-most:] if keys else ():
-            theirs = read(at.settings, snapshot, [batch]).select(keys).unique()
+        brought = read_by_batch(at.settings, snapshot, recent[-most:]) if keys and recent else {}
+        for batch, events in brought.items():
+            theirs = events.select(keys).unique()
             inside = rows.select(keys).with_row_index("_at").join(theirs, on=keys, how="semi")["_at"]
             found[f"batch {batch} of {snapshot.source}"] = np.isin(np.arange(rows.height), inside.to_numpy())
     return found

@@ -25,7 +25,7 @@ from .sketch import Belonging, sketch_frame, sketched
 class Cause:
     "Why something moved."
 
-    word: str  # "unit", "batch", "slice", "source version", "calendar", "stuck", "new value", "vanished value", "missing" or "not known"
+    word: str  # "unit", "batch", "slice", "source version", "calendar", "stuck", "new value", "vanished value", "missing", "growth ended" or "not known"
     sentence: str
     action: str
 
@@ -243,7 +243,7 @@ def cause_of(
     found = found or other_values(lens, newest)
     if found is None and (said := calendar(profile, lens, part, witness.rows)):
         found = Cause("calendar", said, "wait for usual days; let the model learn from a whole season")
-    return found or _of_change(witness) or _by_part(part, True, witness)
+    return found or _of_change(witness) or _of_growth(profile, row) or _by_part(part, True, witness)
 
 
 def _usual(lens: Lens, profile: Profile, part: str) -> float:
@@ -284,6 +284,15 @@ def _of_unit(unit: tuple[float, float]) -> Cause:
     )
 
 # %% ../../nbs/60_monitoring/62_cause.ipynb #bd3cdfb6
+def _of_growth(profile: Profile, row: Mapping[str, Any]) -> Cause | None:
+    "What looks at all of history grew, and hardly does any more."
+    if row["feature"] not in profile.lifetime or row["part"] != "location" or row["direction"] == "up":
+        return None
+    told = f"it grew in the reference, as all of history does, and hardly does any more: {row['current']:.6g} where {row['reference']:.6g} is the least to be expected"
+    action = "look whether its source still delivers; a base of customers that has matured is learnt by the next refresh"
+    return Cause("growth ended", told, action)
+
+
 def _of_group(name: str) -> Cause:
     if name.startswith("batch "):
         return Cause(

@@ -83,7 +83,9 @@ class Trend:
     level: np.ndarray  # At the end of the reference
     doubt: np.ndarray  # Variance of the slope
     off: np.ndarray  # How far the last reference periods lay beside the line
+    lifetime: np.ndarray  # Which of them look at all of history
     middle: float  # Day
+    begin: float
     end: float
 
     def of(self, series: np.ndarray, days: np.ndarray) -> "Trend":
@@ -101,12 +103,22 @@ class Trend:
 
     def rest(self, values: np.ndarray, days: np.ndarray) -> np.ndarray:
         "What the trend does not explain; inside its corridor nothing is left."
-        line = self.line(days)
+        line, near = self.line(days), _near(self, days)
         ahead = days > self.end
-        low = np.minimum(self.level[:, None], line) + np.minimum(self.off, 0)[:, None]
-        high = np.maximum(self.level[:, None], line) + np.maximum(self.off, 0)[:, None]
+        low = np.minimum(near, line) + np.minimum(self.off, 0)[:, None]
+        high = np.maximum(near, line) + np.maximum(self.off, 0)[:, None]
         left = np.where(ahead, values - np.clip(values, low, high), values - line)
         return np.where(self.growing[:, None], left, values)
+
+# %% ../../nbs/60_monitoring/61_deviation.ipynb #5d1e0a77
+def _near(trend: Trend, days: np.ndarray) -> np.ndarray:
+    "The least growth: none, but over a lifetime a part of what the line foretells, no farther ahead than it was seen."
+    seen = np.minimum(days, 2 * trend.end - trend.begin)
+    least = trend.line(seen) - trend.level[:, None]
+    return np.asarray(trend.level[:, None] + _GROWS * trend.lifetime[:, None] * least)
+
+
+_GROWS = 0.25  # a base of customers that matures was still at three eighths of its straight line
 
 # %% ../../nbs/60_monitoring/61_deviation.ipynb #a2d1ad17
 def _trend(profile: Profile, of: Series, days: np.ndarray) -> Trend:
@@ -114,7 +126,10 @@ def _trend(profile: Profile, of: Series, days: np.ndarray) -> Trend:
     asked = np.array([profile.lenses[i].feature in profile.lifetime for i in of.lens])
     tau = _tau(of.values) if m >= 5 else none
     growing = np.abs(tau) >= np.where(asked, 0.4 if m >= 8 else 0.8, 0.8)
-    return Trend(growing, none, none, none, none, float(days.mean()), float(days[-1])).of(of.values, days)
+    bare = Trend(
+        growing, none, none, none, none, growing & asked, float(days.mean()), float(days[0]), float(days[-1])
+    )
+    return bare.of(of.values, days)
 
 # %% ../../nbs/60_monitoring/61_deviation.ipynb #48ab23fe
 @dataclass(frozen=True)
@@ -191,7 +206,9 @@ def _held(
     rest = own.rest(now, later)
     moved = np.nan_to_num(rest - quiet.centre[:, None] - quiet.effects[:, here])
     grown = own.growing[:, None] * (own.line(later) - before.mean(axis=1, keepdims=True))
-    ahead = own.growing[:, None] * own.doubt[:, None] * (later - own.middle) ** 2 + (_BENDS * grown) ** 2
+    halts = own.lifetime[:, None] & (rest * grown < 0)  # a corridor forgives what is too little, no yardstick
+    ahead = own.growing[:, None] * own.doubt[:, None] * (later - own.middle) ** 2
+    ahead += np.where(halts, 0, (_BENDS * grown) ** 2)
     follows = _follows(known, np.where(own.growing[:, None], 0, moved), 0.2, 2) + ahead
     follows += _follows(known, grown, 0.4, 1)
     return quiet, moved, np.nan_to_num(quiet.scores(rest, rows, here, follows))

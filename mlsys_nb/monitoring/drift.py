@@ -146,6 +146,7 @@ def drift_of(
         none = pl.lit(None, dtype=pl.Float64)
         frame = frame.with_columns(limit=none, drifted=pl.lit(False), alert=pl.lit(False))
     verdict = "drifted" if frame["drifted"].any() else "quiet"
+    marked = set(frame.filter("drifted", pl.col("slice") == "all")["feature"])
     return DriftReport(
         frame=frame,
         rows=int(served.rows[-judged:].sum()),
@@ -154,7 +155,7 @@ def drift_of(
         odds=odds,
         charts=len(chart.before.parts) * len(WINDOWS),
         verdict=verdict if enough else "not enough reference periods",
-        growing=_growing(profile, chart, odds) if enough else (),
+        growing=tuple(f for f in _growing(profile, chart, odds) if f not in marked) if enough else (),
     )
 
 # %% ../../nbs/60_monitoring/61_drift.ipynb #072683de
@@ -303,6 +304,8 @@ def _row(
     part, lens = chart.before.parts[which], profile.lenses[chart.before.lens[which]]
     size = float(_means(chart.moved[which], window)[end])
     middle, group = float(chart.before.values[which].mean()), chart.before.group[which]
+    if chart.trend.growing[which]:  # held against where its growth leads
+        middle = float(_means(chart.now.values[which], window)[end]) - size
     statistic, bound, drifted = told
     return {
         "feature": lens.feature, "slice": "all" if not group else " = ".join(profile.slices[group - 1]),

@@ -30,6 +30,7 @@ from .occasion import RETRAIN_WHEN, Cadence, Occasion, check_occasions
 from .population import Population
 from .replay_plan import ReplayPlan
 from .target import Target, looks_up
+from .tenant import check_per
 from ..system.importing import load_object
 from ..system.markup import card
 from ..system.settings import ProblemError, Settings
@@ -63,15 +64,14 @@ class Problem:
     notes: str = ""
     simulated: bool = False
     maturity: str = "0d"
+    per: str = ""  # A key whose values are tenants: each may have a version of its own (see `tenant`)
     together: tuple[str, ...] = ()  # Rows alike in these are not independent; (): the keys
     entity: Mapping[str, str] = field(init=False, repr=False)  # What names one decision, and its types
     keys: tuple[str, ...] = field(init=False)  # What names whom it is about: rows of one are not independent
 
     def __post_init__(self) -> None:
         if self.population.strict and not self.features.strict:
-            object.__setattr__(self, "features", replace(self.features, strict=True))
-            if among := self.target.among:
-                object.__setattr__(self, "target", replace(self.target, among=among.strictly()))  # type: ignore[type-var]
+            _make_strict(self)
         object.__setattr__(self, "entity", self.population.entity(self.features))
         object.__setattr__(self, "keys", tuple(self.together or self.features.keys or self.entity))
         _check(self)
@@ -93,13 +93,15 @@ class Problem:
         return policy_hash(self.costs, self.capacity, self.lots.explore)
 
     @property
-    def strangers(self) -> bool:
-        "Whether somebody of whom nothing is known gets an answer; whoever chooses has candidates in any case."
+    def strangers(self) -> bool:  # Are unknown ones answered? Whoever chooses has candidates in any case
         return self.population.strangers or self.target.among is not None
 
     @property
     def hash(self) -> str:  # SHA-256 of what the problem asks: for whom, what outcome, within which horizon
         return hashlib.sha256(json.dumps(meaning(self), sort_keys=True).encode()).hexdigest()
+
+    def __repr__(self) -> str:
+        return f"<problem {self.name}: {self.question}>"
 
     def _repr_html_(self) -> str:
         return card(self.title, _facts(self))
@@ -141,6 +143,12 @@ def _facts(problem: Problem) -> dict[str, Any]:
     }
 
 # %% ../../nbs/40_problem/43_declaration.ipynb #832562d5
+def _make_strict(problem: Problem) -> None:
+    object.__setattr__(problem, "features", replace(problem.features, strict=True))
+    if among := problem.target.among:
+        object.__setattr__(problem, "target", replace(problem.target, among=among.strictly()))  # type: ignore[type-var]
+
+
 def _check(problem: Problem) -> None:
     "Refuse a declaration that contradicts itself."
     if not problem.name.isidentifier() or problem.name == "events":
@@ -157,6 +165,7 @@ def _check(problem: Problem) -> None:
     _check_leaks(problem, where)
     _check_sources(problem, where)
     _check_candidates(problem, where)
+    check_per(problem, where)
     check_occasions(problem.retrain_when, problem.cadence, where)
     check_accepted(problem.accepted, problem.inputs, where)
 

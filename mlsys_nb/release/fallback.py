@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from ..problem.declaration import Problem
 from .package import Model
-from .registry import RegistryError, champion_history, line_of_champions, load_version
+from .registry import RegistryError, champions_of, line_of_champions, load_version
 from ..system.database import Database
 from ..system.settings import MlsysError, Settings
 from ..system.versions import version_rows
@@ -54,9 +54,10 @@ class Sound:
 # %% ../../nbs/45_release/48_fallback.ipynb #ea8398d4
 def _candidates(control: Database, problem: str) -> list[int]:
     "Who may answer, best first: the champions up to the present one, newest first, then the rules."
-    line = line_of_champions(champion_history(control, problem))[::-1]
+    line = line_of_champions(champions_of(control, problem))[::-1]
     rows = version_rows(control, problem)
-    rules = [row.version for row in rows if row.summary.get("family") == "rule" and row.status != "retired"]
+    own = [row for row in rows if "tenant" not in row.summary and row.status != "retired"]
+    rules = [row.version for row in own if row.summary.get("family") == "rule"]
     return list(dict.fromkeys([*line, *rules[::-1]])) if line else []
 
 # %% ../../nbs/45_release/48_fallback.ipynb #13045b29

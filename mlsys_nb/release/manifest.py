@@ -31,6 +31,9 @@ class Evidence:
     search: Mapping[str, Any] | None = (
         None  # Which trials ran, and why this one was chosen; None: there was no search
     )
+    tenant: Mapping[str, Any] | None = (
+        None  # Whose: `of` is the key, `name` its value; None: the problem's own
+    )
 
 # %% ../../nbs/45_release/45_manifest.ipynb #52fdf43b
 PACKAGE_FORMAT = 6
@@ -47,12 +50,12 @@ def _declared(problem: Problem) -> dict[str, Any]:
     }
 
 # %% ../../nbs/45_release/45_manifest.ipynb #4f3d33f4
-def _stated(problem: Problem) -> dict[str, Any]:
-    "What was declared of sources beside their rows: one event in ten is not all of them."
+def _stated(problem: Problem, tenant: Mapping[str, Any] | None) -> dict[str, Any]:
+    "What was declared of sources beside their rows: one event in ten is not all of them; and whose it is."
     words = ("fresh", "retention", "sampling")
     told = {s.name: {w: getattr(s, w) for w in words if getattr(s, w) is not None} for s in problem.sources}
     said = {name: words for name, words in told.items() if words}
-    return {"sources": said} if said else {}
+    return ({"sources": said} if said else {}) | ({"tenant": dict(tenant)} if tenant else {})
 
 # %% ../../nbs/45_release/45_manifest.ipynb #da827d7e
 def manifest_of(
@@ -93,5 +96,5 @@ def manifest_of(
         "code": code_version(),
         "simulated": problem.simulated,
         **({"accepted": dict(problem.accepted)} if problem.accepted else {}),
-        **_stated(problem),
+        **_stated(problem, evidence.tenant),
     }

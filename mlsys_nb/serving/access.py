@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
+from ..problem.tenant import tenant_text
 from .keys import ROLES, ApiKey, Keyring, KeyringError
 from .refusal import Refusal, clipped
 from .routes import Routes
@@ -114,6 +115,19 @@ class Caller:
             rule = f"the key {self.name!r} is for {', '.join(self.key.problems)}"
             got = clipped(problem) if problem else "what is about every problem"
             raise Refusal(403, rule, got, "ask the operator for a key that is for it")
+
+    def asks_about(self, tenant: Any) -> bool:
+        "Whether a tenant is one of those that the key is bound to."
+        bound = self.key.tenants if self.key is not None else ()
+        return not bound or (tenant is not None and tenant_text(tenant) in bound)
+
+    def minds(self, tenant: Any) -> None:
+        "Refuse what belongs to another tenant, whether there is such a thing or not."
+        if not self.asks_about(tenant):
+            rule = f"the key {self.name!r} is bound to tenants of its own"
+            raise Refusal(
+                403, rule, "another, or none", "ask about your own, or ask the operator for another key"
+            )
 
     def needs(self, role: str, what: str) -> None:
         "Refuse what a caller has no role for."
@@ -240,6 +254,16 @@ def _opens_still(
         return False
 
 # %% ../../nbs/55_serving/57_access.ipynb #65c109ed
+_OF_TENANTS = (
+    "predictions",
+    "outcomes",
+    "decisions",
+    "explanations",
+    "openapi.json",
+    "docs",
+)  # What minds them
+
+
 class Access:
     "Who may ask one service."
 
@@ -264,6 +288,8 @@ class Access:
             caller.needs(need, f"{method} {found.name}")
         if found.problem:
             caller.concerns(found.problem)
+        if line is not None and line.name not in _OF_TENANTS:
+            caller.minds(None)
         if method == "POST":
             _check_type(head)
         return caller

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from .access import Caller
-from .endpoints import not_on_disk
+from .belonging import not_on_disk
 from .guard import read_object
 from .predictor import Predictor, entity_named, values_named
 from .problems import Ask

@@ -13,9 +13,9 @@ from typing import Any
 from ..features.dtypes import LISTS
 from ..problem.candidates import MOST_GIVEN
 from ..problem.declaration import Problem
-from .answers import CLOSED, json_content, plain_object, responses_of
 from .endpoints import MAX_ENTITIES
 from .predictor import MOST_ITEMS
+from .statuses import CLOSED, json_content, plain_object, responses_of
 
 # %% ../../nbs/55_serving/58_bodies.ipynb #0dc7060d
 _Schema = dict[str, Any]

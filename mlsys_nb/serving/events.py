@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..data.intake import UNWANTED, Post, Receipt
-from .endpoints import not_on_disk
+from .belonging import not_on_disk
 from .guard import read_json
 from .refusal import Refusal, clipped, problem_of
 from .shared import Arrival

@@ -29,7 +29,7 @@ ROLES: Mapping[str, str] = {
     "operate": "settles what is disputed",
     "view": "reads decisions, the model and the metrics",
 }
-_FORMAT = 2
+_FORMAT = 3
 
 
 class KeyringError(MlsysError):
@@ -58,6 +58,7 @@ class ApiKey:
     ends_at: datetime | None = None
     ended_by: str = ""
     problems: tuple[str, ...] = ()  # That it is for; none: all of them
+    tenants: tuple[str, ...] = ()  # About whom alone it asks, as texts; none: about anybody
 
     def __post_init__(self) -> None:
         wrong = sorted(set(self.roles) - set(ROLES))
@@ -78,7 +79,8 @@ class ApiKey:
 # %% ../../nbs/55_serving/56_keys.ipynb #df3583e9
 def _key(said: Mapping[str, Any]) -> ApiKey:
     times = {name: said[name] and instant(said[name]) for name in ("made_at", "ends_at")}
-    return ApiKey(**{**said, **times, "roles": tuple(said["roles"]), "problems": tuple(said["problems"])})
+    lists = {name: tuple(said[name]) for name in ("roles", "problems", "tenants")}
+    return ApiKey(**{**said, **times, **lists})
 
 
 def read_keys(
@@ -136,6 +138,7 @@ class KeyWanted:
     a_second: int = 0
     a_day: int = 0
     problems: tuple[str, ...] = ()  # Names; none: all that there are and will be
+    tenants: tuple[str, ...] = ()  # As texts; none: all
 
 
 def add_key(

@@ -11,15 +11,6 @@ from typing import Any
 
 from ..data.sources import Source
 from ..problem.declaration import Problem
-from mlsys_nb.serving.answers import (
-    ABOUT_EVENTS,
-    ABOUT_MODEL,
-    ABOUT_OUTCOMES,
-    CLOSED,
-    json_content,
-    plain_object,
-    responses_of,
-)
 from mlsys_nb.serving.bodies import (
     NAMED_TEXT,
     batch_operations,
@@ -29,6 +20,15 @@ from mlsys_nb.serving.bodies import (
     sent_body,
 )
 from .keys import ROLES
+from mlsys_nb.serving.statuses import (
+    ABOUT_EVENTS,
+    ABOUT_MODEL,
+    ABOUT_OUTCOMES,
+    CLOSED,
+    json_content,
+    plain_object,
+    responses_of,
+)
 from ..system.markup import page, table
 
 # %% ../../nbs/55_serving/58_openapi.ipynb #15daa3a5

@@ -16,6 +16,7 @@ from ..release.fallback import instead, is_rule, last_sound
 from ..release.package import Model, as_trained
 from ..release.registry import Champion, champion, load_version
 from .predictor import FeatureReader, Predictor
+from .tenants import TenantVersions
 from .terms import on_terms, stop_of
 from ..system.database import Database
 from ..system.erasure import read_forgotten
@@ -105,11 +106,14 @@ class Reloader:
         (self.control, self.settings, self.problem), self._reader = places, reader
         self._watcher = watcher or Watcher()
         self.predictor: Predictor | None = None
+        self.tenants = TenantVersions(places, reader) if self.problem.per else None
         self.state = ReloadState()
 
     def look(self) -> ReloadState:
         "Look at the champion pointer and serve what it names, if that can be trusted."
         now = champion(self.control, self.problem.name)
+        if self.tenants is not None:
+            self.tenants.look()
         self.problem, self.predictor = _agreed(self.control, self.problem, self.predictor)
         self.predictor = _minding(_roomy(self.predictor, self.control, self.problem), self.settings)
         if now.version is None or (now.epoch == self.state.epoch and not self.state.refused):
@@ -128,7 +132,7 @@ class Reloader:
         else:
             model, refused = load_version(self.control, self.settings, self.problem, version), ""
         known, who = as_trained(self.problem, model), instead(model, version)
-        return Predictor(model, self._reader(model), known, who), refused
+        return Predictor(model, self._reader(model), known, who, tenants=self.tenants), refused
 
     def _take(self, predictor: Predictor | None, now: Champion, refused: str) -> None:
         before, was, self.predictor = (

@@ -131,9 +131,11 @@ PROBLEM_ROUTES = (
     ),
     Route("outcomes", "POST", "/v1/{problem}/outcomes", "outcome", _given(outcome, "body", "caller")),
     Route("events", "POST", "/v1/events/{part}", "outcome", _events),
-    Route("decisions", "GET", "/v1/{problem}/decisions/{part}", "view", _given(decision, "part")),
+    Route("decisions", "GET", "/v1/{problem}/decisions/{part}", "view", _given(decision, "part", "caller")),
     Route("model", "GET", "/v1/{problem}/model", "view", _given(model_card)),
-    Route("explanations", "POST", "/v1/{problem}/explanations", "predict", _given(explanation, "body")),
+    Route(
+        "explanations", "POST", "/v1/{problem}/explanations", "predict", _given(explanation, "body", "caller")
+    ),
     Route("contradictions", "GET", "/v1/{problem}/contradictions", "view", _given(contradictions)),
     Route("batches", "POST", "/v1/{problem}/batches", "predict", post_batch, large=True),
     Route("batch", "GET", "/v1/{problem}/batches/{part}", "predict", batch_status),

@@ -17,8 +17,10 @@ import orjson
 
 from ..decisions.record import Decision
 from ..decisions.writer import DecisionLog
+from ..problem.tenant import tenant_of
 from .access import Access, Caller, sent_key
-from .endpoints import answer_shown, not_on_disk, predict
+from .belonging import not_on_disk
+from .endpoints import answer_shown, predict
 from .guard import read_object, too_late
 from .logbook import decided_in, tell_request
 from .predictor import decided_now, entity_named, values_named
@@ -53,6 +55,9 @@ def predict_at_once(
     if type(with_features) is not bool or any(name in asked for name in _WAITS):
         return None
     case = (entity_named(predictor.keys, asked), values_named(predictor.values, asked, predictor.optional))
+    caller.minds(tenant_of(service.problem.per, *case) if service.problem.per else None)
+    if predictor.tenants is not None and predictor.tenants.cold([case]):
+        return None
     marks.append(elapsed())
     return decided_now(predictor, case, (service.moment(), None, caller.name), marks), with_features
 

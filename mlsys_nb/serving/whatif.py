@@ -12,10 +12,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..features.dtypes import LISTS
+from ..problem.tenant import tenant_of
 from ..release.explanation import Explained, explain
+from .access import NOBODY, Caller
 from .endpoints import unreadable
 from .guard import read_object
-from .predictor import Predictor, decided, entity_named, stranger, values_named
+from .predictor import Predictor, answering, decided, entity_named, stranger, values_named
 from .refusal import Refusal, clipped
 from .state import OpenService
 from ..system.settings import MlsysError
@@ -96,6 +98,7 @@ def _answer(
 async def explanation(
     service: OpenService,  # The open service
     body: bytes,  # A JSON object
+    caller: Caller = NOBODY,  # Who asks
 ) -> dict[str, Any]:  # What is answered
     "Why the model answers as it does, or would, were some features others; nothing is decided, and nothing logged."
     predictor = service.predictor
@@ -105,6 +108,8 @@ async def explanation(
         entity_named(predictor.keys, asked),
         values_named(predictor.values, asked, predictor.optional),
     )
+    caller.minds(tenant_of(service.problem.per, entity, values) if service.problem.per else None)
+    predictor = await asyncio.to_thread(answering, predictor, (entity, values))
     kinds = {
         f.name: f.dtype
         for f in predictor.reader.features.features

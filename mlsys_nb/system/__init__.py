@@ -10,7 +10,9 @@ __all__ = ['MlsysError', 'Move', 'SealError', 'Settings', 'StalePointer', 'audit
 # %% ../../nbs/00_system/00_index.ipynb #8611352c
 from typing import TYPE_CHECKING
 
-from .lazy import attach
+from .lazy import attach, later
+
+later("polars", "sqlalchemy")  # before anything imports them
 
 if TYPE_CHECKING:
     from mlsys_nb.system.audit import audit_log

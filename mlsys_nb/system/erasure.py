@@ -11,13 +11,13 @@ import hashlib
 import json
 import re
 import secrets
-import zlib
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from .checked import checked_line, is_sound, replaced_body, shown_body
 from .clock import instant
 from .disk import exchange, sync_folder
 from .durable import Log, temporary, write_folder
@@ -181,11 +181,12 @@ def blanked_lines(
     lines, changed, at = content.split(b"\n"), list[tuple[int, bytes]](), 0
     for i, line in enumerate(lines[:-1]):
         body = line[9:]
-        if line[:9] == b"%08x " % zlib.crc32(body):
-            said = json.loads(body)
+        if is_sound(line):
+            told = shown_body(body)
+            said = json.loads(told)
             now = change(said)
             if now is not said:
-                lines[i] = _padded(now, len(body))
+                lines[i] = checked_line(replaced_body(body, _padded(now, len(told))))[:-1]
                 changed.append((at, lines[i]))
         at += len(line) + 1
     return b"\n".join(lines), changed
@@ -198,4 +199,4 @@ def _padded(said: Any, size: int) -> bytes:
         raise ForgetError(
             f"a line that is blanked says less than before, got {len(body)} bytes for {size}; mend the caller"
         )
-    return b"%08x %s" % (zlib.crc32(body), body)
+    return body

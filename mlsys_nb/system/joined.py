@@ -58,9 +58,23 @@ def whole_file(
 TABLE_FORMS = (".parquet", ".csv", ".jsonl")
 
 
+_FORMULA, _NUMBER = r"^[=+\-@\t\r]", r"^[+-]?\d[\d.,]*$"
+
+
+def _harmless(frame: pl.DataFrame) -> pl.DataFrame:
+    "Texts that a spreadsheet would compute stand behind an apostrophe; numbers stay."
+    text = pl.col(pl.String)
+    risky = text.str.contains(_FORMULA) & ~text.str.contains(_NUMBER)
+    return frame.with_columns(pl.when(risky).then(text.str.replace("^", "'")).otherwise(text))
+
+
 def _written(frame: pl.DataFrame, form: str, first: bool) -> bytes:
     if form == ".csv":
-        return frame.write_csv(include_header=first, datetime_format="%Y-%m-%dT%H:%M:%S%.6f%:z").encode()
+        return (
+            _harmless(frame)
+            .write_csv(include_header=first, datetime_format="%Y-%m-%dT%H:%M:%S%.6f%:z")
+            .encode()
+        )
     return frame.write_ndjson().encode()
 
 

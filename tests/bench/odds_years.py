@@ -4,8 +4,11 @@
 
 A linear model of 200 customers a month, monthly looks. In a *quiet* year nothing changes but the months' own shocks; in one that
 *moves* what is known means something else from month to month. Each look asks the policy; a refresh or another recipe (of
-equal worth) is judged by `contest.play` and `contest.verdict_on`, as in production, and what ships serves. A shipped version is
+like worth) is judged by `contest.play` and `contest.verdict_on`, as in production, and what ships serves. A shipped version is
 held against what its verdict stated in the first month that it serves.
+
+The two recipes differ in how much they shrink. Over all years that move they are equal, within one they are not: where the effect
+grows, who shrinks less gains month after month. So each change is held against the truth of the three months that follow.
 """
 
 import sys
@@ -43,6 +46,8 @@ class Year:
     trainings: int = 0
     asked: int = 0  # Changes of recipe
     changed: int = 0  # Of these, shipped
+    worthless: int = 0  # Changes asked for that gain nothing in the months to come, by the truth
+    mistaken: int = 0  # Of these, shipped
     shipped: list = field(
         default_factory=list
     )  # Of each: whether the stated interval held, and what was gained
@@ -58,11 +63,19 @@ def world(problem, seed, shock, moves):
         1 + np.cumsum(moves * rng.normal(size=len(MOMENTS))),
     )
     z = 0.3 + effect[month] * known + shock * rng.normal(size=len(MOMENTS))[month]
+    truth = 1 / (1 + np.exp(-z))
     when = pl.Series([MOMENTS[m] for m in month], dtype=pl.Datetime("us", "UTC"))
     return frame.with_columns(
         country=pl.Series(rng.choice(["UK", "EIRE"], n)), customer_id=np.tile(np.arange(CUSTOMERS), len(MOMENTS)),
-        moment=when, period=when, label=pl.Series((rng.random(n) < 1 / (1 + np.exp(-z))).astype(np.int8)),
+        moment=when, period=when, label=pl.Series((rng.random(n) < truth).astype(np.int8)), truth=truth,
     )  # fmt: skip
+
+
+def expected(judge, rows, *models) -> list[float]:
+    "What each loses on rows whose chances are known, on average."
+    odds, sure = rows["truth"].to_numpy(), [judge.outcomes(pl.Series([y] * rows.height)) for y in (0, 1)]
+    lost = [[judge.losses(y, model.predict(rows)) for y in sure] for model in models]
+    return [float(((1 - odds) * no + odds * yes).mean()) for no, yes in lost]
 
 
 def lived(problem, seed, shock, moves) -> Year:
@@ -97,6 +110,12 @@ def lived(problem, seed, shock, moves) -> Year:
         except TooLittleData:
             continue
         verdict = verdict_on(contest, played)
+        if action == "search":
+            old = fit("linear", known, problem.inputs, params=RECIPES[which % 2], **engine)
+            later = rows.filter(pl.col("period").is_in(MOMENTS[k : k + 3]))
+            stays, goes = expected(judge, later, old, played.shipped)
+            found.worthless += goes >= stays
+            found.mistaken += goes >= stays and verdict.promotes
         outcome = {"promote": "promoted", "refuse": "refused"}.get(verdict.decision, verdict.decision)
         attempts = with_attempt(attempts, Attempt(now, action, number, labels["new_labels"], outcome))
         if not verdict.promotes:
@@ -110,18 +129,22 @@ def lived(problem, seed, shock, moves) -> Year:
     return found
 
 
-def rows(n: int = 20, seed: int = 0) -> Iterator[dict]:
+WORLDS = {"quiet, shock .10": (0.10, 0.0), "quiet, shock .20": (0.20, 0.0), "moves, shock .10": (0.10, 0.15)}
+
+
+def rows(n: int = 20, seed: int = 0, worlds=tuple(WORLDS)) -> Iterator[dict]:
     "One row a claim and world; n years of each."
     from dataclasses import replace
 
     problem = replace(load_problem(load_settings(), "churn"), slices=(), limits=Limits(rows=100, entities=50))
-    for name, shock, moves in (("quiet, shock .10", 0.10, 0.0), ("quiet, shock .20", 0.20, 0.0), ("moves, shock .10", 0.10, 0.15)):  # fmt: skip
-        years = [lived(problem, seed + i, shock, moves) for i in range(n)]
+    for name in worlds:
+        years = [lived(problem, seed + i, *WORLDS[name]) for i in range(n)]
         shipped = [one for year in years for one in year.shipped]
         about = f"{name}, {n} years"
         yield line("the stated interval holds what ships", about, sum(held for held, _ in shipped), len(shipped), ">= 0.90")  # fmt: skip
         yield line("a refresh ships, of all trainings", about, len(shipped), sum(y.trainings for y in years), "as it is")  # fmt: skip
-        yield line("an equal recipe replaces another", about, sum(y.changed for y in years), sum(y.asked for y in years), "<= 0.025")  # fmt: skip
+        yield line("another recipe ships, of all asked", about, sum(y.changed for y in years), sum(y.asked for y in years), "as it is")  # fmt: skip
+        yield line("a recipe that gains nothing in the next three months ships", about, sum(y.mistaken for y in years), sum(y.worthless for y in years), "<= 0.025")  # fmt: skip
         yield line(
             "a year has more than 14 trainings", about, sum(y.trainings > 14 for y in years), n, "<= 0"
         )

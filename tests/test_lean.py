@@ -1,0 +1,73 @@
+"A serving worker holds what it needs to answer, and none of the engines that train, tabulate and migrate."
+
+import json
+import subprocess
+import sys
+
+import pytest
+from serving_world import HOME, JUNE, make, package
+
+from mlsys_nb.release.registry import promote, register
+from mlsys_nb.serving.keys import first_key
+from mlsys_nb.system.control import open_control
+
+ENGINES = (
+    "polars",
+    "sqlalchemy",
+    "pandas",
+    "sklearn",
+    "scipy",
+    "mlflow",
+    "alembic",
+    "pyarrow",
+    "duckdb",
+    "numba",
+)
+WORKER = """
+import json, resource, sys, time
+from mlsys_nb.system.settings import load_settings
+from mlsys_nb.serving.service import _Life, running
+import httpx
+from pathlib import Path
+here = load_settings(root=sys.argv[1], home=sys.argv[2])
+loaded = lambda: sorted({name.partition(".")[0] for name in sys.modules if "." in name})
+with running(here, "churn") as url:
+    begun = loaded()
+    with httpx.Client(base_url=url, headers=json.loads(sys.argv[3]), timeout=60) as client:
+        answer = lambda: client.post("/v1/churn/predictions", json={"customer_id": 13080, "features": True})
+        first = answer()
+        for path in ("/readyz", "/metrics", "/openapi.json", "/docs", "/v1/churn/model", f"/v1/churn/decisions/{first.json()['decision_id']}"):
+            assert client.get(path).status_code == 200, path
+        told = {"decision_id": first.json()["decision_id"], "outcome": True}
+        assert client.post("/v1/churn/outcomes", json=told).status_code == 200
+        print("answered", flush=True)
+        sys.stdin.readline()
+        while (last := answer().json())["version"] == first.json()["version"]:
+            time.sleep(0.05)
+print(json.dumps({"begun": begun, "ended": loaded(), "versions": [first.json()["version"], last["version"]]}))
+"""
+
+
+@pytest.mark.parametrize("durable", ["before answer", "within 5 ms"])
+def test_a_worker_loads_no_engine_while_it_answers_and_while_it_takes_another_version(tmp_path, durable):
+    "Planted once: `import polars` in a room that every answer passes, and one of SQLAlchemy in the reading of the pointer."
+    from caller import head
+
+    here = make(tmp_path, families=("boosting",))
+    first_key(here, "test")
+    child = subprocess.Popen(
+        [sys.executable, "-c", WORKER, str(here.root), str(HOME), json.dumps(head(here.root))],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**__import__("os").environ, "MLSYS_DURABLE": durable, "MLSYS_RELOAD_SECONDS": "0.2"},
+    )  # fmt: skip
+    try:
+        assert child.stdout.readline() == "answered\n"
+        control = open_control(here)
+        register(control, here, package("linear"), "test", JUNE)
+        promote(control, "churn", 2, expected_epoch=1, at=JUNE, actor="test", reason="another one")
+        said, _ = child.communicate("on\n", timeout=120)
+    finally:
+        child.kill()
+    told = json.loads(said)
+    assert told["versions"] == [1, 2]
+    for when in ("begun", "ended"):
+        assert not {*ENGINES} & {*told[when]}, f"{when}: {[name for name in ENGINES if name in told[when]]}"
