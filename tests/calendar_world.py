@@ -1,6 +1,6 @@
 """A calendar, lived through: two schedulers that are killed at random, jobs that fail, die with their scheduler, or outlive it.
 
-`python tests/calendar_world.py DAYS SEED` says what became of every moment at which something was due.
+`python tests/calendar_world.py DAYS SEED WORKERS` says what became of every moment at which something was due.
 """
 
 import json
@@ -8,6 +8,7 @@ import random
 import sys
 import tempfile
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -17,11 +18,12 @@ from mlsys_nb.system.clock import instant
 from mlsys_nb.system.control import open_tables
 from mlsys_nb.system.duty import dues
 
-KNOWN = {"problems": ["churn"], "jobs": ["ingest", "score", "retrain"]}
+KNOWN = {"problems": ["churn"], "jobs": ["ingest", "monitor", "retrain", "score"]}
 LINES = {
     "churn.ingest": "30 1 * * * Europe/London --missed all --retries 1",
     "churn.score": "5 */6 * * * America/New_York --missed last",
     "churn.retrain": "30 2 * * 0 Australia/Lord_Howe --missed none --within 6h",
+    "churn.monitor": "0 0 * * * America/Santiago --missed all",
 }
 
 
@@ -136,7 +138,26 @@ def lived(days, seed=0, start="2026-03-20"):
         return World(seed, instant(start), days).live(folder)
 
 
+def spans(days, seed, workers, start="2026-03-20"):
+    "The same days, one span after the other, each with a seed of its own and lived by a process of its own."
+    first, each = instant(start), -(-days // workers)
+    asked = [
+        (min(each, days - i), seed * 1000 + i, (first + timedelta(days=i)).isoformat())
+        for i in range(0, days, each)
+    ]
+    with ProcessPoolExecutor(workers) as pool:
+        found = list(pool.map(lived, *zip(*asked, strict=True)))
+    fates = sum((Counter(one["fates"]) for one in found), Counter())
+    counts = {name: sum(one[name] for one in found) for name in ("moments", "kills")}
+    return {
+        "days": days,
+        **counts,
+        "fates": dict(fates),
+        "wrong": [fate for one in found for fate in one["wrong"]],
+    }
+
+
 if __name__ == "__main__":
-    found = lived(int(sys.argv[1]), int(sys.argv[2]))
-    print(json.dumps(found))
+    found = spans(*map(int, sys.argv[1:]))
+    print("==", json.dumps(found))
     sys.exit(1 if found["wrong"] else 0)

@@ -34,3 +34,13 @@ def post(address: str, path: str, body: object) -> tuple[int, dict]:
             return answer.status, json.load(answer)
     except urllib.error.HTTPError as e:
         return e.code, json.load(e)
+
+
+def undescribed(described: dict, problem: str, answered: dict, kept: dict) -> set[str]:
+    "What an answer, and the decision as it is kept, say of which the interface's description knows nothing."
+    left = set()
+    for path, told in (("predictions", answered), ("decisions/{decision_id}", kept)):
+        (operation,) = described["paths"][f"/v1/{problem}/{path}"].values()
+        schema = operation["responses"]["200"]["content"]["application/json"]["schema"]
+        left |= set(told) - set(schema.get("anyOf", [schema])[0]["properties"])
+    return left

@@ -30,10 +30,24 @@ if "DRAW_ANEW" not in os.environ:
     settings.load_profile("same")
 
 
+def pytest_collection_modifyitems(items):
+    "Many short ones last, so two processes that share the work end together."
+    items.sort(key=lambda item: item.path.name == "test_chapters.py")
+
+
 def free_port():
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return s.getsockname()[1]
+
+
+def until(question, seconds=180):
+    "The first answer that is true."
+    end = time.monotonic() + seconds
+    while not (answer := question()):
+        assert time.monotonic() < end, "it never came true"
+        time.sleep(0.05)
+    return answer
 
 
 def wait_for(ready, process, seconds=20):
@@ -52,6 +66,29 @@ def own_folder(user):
     if os.getuid() == 0:
         shutil.chown(folder, user)
     return folder
+
+
+FLAGS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+).split()
+
+
+def chromium():
+    return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    "A real one; no longer than a file, since its loop would be in the way of others."
+    playwright = pytest.importorskip("playwright.sync_api")
+    found = chromium()
+    if found is None:
+        pytest.skip("no chromium here")
+    with playwright.sync_playwright() as play:
+        window = play.chromium.launch(executable_path=found, args=FLAGS)
+        yield window
+        window.close()
 
 
 @pytest.fixture(scope="session")

@@ -6,21 +6,19 @@ Events are posted, one of them twice and one corrected; then an ingest brings th
 a fork of a process in which polars has worked hangs, because the threads of its pool are not there in the child.
 """
 
-import os
 import sys
 from datetime import timedelta
 from pathlib import Path
 
+from cutting import cut_before
 from pages_world import TODAY, features, problem, settings_of, source
 
 from mlsys_nb.data.intake import Intake, Post
 from mlsys_nb.features.online import open_online
 from mlsys_nb.loop.arrivals import ingest_due
 from mlsys_nb.loop.step import Context
-from mlsys_nb.system import disk
 from mlsys_nb.system.clock import SystemClock
 
-CUT = 9
 NOW = TODAY - timedelta(hours=1)
 
 
@@ -59,17 +57,7 @@ def lived(root: Path) -> None:
 
 
 def main(root: Path, number: int) -> None:
-    deeds = [0]
-
-    def fault(verb: str, path: Path, content: bytes) -> None:
-        deeds[0] += 1
-        if deeds[0] == number:
-            if verb == "written" and content:
-                with path.open("ab") as file:
-                    file.write(content[: len(content) // 2])
-            os._exit(CUT)
-
-    disk.FAULTS.append(fault)
+    deeds = cut_before(number)
     lived(root)
     print(deeds[0])
 

@@ -19,7 +19,7 @@ from values import Seen
 NBS = Path(__file__).resolve().parents[1] / "nbs"
 CHAPTERS = sorted(
     p
-    for p in [*NBS.glob("*.ipynb"), *NBS.glob("[0-9]*/[0-9]*.ipynb"), *NBS.glob("cases/*.ipynb")]
+    for p in [*NBS.glob("*.ipynb"), *NBS.glob("[0-9]*/**/[0-9]*.ipynb"), *NBS.glob("cases/*.ipynb")]
     if p.name[0] not in "_."
 )
 SKIPPED = {"export", "exporti", "exports", "default_exp", "notest", "slow"}
@@ -39,6 +39,7 @@ VOLATILE = {
     "a colour of a terminal": re.compile("\x1b"),
 }
 PICTURE = re.compile(r'<figure class="mls-figure"><img src="data:image/svg\+xml;base64,([\w+/=]+)"[^>]*>(?:<figcaption>.*?</figcaption>)?</figure>', re.S)  # fmt: skip
+PARTS = re.compile(r"\b[mp][0-9a-f]{10}\b")  # of a picture: named by a digest of their last digits
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e[+-]?\d+)?")
 
 
@@ -122,7 +123,8 @@ def plain(output: dict) -> str:
     def unpacked(match: re.Match[str]) -> str:
         return base64.b64decode(match[1]).decode("utf-8", "replace")
 
-    return f"{form}\n" + re.sub(r"data:image/svg\+xml;base64,([\w+/=]+)", unpacked, text(content))
+    whole = re.sub(r"data:image/svg\+xml;base64,([\w+/=]+)", unpacked, text(content))
+    return f"{form}\n{PARTS.sub('#part', whole)}"
 
 
 def difference(saved: list[dict], new: list[dict]) -> str:

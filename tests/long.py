@@ -38,14 +38,15 @@ STEPS = (
     Step("features", "feature floor beside its peers: as-of sets, reads, bytes an event, bulk load", (sys.executable, "tests/bench/features.py")),
     Step("history", "as-of cliffs, wide transforms, partitions", (sys.executable, "tests/bench/history.py")),
     Step("oracle", "10,000 generated worlds: history = online = stream = an oracle written from the prose", (sys.executable, "tests/oracle.py", "--worlds", "10000", "--workers", "2")),
-    Step("parity", "planted mistakes in the feature floor are rejected by the certificate", (*PYTEST, "tests/test_parity_mutants.py")),
+    Step("parity", "5,000 cases a feature: every way gives the same bits; planted mistakes in the feature floor are rejected by the certificate", (*PYTEST, "tests/test_parity.py", "tests/test_parity_mutants.py"), (("TEST_MLSYS_PARITY_CASES", "5000"),)),
     Step("cuts", "every write, fsync and rename of every command cut once", (*PYTEST, "tests/test_cuts.py"), (("TEST_MLSYS_FULL", "1"),)),
     Step("damage", "every file of a root truncated, emptied, flipped, deleted: `mlsys verify` names it", (*PYTEST, "tests/test_verify.py"), (("TEST_MLSYS_FULL", "1"),)),
+    Step("keys", "keys change while others write, cut before each deed, 200 kills: no row is lost", (*PYTEST, "tests/test_rotation.py"), (("TEST_MLSYS_FULL", "1"),)),
     Step("forgetting", "a person is forgotten; killed at each write, the same command ends it", (*PYTEST, "tests/test_forget.py"), (("TEST_MLSYS_FULL", "1"),)),
     Step("kills", "1,500 SIGKILLs at random moments: nothing lost, doubled or hung; outputs equal", (sys.executable, "tests/kills.py", "--kills", "1500", "--seed", "1")),
     Step("events", "10,000 events over HTTP with kills of two services: acknowledged = lake = store = training set", (sys.executable, "-m", "pytest", "-q", "-s", "-p", "no:cacheprovider", "tests/test_events.py"), (("TEST_MLSYS_EVENTS", "10000"),)),
     Step("streams", "60 SIGKILLs of `mlsys stream` over a file and over Redis", (*PYTEST[:-4], "-p", "no:cacheprovider", "tests/test_stream.py"), (("TEST_MLSYS_KILLS", "30"),)),
-    Step("calendar", "1,000 simulated days over changes of clocks, two schedulers killed at random: once each, or said to be missed", (sys.executable, "tests/calendar_world.py", "1000", "1")),
+    Step("calendar", "1,000 simulated days over changes of clocks, two schedulers killed at random: once each, or said to be missed", (sys.executable, "tests/calendar_world.py", "1000", "1", "8")),
     Step("cases", "the shipped cases on all of their data, replayed month by month", (sys.executable, "-m", "pytest", "-q", "-s", "-p", "no:cacheprovider", "tests/test_cases.py", "-k", "whole"), (("TEST_MLSYS_CASES", "full"),)),
     Step("worlds", "three worlds, whole policies: the declared loop against never, recalibrate, refit, newest", (sys.executable, "tests/bench/worlds.py")),
     Step("walks", "tables never seen before, six kinds in many forms: the tutorial by its printed commands, from the wheel", (sys.executable, "-m", "pytest", "-q", "-s", "-p", "no:cacheprovider", "tests/test_own_problem.py"), (("TEST_MLSYS_WALKS", "6"),)),
@@ -53,9 +54,11 @@ STEPS = (
     Step("diff", "ten planted causes beside an idle one: named by swapping one input at a time", (*PYTEST, "tests/test_swap.py"), (("TEST_MLSYS_FULL", "1"),)),
     Step("retrain", "retraining cold, again, after one more trial, feature, month, beside naive", (sys.executable, "tests/bench/retrain.py")),
     Step("drift", "drift over 1M rows x 20 columns beside a scan", (sys.executable, "tests/bench/drift.py")),
+    Step("leaks", "columns known only afterwards in three worlds, and honest tables: how often each is named", (sys.executable, "tests/leaky_tables.py", "30")),
     Step("tables", "a text, 280,000 single-use ids, a million decisions, ten thousand candidates: each within its line", (sys.executable, "tests/bench/tables.py")),
     Step("serving", "the service beside a bare echo, by term of durability", (sys.executable, "tests/bench/serving.py")),
-    Step("drill", "twenty planted faults on a year of the demo: told at the first look with the cause, closed when mended", (sys.executable, "tests/game_day.py")),
+    Step("drill", "every planted fault on a year of the demo: told at the first look with the cause, closed when mended", (sys.executable, "tests/game_day.py")),
+    Step("pages", "first content of a dashboard as a file, behind the server and with a warm kernel; sessions at once", (sys.executable, "tests/bench/dashboards.py")),
     Step("mutants", "100 planted small bugs", (sys.executable, "tests/mutants.py", "-n", "100")),
     Step("swaps", "champions exchanged a thousand times under load, in both terms that say when", (sys.executable, "-m", "pytest", "-q", "-s", "tests/test_swaps.py", "-k", "exchanged"), (("SWAPS", "1000"),)),
 )  # fmt: skip
@@ -114,7 +117,9 @@ def write_table(wanted: list[Step], kept: Path, now: str) -> None:
         if (kept / f"{step.name}.txt").exists():
             text = (kept / f"{step.name}.txt").read_text().strip()
             parts[step.name] = f"{step.says}\n\nOn commit {now}.\n\n```text\n{text}\n```\n\n"
-    listed = [f"## {step.name}: {parts[step.name].strip()}\n" for step in STEPS if step.name in parts]
+    steps = [step.name for step in STEPS]
+    by_hand = [name for name in parts if name not in steps]  # What somebody has written of them
+    listed = [f"## {name}: {parts[name].strip()}\n" for name in [*by_hand, *steps] if name in parts]
     TABLE.write_text(
         "# Checks at their full size\n\nWritten by `make long`, each with the commit it was run on.\n\n"
         + "\n".join(listed)

@@ -10,7 +10,8 @@ or an entry of a dictionary left out, a text exchanged for its neighbour. It is 
 the checkout, and held against tests that run its line, then those that run its function, then others of its room: first
 its chapter, then in turn the quickest of each file. Which lines a test runs is seen in one plain run of all tests
 (tests/traced.py), which is kept beside the results. A mutant that hangs where the sound code does not is caught; one whose
-tests all pass survives and is printed. Some mutants change nothing that can be observed, so nobody reaches 100 %.
+tests all pass survives and is printed. Some mutants change nothing that can be observed, so nobody reaches 100 %; one kind is
+known without looking: at the boundary of a number that is there for rounding (`> 1e-9`) a comparison is turned round instead.
 """
 
 import argparse
@@ -30,7 +31,6 @@ import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -59,6 +59,8 @@ BOUNDARY = {ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Lt: ast.LtE, ast.LtE: ast.Lt, 
             ast.In: ast.NotIn, ast.NotIn: ast.In, ast.Is: ast.IsNot, ast.IsNot: ast.Is}  # fmt: skip
 ARITHMETIC = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Add, ast.Div: ast.Mult, ast.FloorDiv: ast.Div,
               ast.Mod: ast.FloorDiv, ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd}  # fmt: skip
+TURNED = {ast.Gt: ast.Lt, ast.GtE: ast.LtE, ast.Lt: ast.Gt, ast.LtE: ast.GtE}
+TINY = 1e-5
 # Flags that only guard against a bug elsewhere, or only order what is sorted later.
 QUIET = {"strict", "maintain_order", "frozen", "eq", "repr", "slots", "capture_output", "text", "errors", "encoding", "stacklevel"}  # fmt: skip
 
@@ -79,45 +81,56 @@ class Mutant:
         return f"{self.room}:{self.line} {self.kind}: {' '.join(self.old.split())[:90]}  ->  {' '.join(self.new.split())[:90]}"
 
 
-def parents_of(tree: ast.AST) -> dict[ast.AST, ast.AST]:
-    return {child: node for node in ast.walk(tree) for child in ast.iter_child_nodes(node)}
+def spoken(node: ast.AST) -> list[ast.AST]:
+    "Which parts of a node only speak: an annotation, an error's words, a log line, the list of names."
+    if isinstance(node, ast.AnnAssign):
+        return [node.annotation]
+    if isinstance(node, ast.FunctionDef):
+        return [*node.decorator_list, *([node.returns] if node.returns else [])]
+    if isinstance(node, ast.If):
+        whole = "TYPE_CHECKING" in ast.unparse(node.test)
+    elif isinstance(node, ast.Call):
+        whole = bool(re.search(r"(LOG|logg?er|logging)\b|\b(warn|TypeVar)$", ast.unparse(node.func)))
+    elif isinstance(node, ast.Assign):
+        whole = any("__all__" in ast.unparse(t) for t in node.targets)
+    elif isinstance(node, ast.keyword):
+        whole = (node.arg or "") in QUIET
+    else:
+        whole = isinstance(node, ast.arg | ast.JoinedStr | ast.Import | ast.ImportFrom | ast.Raise)
+    return [*ast.iter_child_nodes(node)] if whole else []
 
 
-def silent(node: ast.AST, above: dict[ast.AST, ast.AST]) -> bool:
-    "Whether a node only speaks: an annotation, an error's words, a log line, the list of names."
-    while node in above:
-        parent = above[node]
-        if isinstance(parent, ast.arg | ast.JoinedStr | ast.Import | ast.ImportFrom):
-            return True
-        if isinstance(parent, ast.AnnAssign) and parent.annotation is node:
-            return True
-        if isinstance(parent, ast.FunctionDef) and (parent.returns is node or node in parent.decorator_list):
-            return True
-        if isinstance(parent, ast.Raise) or (
-            isinstance(parent, ast.If) and "TYPE_CHECKING" in ast.unparse(parent.test)
-        ):
-            return True
-        if isinstance(parent, ast.Call) and re.search(
-            r"(LOG|logg?er|logging)\b|\b(warn|TypeVar)$", ast.unparse(parent.func)
-        ):
-            return True
-        if isinstance(parent, ast.Assign) and any("__all__" in ast.unparse(t) for t in parent.targets):
-            return True
-        if isinstance(parent, ast.keyword) and (parent.arg or "") in QUIET:
-            return True
-        node = parent
-    return False
+def silent(tree: ast.AST) -> set[ast.AST]:
+    "The nodes of a room that only speak, and all that they are made of."
+    found = set[ast.AST]()
+    for node in ast.walk(tree):
+        found.update(ast.iter_child_nodes(node) if node in found else spoken(node))
+    return found
+
+
+def rounding(node: ast.AST) -> bool:
+    "Whether a number is there because of rounding: nothing computed comes to lie exactly on it, so `<` and `<=` are one."
+    return any(
+        isinstance(n, ast.Constant) and isinstance(n.value, float) and 0 < n.value < TINY
+        for n in ast.walk(node)
+    )
+
+
+def apart(node: ast.AST) -> Any:
+    "A node of its own over the same children."
+    return type(node)(**{k: [*v] if isinstance(v, list) else v for k, v in vars(node).items()})
 
 
 def changed(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
     "What can go wrong at a node: (kind, the node as a bug would have it)."
-    copied = ast.BinOp | ast.BoolOp | ast.IfExp | ast.Dict | ast.Call
-    copy: Any = deepcopy(node) if isinstance(node, copied) else node
+    copy: Any = apart(node)
     if isinstance(node, ast.Compare):
+        parts = [node.left, *node.comparators]
         for i, op in enumerate(node.ops):
             if type(op) in BOUNDARY:
-                copy = deepcopy(node)
-                copy.ops[i] = BOUNDARY[type(op)]()
+                copy = apart(node)
+                other = TURNED if type(op) in TURNED and any(map(rounding, parts[i : i + 2])) else BOUNDARY
+                copy.ops[i] = other[type(op)]()
                 yield "comparison", copy
     elif (
         isinstance(node, ast.BinOp)
@@ -147,7 +160,7 @@ def changed(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
     ):
         del copy.keys[-1], copy.values[-1]
         yield "entry dropped", copy
-        copy = deepcopy(node)
+        copy = apart(node)
         copy.values[0], copy.values[1] = copy.values[1], copy.values[0]
         if ast.unparse(copy) != ast.unparse(node):
             yield "entries swapped", copy
@@ -186,33 +199,30 @@ def changed(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
         yield "overwritten", ast.Assign([node.target], node.value, lineno=node.lineno)
 
 
-def mutants_of(path: Path, room: str) -> list[Mutant]:
-    "Every bug that could be planted in a room."
-    text = path.read_text(encoding="utf-8")
-    tree = ast.parse(text)
-    starts = [0]
-    for line in text.encode().splitlines(keepends=True):
-        starts.append(starts[-1] + len(line))
-    above, found = parents_of(tree), []
+def changes(tree: ast.AST) -> Iterator[tuple[Any, str, ast.AST]]:
+    "Every bug that could be planted in a room: where, of which kind, what would stand there."
+    quiet = silent(tree)
     for node in ast.walk(tree):
-        if not isinstance(node, ast.expr | ast.stmt) or silent(node, above):
-            continue
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call) and silent(node.value.func, above):
-            continue
-        a, b = starts[node.lineno - 1] + node.col_offset, starts[node.end_lineno - 1] + node.end_col_offset  # type: ignore[operator]
-        old = text.encode()[a:b].decode()
-        for kind, new in changed(node):
-            code = ast.unparse(ast.fix_missing_locations(new))
-            code = (
-                f"({code})" if isinstance(new, ast.expr) else code.replace("\n", "\n" + " " * node.col_offset)
-            )
-            found.append(Mutant(room, node.lineno, a, b, old, code, kind))
-    return found
+        call = node.value.func if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call) else node
+        if isinstance(node, ast.expr | ast.stmt) and not quiet & {node, call}:
+            yield from ((node, *change) for change in changed(node))
+
+
+def planted(room: str, node: Any, kind: str, new: ast.AST) -> Mutant:
+    "A bug, with the places of the bytes that it takes."
+    content = rooms()[room].read_bytes()
+    starts = [0]
+    for line in content.splitlines(keepends=True):
+        starts.append(starts[-1] + len(line))
+    a, b = starts[node.lineno - 1] + node.col_offset, starts[node.end_lineno - 1] + node.end_col_offset
+    code = ast.unparse(ast.fix_missing_locations(new))
+    code = f"({code})" if isinstance(new, ast.expr) else code.replace("\n", "\n" + " " * node.col_offset)
+    return Mutant(room, node.lineno, a, b, content[a:b].decode(), code, kind)
 
 
 @cache
 def rooms() -> dict[str, Path]:
-    paths = sorted(p for p in (ROOT / "mlsys_nb").glob("*/*.py") if p.name != "__init__.py")
+    paths = sorted(p for p in (ROOT / "mlsys_nb").glob("*/**/*.py") if p.name != "__init__.py")
     return {".".join(p.relative_to(ROOT / "mlsys_nb").with_suffix("").parts): p for p in paths}
 
 
@@ -223,11 +233,11 @@ def seed_of_rooms() -> int:
 
 def drawn(seed: int, n: int, floor: str) -> list[Mutant]:
     "Mutants in proportion to the rooms' sizes; a seed always draws the same."
-    rng, found = random.Random(seed), list[Mutant]()
+    rng, found = random.Random(seed), list[tuple[str, Any, str, ast.AST]]()
     for room, path in rooms().items():
         if room.startswith(floor):
-            found += mutants_of(path, room)
-    return rng.sample(found, min(n, len(found)))
+            found += [(room, *change) for change in changes(ast.parse(path.read_text(encoding="utf-8")))]
+    return [planted(*change) for change in rng.sample(found, min(n, len(found)))]
 
 
 @dataclass(frozen=True)
@@ -277,7 +287,7 @@ def known(kept: Path) -> Known:
         part.rename(record)
     chapters = {
         path.stem if path.stem != "00_index" else f"{path.parent.stem}_index": path
-        for path in [*ROOT.glob("nbs/[0-9]*/[0-9]*.ipynb"), *ROOT.glob("nbs/cases/*.ipynb")]
+        for path in [*ROOT.glob("nbs/[0-9]*/**/[0-9]*.ipynb"), *ROOT.glob("nbs/cases/*.ipynb")]
     }
     ran: dict[str, dict[str, dict[str, int]]] = {}
     seconds: dict[str, float] = {}
@@ -294,7 +304,8 @@ def known(kept: Path) -> Known:
     for name, fixtures in shared.items():
         stem = re.search(r"test_chapter\[(\w+)\]", name)
         path = chapters.get(stem[1]) if stem else None
-        own = f"{path.parent.name.split('_', 1)[-1]}.{path.stem.split('_', 1)[-1]}" if path else ""
+        parts = path.relative_to(ROOT / "nbs").with_suffix("").parts if path else ()
+        own = ".".join(part.split("_", 1)[-1] for part in parts)
         for fixture in fixtures:
             merged(ran[name], ran.get(fixture, {}))
         tests.append(Test(name, own, seconds[name], ran[name], fixtures))

@@ -17,9 +17,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from serving_world import make
 from test_service import service
 
-from mlsys_nb.doors.alarms import alarms, failing
 from mlsys_nb.doors.cli import main
-from mlsys_nb.doors.deploying import deploy_files
+from mlsys_nb.doors.commands.deploying import deploy_files
+from mlsys_nb.doors.deploy.alarms import alarms, failing
 from mlsys_nb.serving.objectives import BOUNDS, Objectives
 from mlsys_nb.serving.pulse import minutes_since
 from mlsys_nb.serving.service import running

@@ -17,9 +17,18 @@ from caller import post
 from mlsys_nb.decisions.log import read_decisions
 from mlsys_nb.decisions.outcomes import read_outcomes
 from mlsys_nb.decisions.writer import DecisionLog
-from mlsys_nb.doors.backup import BackupError, backups, damaged, keep_newest, restore, stored, take, taken_by
 from mlsys_nb.doors.cli import main
-from mlsys_nb.doors.verification import findings
+from mlsys_nb.doors.recovery.backup import (
+    BackupError,
+    backups,
+    damaged,
+    keep_newest,
+    restore,
+    stored,
+    take,
+    taken_by,
+)
+from mlsys_nb.doors.recovery.verification import findings
 from mlsys_nb.loop.arrivals import ingest_due
 from mlsys_nb.loop.reproduction import reproduce
 from mlsys_nb.loop.step import context

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import inbox_cuts
 import pytest
+from cutting import CUT, cut_before
 
 from mlsys_nb.data.lake import quarantine, read, snapshot
 from mlsys_nb.features.online import open_online
@@ -22,13 +23,13 @@ from mlsys_nb.system.appender import Appender, acknowledged
 from mlsys_nb.system.audit import audit_log
 from mlsys_nb.system.clock import instant
 from mlsys_nb.system.control import open_control
-from mlsys_nb.system.durable import TEMPORARY, Log, json_bytes, remove_tree, sha256, write_bytes, write_folder
+from mlsys_nb.system.durable import Log, json_bytes, remove_tree, sha256, write_bytes, write_folder
 from mlsys_nb.system.journal import read_journal
 from mlsys_nb.system.pointers import StalePointer
 from mlsys_nb.system.settings import load_settings
+from mlsys_nb.system.unfinished import TEMPORARY
 
 MAY = instant("2010-05-01")
-CUT = 9
 
 
 def stand_in(text: str) -> Package:
@@ -112,18 +113,8 @@ def cut_at(work: Callable[[Path], None], root: Path, number: int) -> int:
     child = os.fork()
     if child:
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    count = [0]
-
-    def fault(verb: str, path: Path, content: bytes) -> None:
-        count[0] += 1
-        if count[0] == number:
-            if verb == "written" and content:
-                with path.open("ab") as file:
-                    file.write(content[: len(content) // 2])
-            os._exit(CUT)
-
     try:
-        disk.FAULTS.append(fault)
+        cut_before(number)
         work(root)
     except BaseException:
         os._exit(1)
@@ -177,7 +168,7 @@ def test_an_inbox_cut_anywhere_ends_as_an_uncut_one(tmp_path: Path) -> None:
     for number in range(1, deeds + 1, step):
         root = tmp_path / f"cut-{number}"
         code, said = inbox_life(root, number)
-        assert code == inbox_cuts.CUT, f"deed {number} of {deeds}: {said}"
+        assert code == CUT, f"deed {number} of {deeds}: {said}"
         code, said = inbox_life(root, 0)
         assert code == 0, f"after a cut before deed {number}: {said}"
         assert in_the_end(root) == wanted, f"cut before deed {number} of {deeds}"

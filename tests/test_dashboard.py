@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -22,9 +21,9 @@ from mlsys_nb.cases.churn import lines
 from mlsys_nb.data.ingest import ingest
 from mlsys_nb.decisions.batches import append_batch
 from mlsys_nb.decisions.outcomes import labelled, read_outcomes
-from mlsys_nb.doors.catalog import catalog, matching
 from mlsys_nb.doors.cli import main
-from mlsys_nb.doors.snapshot import OVERVIEW, SHEETS, write_snapshot
+from mlsys_nb.doors.dashboards.catalog import catalog, matching
+from mlsys_nb.doors.dashboards.snapshot import OVERVIEW, SHEETS, write_snapshot
 from mlsys_nb.features import count
 from mlsys_nb.loop.backtest import backtest
 from mlsys_nb.loop.promotion import carry_out, note_release
@@ -41,12 +40,7 @@ from mlsys_nb.system.durable import write_json
 from mlsys_nb.system.settings import load_settings
 
 HOME = Path(__file__).resolve().parents[1]
-DASHBOARDS = HOME / "nbs" / "dashboards"
-CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
-).split()
+VOILA = pytest.mark.skipif(importlib.util.find_spec("voila") is None, reason="needs voila")
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +99,7 @@ def test_the_catalog_knows_who_uses_what(lived, monkeypatch, capsys):
     rest = tuple(f for f in problem.features.features if f.name != "orders_30d")
     window = count(lines, "45d").named("orders_30d", meaning="another window under an old name")
     later = replace(problem, features=replace(problem.features, features=(*rest, window)))
-    monkeypatch.setattr("mlsys_nb.doors.catalog.load_problem", lambda settings, name: later)
+    monkeypatch.setattr("mlsys_nb.doors.dashboards.catalog.load_problem", lambda settings, name: later)
     old, new = sorted(
         matching(catalog(lived).entries, ["orders_30d"]), key=lambda e: len(e.used_by[0]), reverse=True
     )
@@ -173,7 +167,7 @@ def status(url):
         return 0
 
 
-@pytest.mark.skipif(importlib.util.find_spec("voila") is None, reason="needs voila")
+@VOILA
 def test_nobody_sees_a_page_a_report_or_a_kernel_without_the_token(windows):
     url, token, settings = windows
     report = next(settings.reports.rglob("report.html")).relative_to(settings.root)
@@ -210,20 +204,6 @@ def watched(browser, width, errors, foreign, scheme="light"):
 
 CLIPPED = """() => [...document.querySelectorAll('.mls-sheet, .mls-sheet *')].filter(e => !e.closest('svg') && getComputedStyle(e).display !== 'inline'
   && e.clientWidth > 0 && e.scrollWidth > e.clientWidth + 1).map(e => e.tagName + ' ' + e.className + ': ' + e.textContent.slice(0, 80))"""
-BROWSER = pytest.mark.skipif(
-    not Path(CHROMIUM).exists() or any(importlib.util.find_spec(m) is None for m in ("voila", "playwright")),
-    reason="needs chromium, voila and playwright",
-)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as play:
-        found = play.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield found
-        found.close()
 
 
 @pytest.fixture(scope="module")
@@ -234,7 +214,7 @@ def shots(tmp_path_factory):
     return place
 
 
-@BROWSER
+@VOILA
 @pytest.mark.parametrize("state", ["fresh", "lived"])
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "light"), (390, "dark")])
 def test_every_page_shows_whole_on_any_screen(state, width, scheme, browser, shots, tmp_path):
@@ -256,7 +236,7 @@ def test_every_page_shows_whole_on_any_screen(state, width, scheme, browser, sho
 
 
 @pytest.mark.skipif(not engine(), reason="needs axe-playwright-python")
-@BROWSER
+@VOILA
 def test_the_search_for_barriers_finds_one(browser):
     page = browser.new_page()
     page.set_content(
@@ -297,7 +277,7 @@ def strangers(browser, tmp_path):
     assert not errors and not foreign, (errors, foreign)
 
 
-@BROWSER
+@VOILA
 def test_a_stranger_finds_why_version_4_replaced_3(strangers, shots):
     "Neither of them is the newest, and neither is beside the other when the page opens."
     page = strangers[1]()
@@ -315,19 +295,20 @@ def test_a_stranger_finds_why_version_4_replaced_3(strangers, shots):
     assert "It never served. version 6 was not better" in section.inner_text()
 
 
-@BROWSER
+@VOILA
 def test_a_stranger_finds_the_batch_that_moved_a_feature(strangers, shots):
     "From the alert on the overview to the one batch among those that the feature reads."
     page = strangers[1]()
     alert = page.locator("section.mls-box", has_text="orders 90d, critical")
     alert.get_by_role("link", name="see drift").click()
     card = page.locator("figure", has_text="orders_90d: newest batches")
+    card.wait_for()
     (moved,) = [line.inner_text() for line in card.locator("li").all() if "MOVED" in line.inner_text()]
     assert "lines 2010-08-15" in moved and "2.4" in moved and "1,900 rows" in moved
     kept(page, shots, "batch")
 
 
-@BROWSER
+@VOILA
 def test_a_stranger_compares_two_runs(strangers, shots):
     "Of three looks the first and the last: one parameter and one batch are other, and a figure with them."
     settings, opened = strangers
@@ -356,11 +337,12 @@ def test_a_stranger_compares_two_runs(strangers, shots):
     assert said("found") == "the inputs differ, what came out is the same"
     pick("beside", three)
     assert said("found").startswith("2 inputs differ")
+    assert section.locator("code").inner_text() == f"mlsys diff {two.run_id} {three.run_id} --swap"
     pick("this", three)
     assert said("found") == "nothing differs but names and times"
 
 
-@BROWSER
+@VOILA
 def test_a_stranger_moves_the_threshold_and_reads_the_money(browser, shots, tmp_path):
     "Act on nobody, then on everybody, then let a missed case cost twice as much: each figure is what the counts say."
     settings, errors, foreign = load_settings(root=tmp_path / "system", home=HOME), [], []
@@ -392,7 +374,7 @@ def test_a_stranger_moves_the_threshold_and_reads_the_money(browser, shots, tmp_
     assert not errors and not foreign, (errors, foreign)
 
 
-@BROWSER
+@VOILA
 def test_the_catalog_is_searched_behind_the_server(windows, browser, shots):
     (url, token, _), errors, foreign = windows, [], []
     page = watched(browser, 1280, errors, foreign)
@@ -403,10 +385,16 @@ def test_the_catalog_is_searched_behind_the_server(windows, browser, shots):
     page.wait_for_function("document.querySelectorAll('.mls-card').length >= 1")
     page.screenshot(path=shots / "catalog.png", full_page=True)
     assert "log_turnover_30d" in page.inner_text("body")
+    assert page.locator("h1").all_inner_texts() == ["Features"]
+    assert "_xsrf" in {cookie["name"] for cookie in page.context.cookies()}, (
+        "who leaves a page may end its kernel"
+    )
+    page.get_by_role("link", name="Drift").click()
+    page.wait_for_url("**/churn-drift.html")
     assert not errors and not foreign, (errors, foreign)
 
 
-@BROWSER
+@VOILA
 def test_a_stranger_answers_five_review_cases(windows, browser, shots):
     "From the overview to five answers on disk, each a label, without a word of explanation."
     (url, token, settings), errors, foreign = windows, [], []
@@ -414,7 +402,9 @@ def test_a_stranger_answers_five_review_cases(windows, browser, shots):
     page.goto(f"{url}/overview.html?token={token}")
     page.get_by_role("link", name="Reviews").click()
     page.get_by_role("link", name="Answer them one by one").click()
-    assert page.locator("main .mls-tile").first.is_visible(), "what is known stands there before the kernel"
+    page.wait_for_url("**/voila/render/reviews.ipynb*", wait_until="commit")  # it comes in two parts
+    page.locator("body > main .mls-tile").first.wait_for()
+    assert page.locator("#loading").is_visible(), "what is known stands there before the kernel"
     page.get_by_placeholder("your name").fill("ann")
     queue = page.locator("main").get_by_role("heading", name="The queue")
     assert page.get_by_role("button", name="it happened").bounding_box()["y"] < queue.bounding_box()["y"]
@@ -423,6 +413,13 @@ def test_a_stranger_answers_five_review_cases(windows, browser, shots):
         page.get_by_role("button", name="it happened").click()
         page.wait_for_function(f"document.body.innerText.includes('{done} answered')")
     kept(page, shots, "reviews")
+    colour = "e => getComputedStyle(e).backgroundColor"
+    assert page.locator("#mls-desk").evaluate(colour) == page.locator("main").first.evaluate(colour), (
+        "dark as the page"
+    )
+    assert not page.get_by_role("link", name="Answer them one by one").count(), "that is here"
+    if engine():
+        assert barriers(page) == []
     told = read_outcomes(settings, "churn")
     assert len({o.decision_id for o in told}) == 5 and {(o.label, o.actor, o.reviewer) for o in told} == {
         (1, "ann", True)

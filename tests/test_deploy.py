@@ -21,7 +21,7 @@ import yaml
 from serving_world import make
 
 from mlsys_nb.doors.cli import main, parser
-from mlsys_nb.doors.deploying import deploy_files
+from mlsys_nb.doors.commands.deploying import deploy_files
 from mlsys_nb.system.settings import load_settings
 
 HOSTILE = """it's 100% "our" $HOME; ünï"""
@@ -336,5 +336,5 @@ def test_no_watchdog_is_promised_that_nobody_feeds():
     feeds = any(
         "WATCHDOG" in str(n.value) for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Constant)
     )
-    units = (Path(__file__).resolve().parents[1] / "mlsys_nb/doors/units.py").read_text()
+    units = (Path(__file__).resolve().parents[1] / "mlsys_nb/doors/deploy/units.py").read_text()
     assert feeds == ("WatchdogSec" in units)

@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from mlsys_nb.monitoring.deviation import charted
 from mlsys_nb.monitoring.drift import Odds, drift_check, drift_of
 from mlsys_nb.monitoring.lens import DriftError
 from mlsys_nb.monitoring.profile import profile_from, reference_profile
@@ -76,6 +77,52 @@ def test_what_a_mean_cannot_see_is_an_alert_within_three_days(profile, fault):
     feature, columns = FAULTS[fault]
     report = drift_check(profile, days(range(61, 64), seed=2, **columns))
     assert feature in report.alerts, report.frame
+
+
+def months(which: range, rows: int = 165, seed: int = 0, **columns: pl.Expr) -> pl.DataFrame:
+    "A lender's four weeks: in some of them many shares are the same, once there was a rare weather."
+    rng, of = np.random.default_rng(seed), np.repeat(list(which), rows)
+    same = np.array([0.02, 0.1, 0.3, 0.05, 0.1, 0.15, 0.1, 0.2])[of % 8]
+    rare = (of == 5) & (np.tile(np.arange(rows), len(which)) < rows / 150)
+    frame = pl.DataFrame({
+        "moment": pl.Series([START + timedelta(weeks=4 * int(i)) for i in of], dtype=pl.Datetime("us", "UTC")),
+        "share": np.where(rng.random(len(of)) < same, 0.8, rng.beta(6, 2, len(of))),
+        "season": (of % 12).astype(float),
+        "weather": np.where(rare, "squall", rng.choice(["clear", "clouds", "rain"], len(of))),
+    })  # fmt: skip
+    return frame.with_columns(**columns)
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "plant"),
+    [
+        ("share", "stuck", pl.col("share").median()),
+        ("weather", "new", pl.when(pl.col("weather") == "clear").then(pl.lit("hail")).otherwise("weather")),
+    ],
+)
+def test_what_the_rows_of_one_period_say_for_certain_waits_for_no_second(
+    name: str, part: str, plant: pl.Expr
+) -> None:
+    "Few periods, one of them odd, leave their chart no room, however many rows of the next say the same; the rows do."
+
+    def score(rows: int, **columns: pl.Expr) -> float:
+        profile = reference_profile(months(range(8), rows), [name])
+        seen = charted(
+            profile, sketch_frame(profile.lenses, (), months(range(8, 9), rows, 1, **columns), "moment")
+        )
+        return float(seen.scores[[one.name for one in seen.before.parts].index(part), 0])
+
+    assert score(165) < 2
+    assert score(165, **{name: plant}) > 5.5
+    assert score(1650, **{name: plant}) > 2 * score(165, **{name: plant})
+
+
+def test_a_column_that_has_one_value_a_period_does_not_stand_still() -> None:
+    "Nor does one of which most rows are at an end of its range: a level that moves takes more of them there."
+    zeros = {"share": pl.when(pl.int_range(pl.len()) % 10 < 7).then(0.0).otherwise("share")}
+    more = {"share": pl.when(pl.int_range(pl.len()) % 10 < 8).then(0.0).otherwise("share")}
+    profile = reference_profile(months(range(14), **zeros), ("share", "season"))
+    assert drift_check(profile, months(range(14, 26), seed=1, **more)).alerts == ()
 
 
 def test_a_shift_that_the_week_hides_is_found():

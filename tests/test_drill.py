@@ -7,13 +7,15 @@ from typing import Any
 import pytest
 import visits_world as world
 
-from mlsys_nb.doors.backup import take
-from mlsys_nb.doors.drill import PLANTED, Noticed, drill
-from mlsys_nb.doors.faults import _on_duty, rehearsed
-from mlsys_nb.doors.verification import findings
+from mlsys_nb.doors.game_day.drill import PLANTED, Noticed, drill, said_of_drill
+from mlsys_nb.doors.game_day.faults import _on_duty, _whole, rehearsed
+from mlsys_nb.doors.recovery.backup import take
+from mlsys_nb.doors.recovery.verification import findings
 from mlsys_nb.loop.arrivals import ingest_due
 from mlsys_nb.loop.pipeline import score, train
 from mlsys_nb.loop.step import Context
+from mlsys_nb.problem.declaration import load_problem
+from mlsys_nb.system.clock import instant
 from mlsys_nb.system.control import put_document
 from mlsys_nb.system.durable import write_json
 from mlsys_nb.system.settings import Settings, load_settings
@@ -84,3 +86,31 @@ def test_a_fault_that_cannot_be_here_is_left_out_and_said_to_be(gym: Settings, t
     patient = replace(gym, problems={**gym.problems, "visits": "visits_world:problem"})
     (one,) = drill(patient, "visits", ["silent source"])
     assert "says how fresh it is (fresh=)" in one.left_out and not one.told
+    assert (
+        said_of_drill([one])
+        == "0 of 0 told at the first look and closed once mended; left out: silent source"
+    )
+
+
+def test_whoever_waits_reads_which_fault_is_planted_and_no_news_of_the_exercise(
+    gym: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "mlsys_nb")
+    drill(gym, "visits", ["no scheduler", "dead channel"])
+    lines = [record.getMessage() for record in caplog.records]
+    told = [line for line in lines if "fault" in line]
+    assert told == ["planting fault 1 of 2: no scheduler", "planting fault 2 of 2: dead channel"]
+    assert not [line for line in lines if "{" in line], lines
+
+
+@pytest.mark.parametrize(
+    "today", ["1990-12-01", "1990-12-03"]
+)  # within a period of four weeks, and at its end
+def test_a_batch_is_planted_in_a_period_of_its_own(today: str) -> None:
+    "Beside the sound decisions of a period that has begun, it would be told later, and nobody would be wrong."
+    by_periods, daily = (
+        Context(load_settings(), load_problem(load_settings(), name), instant(today))
+        for name in ("loans", "churn")
+    )
+    assert [f"{_whole(by_periods, number):%Y-%m-%d}" for number in (1, 2)] == ["1990-12-31", "1991-01-28"]
+    assert _whole(daily, 2) == instant(today) + 2 * world.DAY

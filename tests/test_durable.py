@@ -20,7 +20,6 @@ from mlsys_nb.system import disk
 from mlsys_nb.system.disk import StorageError
 from mlsys_nb.system.durable import (
     MANIFEST,
-    TEMPORARY,
     Log,
     SealError,
     frame_bytes,
@@ -34,6 +33,7 @@ from mlsys_nb.system.durable import (
     write_bytes,
     write_folder,
 )
+from mlsys_nb.system.unfinished import TEMPORARY
 
 
 def start(code: str, *arguments: object) -> subprocess.Popen[str]:
@@ -127,8 +127,8 @@ def test_a_living_writer_is_not_swept_away(tmp_path: Path) -> None:
     code = """
         import sys, time
         from pathlib import Path
-        from mlsys_nb.system import durable
-        with durable.temporary(Path(sys.argv[1]) / "slow", folder=True) as temporary:
+        from mlsys_nb.system import unfinished
+        with unfinished.temporary(Path(sys.argv[1]) / "slow", folder=True) as temporary:
             (temporary / "rows").write_bytes(b"1")
             print("at work", flush=True)
             time.sleep(60)

@@ -13,9 +13,9 @@ import polars as pl
 import pytest
 from caller import post
 
+from mlsys_nb.decisions.labelled_decisions import taught
 from mlsys_nb.decisions.log import find_decision, read_decisions
 from mlsys_nb.decisions.outcomes import labelled
-from mlsys_nb.decisions.taught import taught
 from mlsys_nb.doors.asking import Unanswered, answered_there, predict_case
 from mlsys_nb.features.events import POLARS
 from mlsys_nb.loop.arrivals import ingest_due

@@ -264,13 +264,13 @@ def test_fault_19_planning_does_not_grow_with_shared_depth():
     x = f.sum(orders, "pence", "30d", by=("customer",)) + 1
     for _ in range(200):
         x = x + x
-    begin = time.perf_counter()
+    begin = time.process_time()
     features = FeatureSet("deep", (x.named("x"),))
     assert len(features.plan.steps) == 201
     back = from_spec(json.loads(json.dumps(to_spec(features))))
     assert back == features and len(x.name) <= 120 and len(repr(x)) < 300
     assert x.lineage == ("orders.pence",) and len(x._repr_html_()) < 100_000
-    assert time.perf_counter() - begin < 1.0, "16 doublings took 29 s"
+    assert time.process_time() - begin < 1.0, "16 doublings took 29 s"
 
 
 def test_a_long_chain_needs_no_deep_stack():

@@ -8,7 +8,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 import urllib.request
 from dataclasses import replace
 from pathlib import Path
@@ -20,15 +19,17 @@ import psycopg
 import pytest
 import redis
 from caller import post
+from conftest import until
+from cutting import CUT
 from test_engines import redis_port  # noqa: F401
 
 from mlsys_nb.data.lake import read, snapshot
 from mlsys_nb.decisions.log import read_decisions
 from mlsys_nb.decisions.opinions import Opinion, give_opinion
-from mlsys_nb.doors.backup import take
 from mlsys_nb.doors.cli import main
-from mlsys_nb.doors.documents import mirror_file
-from mlsys_nb.doors.verification import audit_trail, findings
+from mlsys_nb.doors.privacy.documents import mirror_file
+from mlsys_nb.doors.recovery.backup import take
+from mlsys_nb.doors.recovery.verification import audit_trail, findings
 from mlsys_nb.features.online import open_online
 from mlsys_nb.jobs.chronicle import brought_back, found_by, note_found
 from mlsys_nb.loop.arrivals import ingest_due
@@ -44,6 +45,7 @@ from mlsys_nb.serving.queued import find_batch, page_of, progress_of, queued_bat
 from mlsys_nb.serving.service import running
 from mlsys_nb.system import disk
 from mlsys_nb.system.audit import audit_log
+from mlsys_nb.system.checked import plain_content
 from mlsys_nb.system.control import get_document, open_control, put_document
 from mlsys_nb.system.durable import write_json
 from mlsys_nb.system.runs import Run, finish_run
@@ -51,15 +53,15 @@ from mlsys_nb.system.settings import Settings, load_settings
 from mlsys_nb.system.tracking import open_tracking
 
 TOKENS = ("ZQORDER-", "ZQNOTE-", "zoé", "7731>", "ZQHTTP", "77310000", "773,100,00")
-FORGET = ["forget", "buyers", "--entity", world.ADA, "--reason", "asked for it"]
+FORGET = ["forget", "buyers", "--entity", world.ADA, "--reason", f"asked by {world.ADA}"]
 
 
-def everywhere(root: Path) -> dict[str, str]:
-    "Every file of a root that has a token, found by other means than the product's: bytes, unpacked, column by column."
+def everywhere(root: Path, hidden: bool = False) -> dict[str, str]:
+    "Every file of a root that has a token, found by other means than the product's: bytes, unpacked, column by column, behind the key or not."
     found = {}
     for path in sorted(p for p in root.rglob("*") if p.is_file()):
         content = path.read_bytes()
-        parts = [content]
+        parts = [content, content := content if hidden else plain_content(path, content)]
         if content[:2] == b"\x1f\x8b":
             parts.append(gzip.decompress(content))
         if (at := content.find(b"PAR1")) >= 0 and content.endswith(b"PAR1"):
@@ -72,13 +74,6 @@ def everywhere(root: Path) -> dict[str, str]:
             if any(form.encode() in part for form in forms for part in parts):
                 found[str(path.relative_to(root))] = token
     return found
-
-
-def wait_for(question, tries: int = 300) -> None:
-    while not question():
-        tries -= 1
-        assert tries, "it never came true"
-        time.sleep(0.1)
 
 
 def at(here: Settings, problem: str):
@@ -144,7 +139,7 @@ def fill(folder: Path, **where: str) -> Path:
             status, told = post(url, "/v1/buyers/batches", asked)
             assert status == 202, told
             batch = find_batch(here, "buyers", told["batch"])
-            wait_for(lambda: progress_of(batch).ended == "done")
+            until(lambda: progress_of(batch).ended == "done")
         put_document(open_control(here), "look", "wire", {"said": "ZQHTTP said zoé"})  # told over HTTP only
         for run, word in (
             ("early", next(n for n in world.rows()["note"] if n.startswith("ZQ"))),
@@ -158,9 +153,7 @@ def fill(folder: Path, **where: str) -> Path:
             )
             note_found(here, run)
         write_json(folder / "told.json", {"decision": made["decision_id"]})
-        main(["run", "monitor", "--problem", "buyers", "--root", str(here.root)]) if os.environ.get(
-            "TEST_MLSYS_FULL"
-        ) else None
+        main(["monitor", "buyers", "--root", str(here.root)]) if os.environ.get("TEST_MLSYS_FULL") else None
     return folder
 
 
@@ -307,33 +300,12 @@ def test_who_may_return_is_taken_in_again_but_what_was_here_is_not(shop, capsys)
     )
 
 
-CUT = 77
-
-
-def forget_until(here: Settings, number: int) -> None:
-    "Forget, and end before deed `number`; half of what it was to write is there."
-    count = [0]
-
-    def fault(verb: str, path: Path, content: bytes) -> None:
-        count[0] += 1
-        if count[0] == number:
-            if verb == "written" and content and path.suffix != ".log":
-                with path.open("ab") as file:
-                    file.write(content[: len(content) // 2])
-            os._exit(CUT)
-
-    disk.FAULTS.append(fault)
-    os._exit(forget(here, "--yes"))
-
-
 def cut_at(here: Settings, number: int) -> int:
     "The exit code of a process of its own: a fork of one that has threads may wait for ever."
-    code = "import sys; from test_forget import *; forget_until(load_settings(root=sys.argv[1], home=sys.argv[2]), int(sys.argv[3]))"
-    words = [sys.executable, "-c", code, str(here.root), str(here.home), str(number)]
-    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
-    return subprocess.run(
-        words, env={**os.environ, "PYTHONPATH": path}, stdout=subprocess.DEVNULL, timeout=120
-    ).returncode
+    words = [sys.executable, Path(__file__).with_name("cutting.py"), str(number), *FORGET, "--yes"]
+    env = {**os.environ, "MLSYS_HOME": str(here.home)}
+    words += ["--root", here.root]
+    return subprocess.run(list(map(str, words)), env=env, stdout=subprocess.DEVNULL, timeout=120).returncode
 
 
 def test_a_kill_at_any_write_is_made_good_by_the_same_command(shop, tmp_path, monkeypatch, capsys):

@@ -1,6 +1,7 @@
 "Data that are older than declared: said by the steps, the service and its figures, and refused by nobody."
 
 import asyncio
+from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -15,6 +16,7 @@ from mlsys_nb.data.delimited import SourceError
 from mlsys_nb.data.lake import Finish
 from mlsys_nb.data.sources import FilesSource
 from mlsys_nb.data.staging import IngestError
+from mlsys_nb.doors.game_day.redelivery import deliver_rows, moved_to
 from mlsys_nb.doors.timekeeper import watch_duty
 from mlsys_nb.jobs.schedule import entry_from
 from mlsys_nb.loop.arrivals import ingest_due
@@ -96,6 +98,34 @@ def test_the_service_answers_with_a_warning(gym: Any, monkeypatch: pytest.Monkey
         finally:
             service.close()
     gym.clock_file.unlink()
+
+
+def test_an_old_file_that_is_sent_again_makes_no_source_fresh(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    "It came whole before: neither the steps nor the service take it for news; a file with one new row they do."
+    monkeypatch.setattr("mlsys_nb.serving.state.FRESH", 0.0)
+    here = world.make(tmp_path, world.rows().filter(pl.col("at") < END.replace(tzinfo=None)))
+    at = Context(here, FRESH, END)
+    put_document(at.control, "parity", FRESH.features.hash, {"passed": True, "differing": []})
+    ingest_due(at)
+    assert train(at, n_trials=2).decision == "promoted"
+    rows = moved_to(
+        VISITS.contract, at.lake.events["visits"].select("member", "at", "minutes", "branch").tail(9), END
+    )
+    news, told = moved_to(VISITS.contract, rows, END + timedelta(hours=70)), {}
+    deliver_rows(here, FRESH.sources[0], rows, "first", END + timedelta(hours=1))
+    for hours, sent in ((60, rows), (70, pl.concat([rows, news]))):
+        moment = END + timedelta(hours=hours)
+        deliver_rows(here, FRESH.sources[0], sent, f"again{hours}", moment)
+        later = Context(here, FRESH, moment)
+        with suppress(IngestError):
+            ingest_due(later)
+        write_json(here.clock_file, {"now": moment.isoformat()})
+        service = open_service(here, FRESH)
+        told[hours] = (bool(older_than_declared(later)), bool(readiness(service)[1]["warnings"]))
+        service.close()
+    assert told == {60: (True, True), 70: (False, False)}
 
 
 def test_one_failing_source_is_named_and_keeps_no_other_from_arriving(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from mlsys_nb.evaluation.gate import Inquiry, Predictions, gate
 from mlsys_nb.evaluation.limits import Limits
 from mlsys_nb.evaluation.number import Number
 from mlsys_nb.evaluation.probability import Probability
+from mlsys_nb.evaluation.question import Question
 from mlsys_nb.evaluation.two_way import LevelWobble
 from mlsys_nb.evaluation.verdict import RefitMove
 from mlsys_nb.system.settings import ProblemError
@@ -309,6 +310,18 @@ def test_the_gate_keeps_its_odds_for_every_kind(kind):
     assert np.mean(better) >= 0.9, np.mean(better)
     verdict = gate(judge, frame, Predictions(rule, rule), costs, **ABOUT)
     assert not verdict.promotes and "the rule" in verdict.reason
+
+
+@pytest.mark.parametrize("question", [Question.CHANGE, Question.REFRESH])
+@pytest.mark.parametrize("kind", ["number", "classes"])
+def test_only_a_gain_that_must_be_shown_is_charged_with_what_few_periods_may_hide(kind, question):
+    said = []
+    for seed in range(6):
+        judge, frame, model, rule, costs = kind_of_world(kind, seed)
+        asked = Inquiry(question, wobble=LevelWobble((0.0,) * (3 if kind == "classes" else 1), 12))
+        seen = Predictions(model(6.0), rule, model(6.0))
+        said.append(str(gate(judge, frame, seen, costs, **ABOUT, asked=asked).stated.covers))
+    assert any("so few may hide" in one for one in said) == (question is Question.CHANGE), said
 
 
 @pytest.mark.parametrize("kind", ["number", "classes"])

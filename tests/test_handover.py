@@ -1,16 +1,21 @@
 """A version is brought from staging into production: the same bytes with its evidence, checked there, promoted by the rule of that system,
 refused with all reasons at once, done once however often it is cut."""
 
+import os
 import shutil
+import subprocess
+import sys
+from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import visits_world as world
 
-from mlsys_nb.doors import handover
 from mlsys_nb.doors.cli import main
-from mlsys_nb.doors.handover import Deed, HandoverError, hand_over
+from mlsys_nb.doors.deploy import handover
+from mlsys_nb.doors.deploy.handover import Deed, HandoverError, hand_over
+from mlsys_nb.doors.privacy.encrypting import encrypt_root
 from mlsys_nb.learning.train import fit
 from mlsys_nb.loop.arrivals import ingest_due
 from mlsys_nb.loop.promotion import Release
@@ -25,6 +30,7 @@ from mlsys_nb.system.clock import instant
 from mlsys_nb.system.control import get_document, open_control, put_document
 from mlsys_nb.system.durable import write_json
 from mlsys_nb.system.settings import load_settings
+from mlsys_nb.system.vault import key_of
 
 NOW = "2024-04-20T00:00:00+00:00"
 SAID = {"decision": "promote", "reason": "better than the rule by .02 [.01, .03]", "checks": []}
@@ -203,3 +209,33 @@ def test_it_goes_into_another_system_only(stages, capsys, place, why):
     folder = stages[0].home.parent
     assert main(["promote", "visits", "1", "--to", str(folder / place), "--reason", "x"]) == 2
     assert why in capsys.readouterr().err
+
+
+def test_between_two_roots_each_behind_a_key_of_its_own(stages, tmp_path):
+    for here in stages:
+        with (here.home / "settings.ini").open("a") as file:
+            file.write(f"\n[security]\nmaster_key = {tmp_path / here.home.name}.key\n")
+        assert encrypt_root(load_settings(home=here.home), Namespace(rotate=False)) == 0
+        (batch, *_) = sorted(here.lake.glob("*/[!.]*/rows.parquet"))
+        assert key_of(batch.read_bytes())
+    staging, production = stages
+    code = "import sys; from mlsys_nb.doors.cli import main; sys.exit(main(sys.argv[1:]))"
+    words = ["promote", "visits", "1", "--to", str(production.home), "--reason", "judged in staging"]
+    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    made = subprocess.run(
+        [sys.executable, "-c", code, *words],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+    )
+    assert made.returncode == 0 and "it serves there now" in made.stdout, made.stdout + made.stderr
+    (tmp_path / f"{production.home.name}.key").rename(tmp_path / "gone")
+    made = subprocess.run(
+        [sys.executable, "-c", code, *words],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+    )
+    assert made.returncode == 2 and "cannot be used" in made.stderr and "Traceback" not in made.stderr, (
+        made.stderr
+    )

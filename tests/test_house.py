@@ -17,10 +17,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE, NBS = ROOT / "mlsys_nb", ROOT / "nbs"
-CHAPTERS = sorted(NBS.glob("[0-9]*/[0-9]*.ipynb"))
+CHAPTERS = sorted(p for p in NBS.rglob("[0-9]*.ipynb") if p.relative_to(NBS).parts[0][0].isdigit())
 CASES = sorted(NBS.glob("cases/*.ipynb"))
 LEAVES = [*sorted(NBS.glob("jobs/*.ipynb")), *sorted(NBS.glob("dashboards/*.ipynb"))]
-MODULES = sorted(p for p in PACKAGE.glob("*/*.py") if p.name != "__init__.py" or p.stat().st_size > 10)
+MODULES = sorted(p for p in PACKAGE.glob("*/**/*.py") if p.name != "__init__.py" or p.stat().st_size > 10)
 
 # Floor: the floors it may import, in the order of their numbers. Any other arrow is a decision to take here first. Every
 # floor may import `system`, which is not written down.
@@ -41,9 +41,22 @@ doors: data features evaluation learning problem release decisions serving monit
 cases: data features evaluation learning problem
 """
 
+# Wing of a floor: the wings of that floor which its rooms may import; rooms outside of wings serve and use them all.
+WINGS = """
+doors.onboarding:
+doors.privacy:
+doors.recovery:
+doors.deploy:
+doors.commands: doors.dashboards doors.deploy doors.privacy doors.recovery
+doors.docs:
+doors.figures:
+doors.dashboards: doors.figures
+doors.game_day: doors.recovery doors.figures
+"""
+
 # Bounds that a room breaks, and why it is better so: (room, bound) -> (its own bound, reason).
 LARGER = {
-    ("87_workbench", "cell"): (54, "Workbench is one class: a short method for each thing one does"),
+    ("88_workbench", "cell"): (54, "Workbench is one class: a short method for each thing one does"),
     ("40_calendar", "cell"): (54, "Calendar is one class: the instants, and what lies between two of them"),
     ("41_population", "cell"): (60, "Everyone is one class of one-line answers, the protocol's words"),
     ("41_each", "cell"): (60, "Each is one class of one-line answers, the protocol's words"),
@@ -78,11 +91,11 @@ LARGER = {
     ("32_probability", "cell"): (44, "Probability is one class of short answers, the protocol's words"),
     ("42_amount", "cell"): (56, "Amount is one class of short answers, the protocol's words"),
     ("42_one_of", "cell"): (56, "OneOf is one class of short answers, the protocol's words"),
-    ("74_schedule", "cell"): (56, "Scheduler is one class: what it runs, and what a turn is"),
-    ("88_timekeeper", "cell"): (54, "Timekeeper is one class: a scheduler, its processes, what it looks at"),
-    ("85_reviewing", "cell"): (60, "ReviewDesk is one class: a reviewer's place, and the few deeds of it"),
-    ("88_what_if", "cell"): (60, "WhatIfDesk is one class: a case, its fields, and the answer below them"),
-    ("82_view", "cell"): (
+    ("74_schedule", "cell"): (60, "Scheduler is one class: what it runs, and what a turn is"),
+    ("86_timekeeper", "cell"): (59, "Timekeeper is one class: a scheduler, its processes, what it looks at"),
+    ("24_reviewing", "cell"): (60, "ReviewDesk is one class: a reviewer's place, and the few deeds of it"),
+    ("24_what_if", "cell"): (60, "WhatIfDesk is one class: a case, its fields, and the answer below them"),
+    ("10_view", "cell"): (
         60,
         "ProblemView is one class of short properties: what dashboards read of a problem",
     ),
@@ -134,15 +147,15 @@ LARGER = {
 
 # Doors: what else may do a guarded deed, and why.
 WRITERS: dict[str, tuple[set[str], str]] = {
-    "doors.figures": ({"savefig"}, "draws into memory"),
+    "doors.figures.drawing": ({"savefig"}, "draws into memory"),
     "system.durable": ({"write_parquet"}, "into memory"),
     "system.joined": ({"sink_parquet", "write_ndjson"}, "into memory, or to the end of a file of disk"),
 }
 MARKUP = {
-    "doors.seeking": "reads the tables of pages, and makes none",
-    "doors.pages": "frames sanitised output in a Markdown page",
-    "doors.rendering": "makes HTML of Markdown: all text of it is escaped by the parser, or sanitised",
-    "doors.linking": "leads from words of rendered pages to where they are defined",
+    "doors.privacy.seeking": "reads the tables of pages, and makes none",
+    "doors.docs.pages": "frames sanitised output in a Markdown page",
+    "doors.docs.rendering": "makes HTML of Markdown: all text of it is escaped by the parser, or sanitised",
+    "doors.docs.linking": "leads from words of rendered pages to where they are defined",
 }
 
 
@@ -177,18 +190,18 @@ def is_face(room: str) -> bool:
 
 
 @cache
-def numbers() -> dict[str, tuple[int, int]]:
-    "The number of each room's floor and of its chapter; a room that was split keeps it, so siblings share one."
+def numbers() -> dict[str, tuple[int, ...]]:
+    "The numbers of each room's floor, of its wing if it stands in one, and of its chapter; rooms that were one share theirs."
     places = {}
     for path in CHAPTERS:
-        floor, name = path.parent.name.split("_", 1)[1], path.stem.split("_", 1)[1]
-        room = f"{floor}.__init__" if name == "index" else f"{floor}.{name}"
-        places[room] = (int(path.parent.name[:2]), int(path.stem[:2]))
+        parts = path.relative_to(NBS).with_suffix("").parts
+        room = ".".join(part.split("_", 1)[1] for part in parts)
+        places[re.sub(r"\.index$", ".__init__", room)] = tuple(int(part[:2]) for part in parts)
     return places
 
 
-def number(room: str) -> tuple[int, int]:
-    return numbers().get(room, (100, 0))
+def number(room: str) -> tuple[int, ...]:
+    return numbers().get(room, (100,))
 
 
 @cache
@@ -227,9 +240,14 @@ def floor_of(room: str) -> str:
     return room.split(".")[0]
 
 
-def arrows() -> dict[str, set[str]]:
+def wing_of(room: str) -> str:
+    "Empty for a room that stands on its floor itself."
+    return room.rpartition(".")[0] if room.count(".") == 2 else ""
+
+
+def arrows(table: str = ARROWS) -> dict[str, set[str]]:
     return {
-        floor: set(deps.split()) for floor, deps in (row.split(":") for row in ARROWS.strip().splitlines())
+        place: set(deps.split()) for place, deps in (row.split(":") for row in table.strip().splitlines())
     }
 
 
@@ -278,6 +296,22 @@ def test_the_table_of_arrows_is_what_the_code_has():
 def test_there_are_few_arrows():
     inner = [(floor, d) for floor, deps in arrows().items() if floor != "cases" for d in deps]
     assert len(inner) <= 42, f"{len(inner)} arrows between floors; at most 42"
+
+
+def test_the_table_of_wings_is_what_the_code_has():
+    found: dict[str, set[str]] = {}
+    for room, deps in actual().items():
+        if wing := wing_of(room):
+            near = {wing_of(d) for d in deps if floor_of(d) == floor_of(room)} - {wing, ""}
+            found.setdefault(wing, set()).update(near)
+    told = "\n".join(f"{wing}: {' '.join(sorted(deps))}".rstrip() for wing, deps in sorted(found.items()))
+    assert found == arrows(WINGS), f"the arrows between wings are now:\n{told}"
+
+
+def test_few_rooms_stand_side_by_side():
+    for folder in {path.parent for path in CHAPTERS}:
+        count = len(list(folder.glob("[0-9]*.ipynb")))
+        assert count <= 46, f"{folder.name} holds {count} rooms; put those that belong together into a wing"
 
 
 def test_arrows_point_down():

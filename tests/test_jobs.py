@@ -14,6 +14,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from mlsys_nb.jobs.kernels import Ahead, Kernels, thread_limits
 from mlsys_nb.jobs.runner import JobFailed, Runner, run_job
 from mlsys_nb.system.control import open_control
 from mlsys_nb.system.durable import verify_folder
@@ -102,7 +103,7 @@ def test_a_wrong_call_leaves_no_trace(runner, given, says):
 
 @pytest.mark.parametrize("name", ["nope", "../jobs/echo", "echo.ipynb", "", "/etc/passwd", "a b", "echo\n"])
 def test_an_unknown_job_is_told_the_known_ones(runner, name):
-    with pytest.raises(FileNotFoundError, match="there are: die, echo"):
+    with pytest.raises(FileNotFoundError, match="there are: .*die, echo"):
         runner.run(name)
 
 
@@ -125,6 +126,31 @@ def test_runs_share_nothing_but_the_settings(runner, home):
     assert one["cwd"] == str(home)
     assert one["threads"] == str(runner.settings.threads)
     assert one["tracking"] == "off"
+
+
+def test_a_kernel_looks_ahead_for_one_job_only(tmp_path):
+    mine, edited = (Ahead(("os:mkdir", str(tmp_path / "mine")), code) for code in ("code", "edited"))
+    asked = [(mine, mine, True), (None, mine, True), (mine, None, False), (mine, edited, False)]
+    with Kernels(tmp_path, thread_limits(1)) as kernels:
+        for ready, wanted, same in asked:
+            kernels.prepare(ready)
+            pid = kernels._spare[0].pid
+            kernel = kernels.take(wanted)
+            assert (kernel.pid == pid) is same and kernel.is_alive()
+            kernel.shutdown_kernel()
+        kernels.prepare(mine)
+        waited = time.monotonic() + 20
+        while not (tmp_path / "mine").is_dir():
+            assert time.monotonic() < waited
+            time.sleep(0.01)
+
+
+@pytest.mark.parametrize("call", ["os:abort", "nowhere:nothing", "os:rmdir"])
+def test_a_kernel_that_fails_while_it_looks_ahead_fails_no_job(runner, call):
+    before = runner.run("where", ahead=((), (call,)))
+    time.sleep(0.3)
+    after = runner.run("where", {"mark": call}, ahead=((call,), ()))
+    assert after.status == "succeeded" and after.outputs["pid"] != before.outputs["pid"]
 
 
 def test_the_kernel_sees_settings_that_no_file_holds(home, tmp_path):

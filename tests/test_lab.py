@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -13,7 +12,6 @@ from pathlib import Path
 
 import pytest
 from strange_tables import decisions
-from test_site import FLAGS
 from walks import run
 
 MLSYS = Path(sys.executable).with_name("mlsys")
@@ -21,21 +19,9 @@ DONE = "Array.from(document.querySelectorAll('.jp-Notebook .jp-CodeCell .jp-Inpu
 
 
 @pytest.fixture(scope="module")
-def window():
-    playwright = pytest.importorskip("playwright.sync_api")
-    pytest.importorskip("jupyterlab")
-    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if browser is None:
-        pytest.skip("no chromium here")
-    with playwright.sync_playwright() as p:
-        window = p.chromium.launch(executable_path=browser, args=FLAGS)
-        yield window
-        window.close()
-
-
-@pytest.fixture(scope="module")
-def lab(window, tmp_path_factory):
+def lab(browser, tmp_path_factory):
     "What the command gives to the browser when it opens a new problem: a page that leads to the notebook."
+    pytest.importorskip("jupyterlab")
     place = tmp_path_factory.mktemp("lab")
     table = decisions(3, place / "tables", n=900) if (place / "tables").mkdir() is None else None
     run([MLSYS, "init", place / "shop"], place)
@@ -73,9 +59,10 @@ def lab(window, tmp_path_factory):
             process.wait()
 
 
-def opened(window, address: str):
+def opened(browser, address: str):
     "The page on which somebody has asked for all cells to be run, once its kernel is there."
-    page = window.new_page(viewport={"width": 1400, "height": 2400})  # high: every cell is in view, and drawn
+    high = {"width": 1400, "height": 2400}  # every cell is in view, and drawn
+    page = browser.new_page(viewport=high)
     page.goto(address)
     page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=90_000)
     assert page.get_by_role("tab", name=re.compile("mine.ipynb")).count()
@@ -83,6 +70,8 @@ def opened(window, address: str):
         '.jp-Notebook-ExecutionIndicator[data-status="idle"]', timeout=90_000, state="attached"
     )
     assert not page.locator(".jp-Dialog").count(), "nothing is asked of whoever opens a notebook"
+    page.wait_for_timeout(1500)
+    assert not page.locator(".lm-TabBar-tab.jp-mod-dirty").count(), "opened is not changed"
     for _ in range(4):  # a busy machine says idle before it listens; then one asks again
         page.locator(".lm-MenuBar-itemLabel", has_text=re.compile("^Run$")).click()
         page.get_by_role("menuitem", name=re.compile(r"^Run All Cells")).click()
@@ -109,9 +98,9 @@ def ran(page, seconds: float = 150) -> list[str]:
     raise AssertionError(f"cells did not all run: {told} {failed(page)}")
 
 
-def test_the_notebook_of_a_new_problem_opens_and_all_of_its_cells_run(window, lab):
+def test_the_notebook_of_a_new_problem_opens_and_all_of_its_cells_run(browser, lab):
     address, place = lab
-    page = opened(window, address)
+    page = opened(browser, address)
     numbers = ran(page)
     cells = json.loads((place / "shop/notebooks/mine.ipynb").read_text())["cells"]
     assert len(numbers) == sum(c["cell_type"] == "code" for c in cells) >= 3

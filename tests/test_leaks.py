@@ -5,6 +5,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import calls_world as w
+import leaky_tables as tables
 import numpy as np
 import polars as pl
 import pytest
@@ -242,6 +243,29 @@ def test_a_column_is_not_called_like_a_consequence_for_a_part_of_a_word():
     rows = world("yes", 5)
     named = {n: rows["z"].alias(n) for n in ("spend", "weekend", "afternoon", "end_date", "contract_end")}
     assert {s.column for s in suspects(pl.DataFrame(named), rows["label"])} == {"end_date", "contract_end"}
+
+
+SEEN = {"parcels": set(tables.PLANTS), "repairs": {
+    "an amount that is nought without it", "a number there for 93 % of it alone", "a date after the moment, in 5 %",
+    "its mean by customer", "copies of it in 30 %",
+}}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [(kind, name) for kind, names in SEEN.items() for name in sorted(names)]
+)
+def test_what_is_known_only_afterwards_is_named_by_new_and_by_scope(kind, name):
+    "Tables written from the words of the matter: no test of ours was asked what it can see."
+    about = tables.world(kind, 3, n=8000 if "1 %" in name else 2500)  # 25 copies are no evidence
+    rows = tables.planted(about, name)
+    assert tables.named_by_new(about, rows) == {"extra"} == tables.named_by_scope(about, rows)
+
+
+@pytest.mark.parametrize("kind", tables.KINDS)
+def test_of_an_honest_table_nothing_is_named(kind):
+    "With a text that tells something, an amount that is mostly nought, a voucher that few have, dates of birth."
+    about = tables.world(kind, 11, n=2500)
+    assert not tables.named_by_new(about, about.rows) and not tables.named_by_scope(about, about.rows)
 
 
 # the whole way: an own column of the calls that was written when the answer was known ------------------------------------------

@@ -71,3 +71,23 @@ def test_a_worker_loads_no_engine_while_it_answers_and_while_it_takes_another_ve
     assert told["versions"] == [1, 2]
     for when in ("begun", "ended"):
         assert not {*ENGINES} & {*told[when]}, f"{when}: {[name for name in ENGINES if name in told[when]]}"
+
+
+@pytest.mark.parametrize(
+    "loaded",
+    [
+        "from mlsys_nb.doors.dashboards.windows import windows; windows(load_settings())",
+        "from mlsys_nb.doors.lab import trust; trust(HOME / 'nbs/index.ipynb')",
+        "from mlsys_nb.jobs.execution import engine; engine()",
+    ],
+)
+def test_nobody_reads_the_grammars_of_a_format_that_nobody_uses(loaded):
+    "They cost two of the three seconds of processor that loading Voila takes."
+    for needed in ("voila", "nbformat"):
+        pytest.importorskip(needed)
+    code = f"import sys; from pathlib import Path; from mlsys_nb.system.settings import load_settings; HOME = Path({str(HOME)!r}); {loaded}"
+    told = subprocess.run(
+        [sys.executable, "-c", f"{code}; print('jsonschema' in sys.modules, 'lark' in sys.modules)"],
+        capture_output=True, text=True, cwd=HOME,
+    )  # fmt: skip
+    assert told.stdout.split() == ["True", "False"], told.stderr[-2000:]

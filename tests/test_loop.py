@@ -11,15 +11,21 @@ from mlsys_nb.data.ingest import ingest
 from mlsys_nb.data.lake import LakeError
 from mlsys_nb.decisions.log import read_decisions
 from mlsys_nb.decisions.outcomes import Ledger, Outcome, labelled
-from mlsys_nb.features import count, sum
+from mlsys_nb.evaluation.question import Question
+from mlsys_nb.features import count, history, sum
 from mlsys_nb.features.history import as_of
-from mlsys_nb.loop import pipeline, step
+from mlsys_nb.loop import pipeline, step, upkeep
 from mlsys_nb.loop.arrivals import ingest_due
 from mlsys_nb.loop.backtest import backtest
 from mlsys_nb.loop.follow_up import newly_matured
+from mlsys_nb.loop.memory import attempts_of
 from mlsys_nb.loop.pipeline import monitor, retrain, score, train
+from mlsys_nb.loop.policy import Upkeep
+from mlsys_nb.loop.prefetch import ask_ahead
 from mlsys_nb.loop.promotion import Release, carry_out, noted_release
+from mlsys_nb.loop.retrain import recipe_of
 from mlsys_nb.loop.step import Context, StaleData, TimeError, anew
+from mlsys_nb.loop.training_set import training_set
 from mlsys_nb.monitoring.alerts import Alert, open_alerts, record
 from mlsys_nb.problem.criterion import Criterion
 from mlsys_nb.problem.dataset import build_dataset
@@ -168,6 +174,71 @@ def test_a_step_that_was_interrupted_is_finished_and_not_decided_again(own, monk
     assert families[0] in ("linear", "boosting") and families[1:] == ["rule"] * noted.promotes
 
 
+SEARCH = Upkeep("search", "the recipe is old", then="refresh")
+
+
+def asked_for_a_search(monkeypatch, decision="refuse"):
+    "A policy that wants a search, and a gate that says so much of what it finds; how often a candidate was made."
+    real, made = pipeline.train_candidate, []
+
+    def judged(*args, recipe=None, **options):
+        candidate = real(*args, recipe=recipe, **options)
+        made.append((recipe is not None, options["asked"], candidate.verdict.look, candidate.question))
+        said = replace(candidate.verdict, decision="promote" if recipe else decision)
+        return replace(candidate, verdict=said, rule=None)
+
+    monkeypatch.setattr(pipeline, "train_candidate", judged)
+    monkeypatch.setattr(upkeep, "decide", lambda *args: SEARCH)
+    return made
+
+
+def test_a_refused_search_costs_no_refresh(own, monkeypatch):
+    "The fault: the month in which a search found nothing better had no newer rows either."
+    place, made = at(own, 11), asked_for_a_search(monkeypatch)
+    before = recipe_of(place.model)
+    done = retrain(place, n_trials=3)
+    assert done.decision == "promoted" and done.search.decision == "refused"
+    assert [(followed, asked) for followed, asked, *_ in made] == [(False, 0), (True, 1)]
+    assert made[1][2:] == (2, Question.REFRESH)  # the second look at the same rows
+    now = anew(place)
+    assert recipe_of(now.model) == before and now.champion.version == done.release.version
+    assert [(a.action, a.outcome) for a in attempts_of(now.control, "visits")] == [
+        ("search", "refused"),
+        ("refresh", "promoted"),
+    ]
+    assert done.outputs["search"].startswith("refused: ") and "the search before it" in done._repr_html_()
+    again = retrain(place, n_trials=3)  # said again, nothing is done twice
+    assert len(made) == 2 and (again.decision, again.outputs["champion"]) == (
+        "promoted",
+        now.champion.version,
+    )
+    assert len(attempts_of(now.control, "visits")) == 2
+
+
+def test_a_search_that_passes_is_followed_by_nothing(own, monkeypatch):
+    made = asked_for_a_search(monkeypatch, "promote")
+    done = retrain(at(own, 11), n_trials=3)
+    assert (done.decision, done.search, len(made)) == ("promoted", None, 1)
+
+
+def test_a_run_that_died_between_search_and_refresh_goes_on_where_it_was(own, monkeypatch):
+    place, made = at(own, 11), asked_for_a_search(monkeypatch)
+    real = pipeline.note_release
+
+    def die(at, candidate, key):
+        if key.endswith("/refresh"):
+            raise KeyboardInterrupt
+        return real(at, candidate, key)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(pipeline, "note_release", die)
+        with pytest.raises(KeyboardInterrupt):
+            retrain(place, n_trials=3)
+    done = retrain(place, n_trials=3)
+    assert done.decision == "promoted" and [followed for followed, *_ in made] == [False, True, True]
+    assert made[1][2] == made[2][2] == 2  # the same candidate, judged again, is the same look
+
+
 def test_outputs_name_the_version_the_gate_the_reason_and_the_data(own):
     place = at(own, 11)
     done = train(place, n_trials=3)
@@ -245,6 +316,49 @@ def test_fault_11_a_score_beside_a_running_ingest_is_refused(own, monkeypatch):
     assert watched.outputs["version"] == 1 and watched.outputs["labels"] > 0
     assert watched.outputs["alerts"] == [a.sentence for a in watched.alerts]
     assert scored.outputs["snapshots"] == watched.outputs["snapshots"] == anew(place).lake.digests
+
+
+@pytest.fixture
+def worked(monkeypatch):
+    "The sets that were worked out, and not found among what was asked ahead."
+    seen, real = [], history._worked_out
+    monkeypatch.setattr(history, "_worked_out", lambda asked, *more: seen.append(asked) or real(asked, *more))
+    monkeypatch.setattr(step, "_LOOKED_UP", {})
+    return seen
+
+
+def test_what_was_asked_ahead_is_what_the_step_would_have_found(own, worked, monkeypatch):
+    place = at(own, 12)
+    ingest_due(place)
+    plain, rows = training_set(anew(place)), worked.count(world.problem.features)
+    worked.clear()
+    for what in ("retrain", "score", "monitor"):
+        ask_ahead(what, place)
+        worked.clear()
+        if what == "retrain":
+            found = training_set(anew(place))
+            assert worked.count(world.problem.features) == 0 < rows
+            assert found.frame.equals(plain.frame)
+            assert replace(found, frame=None) == replace(plain, frame=None)
+    step._LOOKED_UP.clear()
+    ask_ahead("score", place)
+    worked.clear()
+    scored = score(place).batch
+    assert not worked and scored.rows > 100
+    alone = as_of(
+        world.problem.features, scored.frame.select("member", "moment"), dict(anew(place).lake.events)
+    )
+    assert scored.frame.select(alone.columns).equals(alone)
+
+
+def test_what_was_asked_ahead_is_forgotten_when_something_arrives(own, worked):
+    place = at(own, 12)
+    ask_ahead("score", place)  # a day too early
+    early = anew(place).lake
+    assert early is step._LOOKED_UP[step._place(place)]
+    ingest_due(place)
+    assert anew(place).lake.digests == anew(place).written != early.digests
+    assert score(place).batch.rows > 100 and worked
 
 
 def test_fault_11_a_score_long_after_the_last_ingest_is_refused(own):
@@ -451,8 +565,8 @@ def test_section_b_another_question_is_refused_by_name(own, part):
 
 def test_the_monitor_tells_what_decisions_came_to_and_the_dashboard_shows_it(own):
     "Precision, recall and cost by slice, beside the rule, the first model, calling all and calling nobody."
-    from mlsys_nb.doors.care import outcomes_part
-    from mlsys_nb.doors.view import ProblemView
+    from mlsys_nb.doors.dashboards.care import outcomes_part
+    from mlsys_nb.doors.dashboards.view import ProblemView
 
     assert "No outcome has been looked at yet" in outcomes_part(ProblemView(own, "visits"))
     ingest_due(at(own, 20))

@@ -9,23 +9,25 @@ import polars as pl
 import pytest
 import visits_world as visits
 
-from mlsys_nb.data.contract import Column, Contract, ContractError
+from mlsys_nb.data.contract import Column, Contract, ContractError, check
 from mlsys_nb.data.sources import ReplaySource
 from mlsys_nb.evaluation.costs import CostMatrix, Costs, OverUnder
 from mlsys_nb.features import Events, FeatureSet, Measure, count, last
+from mlsys_nb.features.history import as_of
 from mlsys_nb.features.transforms import request
 from mlsys_nb.learning.rule import Rule
 from mlsys_nb.problem.amount import Amount
 from mlsys_nb.problem.calendar import Calendar
 from mlsys_nb.problem.criterion import Criterion
 from mlsys_nb.problem.dataset import Lake, build_dataset
-from mlsys_nb.problem.declaration import Problem
+from mlsys_nb.problem.declaration import Problem, load_problem
 from mlsys_nb.problem.each import Each
 from mlsys_nb.problem.happens import Happens
 from mlsys_nb.problem.one_of import OneOf
 from mlsys_nb.problem.population import Everyone
-from mlsys_nb.system.settings import MlsysError
+from mlsys_nb.system.settings import MlsysError, load_settings
 
+SETTINGS = replace(load_settings(), problems={"visits": "visits_world:problem"})
 GYM, DESK, DAY = visits.problem, calls.history, timedelta(days=1)
 Mistake = Callable[[], object]
 
@@ -49,13 +51,24 @@ ANSWERS, CALLS = calls.answers, calls.calls
 # What is declared wrongly -> a part of the rule, of what came, of the remedy
 MISTAKES: dict[str, tuple[Mistake, tuple[str, ...]]] = {
     # the problem
+    "a word of nothing": (gym(horizn=DAY), ("declared by name", "'horizn'; did you mean horizon?", "correct")),
+    "a rule forgotten": (lambda: Problem(name="x"), ("needs name", "got no title", "add")),  # type: ignore[call-arg]
+    "a column with a slip": (
+        lambda: Column("age", "int", nulable=True), ("declared by", "'nulable'; did you mean nullable?", "correct"),  # type: ignore[call-arg]
+    ),
+    "a contract with a slip": (
+        lambda: Contract("x", (), claim="at"), ("declared by", "'claim'; did you mean claims?", "correct"),  # type: ignore[call-arg]
+    ),
+    "a population with a slip": (
+        lambda: Everyone(DAY, visits.START, eligble=None), ("declared by", "'eligble'; did you mean eligible?", "correct"),  # type: ignore[call-arg]
+    ),
     "a name with a space": (gym(name="my problem"), ("identifier", "'my problem'", "rename")),
     "an empty name": (gym(name=""), ("identifier", "''", "rename")),
     "a horizon that is no length": (gym(horizon=7), ("timedelta", "7", "write timedelta")),
     "a negative horizon": (gym(horizon=-DAY), ("above zero", "-1 day", "give")),
     "a lookback of nothing": (gym(lookback=timedelta(0)), ("above zero", "0:00:00", "give")),
     "a lookback that is a text": (gym(lookback="90d"), ("timedelta", "'90d'", "write")),
-    "a maturity without a unit": (gym(maturity="3"), ("such as '0d'", "'3'", "")),
+    "a maturity without a unit": (gym(maturity="3"), ("such as '0d'", "'3'", "write days")),
     "a maturity for ever": (gym(maturity="lifetime"), ("such as '0d'", "lifetime", "never final")),
     "a slice that is no feature": (gym(slices=("colour",)), ("slices[0]", "'colour'", "add or rename")),
     "no source for the events": (gym(sources=()), ("no source", "visits", "sources")),
@@ -114,7 +127,7 @@ MISTAKES: dict[str, tuple[Mistake, tuple[str, ...]]] = {
         gym(features=FeatureSet("x", (*GYM.features.features, WEEK.named("label")))), ("names of their own", "['label']", "rename"),
     ),
     "a feature called as the id": (
-        desk(features=FeatureSet("x", (*DESK.features.features, count(CALLS, "7d").named("call")))), ("", "['call']", "rename"),
+        desk(features=FeatureSet("x", (*DESK.features.features, count(CALLS, "7d").named("call")))), ("names a decision", "['call']", "rename"),
     ),
     "a feature that hides a request value": (
         lambda: replace(DESK, features=FeatureSet("x", (request("topic", "text"), (request("minutes", "int") * 2).named("minutes"))),
@@ -175,11 +188,11 @@ MISTAKES: dict[str, tuple[Mistake, tuple[str, ...]]] = {
     "events without keys": (lambda: Events("visits", {}, "at", {}), ("keys", "{}", "e.g.")),
     "a column twice": (lambda: Events("visits", {"at": "int"}, "at", {}), ("one role", "['at']", "rename")),
     "a measure in money": (lambda: Measure("decimal"), ("one of", "'decimal'", "pence")),
-    "a contract without columns": (lambda: Contract("x", ()), ("columns", "[]", "")),
+    "a contract without columns": (lambda: Contract("x", ()), ("columns", "[]", "declare each once")),
     "an id that is not in the contract": (
-        lambda: Contract("x", (Column("a", "int"),), id="b"), ("among them its id", "'b'", ""),
+        lambda: Contract("x", (Column("a", "int"),), id="b"), ("among them its id", "'b'", "declare each once, and the id"),
     ),
-    "a request value of a time": (lambda: request("at", "time"), ("int, float, text, bool, list[int] or list[text]", "'time'", "")),
+    "a request value of a time": (lambda: request("at", "time"), ("int, float, text, bool, list[int] or list[text]", "'time'", "declare it")),
     "a table without the column": (
         lambda: build_dataset(DESK, Lake({"calls": pl.DataFrame({"client": [1]}), "answers": pl.DataFrame()}, ()),
                               [calls.START + 7 * DAY], calls.START + 9 * DAY),
@@ -190,6 +203,46 @@ MISTAKES: dict[str, tuple[Mistake, tuple[str, ...]]] = {
                                           "answers": pl.DataFrame()}, ()), [calls.START + 7 * DAY], calls.START + 9 * DAY),
         ("declared int", "String", "convert it"),
     ),
+    # a part of another kind than its place asks for
+    "a name that is a number": (gym(name=5), ("name is a str", "5 (int)", "write a name")),
+    "one source without its tuple": (gym(sources=GYM.sources[0]), ("sources is a tuple", "ReplaySource", "write sources=(source,)")),
+    "features in a list": (gym(features=[WEEK]), ("features is a FeatureSet", "(list)", "write FeatureSet")),
+    "one feature without its comma": (lambda: FeatureSet("x", WEEK), ("stand in a tuple", "(Feature)", "write (feature,)")),
+    "a name among the features": (lambda: FeatureSet("x", (WEEK, "days")), ("features[1]", "'days' (str)", "count, last, request")),
+    "a rule that is only named": (gym(rule="days_since"), ("rule is a Rule", "'days_since' (str)", "Rule.feature")),
+    "limits in a dictionary": (gym(limits={"latency_ms": 5}), ("limits is a Limits", "(dict)", "write Limits")),
+    "learning by the name of a family": (gym(learning="boosting"), ("learning is a Learning", "'boosting'", "write Learning")),
+    "one slice without its tuple": (gym(slices="branch"), ("slices is a tuple", "'branch'", 'write slices=("name",)')),
+    "a target that is a feature": (gym(target=COMES), ("what is predicted", "next", "write Happens")),
+    "a target without its brackets": (gym(target=Happens), ("what is predicted", "Happens", "write Happens(...)")),
+    "a population that is a length": (gym(population=DAY), ("for whom", "1)", "Everyone(every, start)")),
+    "a population without its brackets": (gym(population=Everyone), ("for whom", "Everyone", "Everyone(every, start)")),
+    "no costs": (gym(costs=None), ("decided by Costs", "NoneType", "say what")),
+    "costs that are texts": (lambda: Costs("EUR", "1", "2"), ("above zero", "false_positive='1'", "needs no model")),
+    "a number compared with a text": (lambda: Happens(COMES, "==", "0"), ("'next' is int", "'0'", "its type")),
+    "what happens, by a name": (lambda: Happens("next", "==", 0), ("reads a Feature", "'next' (str)", "write Happens(count(")),
+    "an outcome looked up by the name of events": (
+        lambda: Happens.by("answers", "again"), ("looked up in Events", "'answers' (str)", "their declaration"),
+    ),
+    "classes in one text": (lambda: OneOf.by(ANSWERS, "desk", "office"), ("stand in a tuple", "'office' (str)", 'write ("yes", "no")')),
+    "events with a list of keys": (lambda: Events("visits", ["member"], "at", {}), ("have keys", "['member'] (list)", 'write {"id"')),
+    "events with a list of columns": (lambda: Events("visits", {"member": "int"}, "at", ["branch"]), ("columns", "['branch']", "write")),
+    "events with a number for a time": (lambda: Events("visits", {"member": "int"}, 5, {}), ("a time", "5 (int)", '"at"')),
+    "a column of Python's type": (lambda: Column("a", int), ("dtype is one of", "<class 'int'>", "write one of them")),
+    "a column that is a date": (lambda: Column("a", "date"), ("dtype is one of", "'date'", "a date is a time")),
+    "a request value that is a category": (lambda: request("a", "category"), ("int, float, text", "'category'", "a category is a text")),
+    "a claim on a column that is not there": (
+        lambda: Contract("x", (Column("a", "int"),), claims="at"), ("one of its time columns", "'at'", "declare"),
+    ),
+    "a batch checked by its source": (
+        lambda: check(GYM.sources[0], pl.DataFrame({"a": [1]})), ("checked by a Contract", "ReplaySource", "source.contract"),
+    ),
+    "frames of events without their names": (
+        lambda: as_of(GYM.features, pl.DataFrame({"member": [1]}), pl.DataFrame({"member": [1]})),
+        ("by name", "(DataFrame)", 'write {"orders": frame}'),
+    ),
+    "a problem opened by itself": (lambda: load_problem(SETTINGS, GYM), ("no problem", "<problem visits", "mlsys new")),
+    "a problem with a typing error": (lambda: load_problem(SETTINGS, "vists"), ("no problem 'vists'", "did you mean visits?", "mlsys new")),
 }  # fmt: skip
 
 
@@ -204,7 +257,7 @@ def test_a_mistake_is_answered_with_rule_what_came_and_what_to_do(name):
 
 
 def test_the_table_is_large_enough_and_the_right_declarations_pass():
-    assert len(MISTAKES) >= 60
+    assert len(MISTAKES) >= 100
     for right in (GYM, DESK, calls.bare, calls.hours, calls.desk):
         assert isinstance(replace(right), Problem)
     source = ReplaySource("x", Contract("x", (Column("a", "int"),)), path="x.csv", time="a")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE, NBS = ROOT / "mlsys_nb", ROOT / "nbs"
-ROOMS = sorted(p for p in PACKAGE.glob("*/*.py") if not p.name.startswith("_"))
+ROOMS = sorted(p for p in PACKAGE.glob("*/**/*.py") if not p.name.startswith("_"))
 CONSTANTS = {"LOG", "logger"}  # every room that logs has one of its own
 
 # Names that stand in more than one room, and why that is better than another word.
@@ -22,6 +22,7 @@ LONE: dict[str, str] = {
     "open_problem": "is what users know as mlsys_nb.open",
     "serve_windows": "run by name in a child process, see voila.show",
     "serve_forks": "run by name in a child process, see start_parent",
+    "serve_lab": "run by name in a child process, see open_notebook",
 }
 
 

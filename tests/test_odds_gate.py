@@ -7,13 +7,17 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent / "bench"))
+import long
+import odds_choice
 from odds_gate import World, _worse, asked, lived, passes, worse_by_margin
 
 from mlsys_nb.evaluation import two_way
 from mlsys_nb.evaluation.gate import sized_limits
 from mlsys_nb.evaluation.limits import Limits
 from mlsys_nb.evaluation.number import Number
+from mlsys_nb.evaluation.probability import Probability
 from mlsys_nb.evaluation.question import Question
+from mlsys_nb.evaluation.ranked import Ranking
 
 N = 60
 
@@ -76,6 +80,35 @@ def test_a_refresh_that_is_worse_by_what_matters_rarely_passes(kind, periods, sh
     assert _worse(worse_by_margin(kind, shock, periods), N, 0)["measured"] <= most(0.025)
 
 
+@pytest.mark.parametrize(
+    ("kind", "judge", "least"), [("amount", Number, 0.03), ("yes or no", Probability, 0.02)]
+)
+def test_three_months_may_hide_how_far_effects_differ(monkeypatch, kind, judge, least):
+    "The fault: what three agreeing months do not show was taken for nothing, and more equal recipes passed than is said."
+    world, n = World(kind, 0.0, 3, steep=0.15), 300
+    charged = share(world, n)
+    assert charged <= most(0.025, n)
+    first = [lived(world, seed) for seed in range(20)]
+    change, refresh = (
+        [asked(world, found, found.others[0], question, 1)[1].covers for found in first]
+        for question in (Question.CHANGE, Question.REFRESH)
+    )
+    assert any("of 3 periods what so few may hide is added" in covers for covers in change)
+    assert not any("hide" in covers for covers in refresh)  # What must only be no worse is no claim of a gain
+    monkeypatch.setattr(judge, "least_between", 0.0)
+    assert share(world, n) > max(charged, least)
+
+
+def test_three_months_of_choices_hide_it_as_well(monkeypatch):
+    "The fault: of candidates 4.9 of 100 equal recipes passed, for only amounts were charged."
+    world, n = odds_choice.Choices("chosen among candidates"), 100
+    passed = lambda: np.mean([odds_choice.passes(world, seed) for seed in range(n)])
+    charged = passed()
+    assert charged <= most(0.025, n)
+    monkeypatch.setattr(Ranking, "least_between", 0.0)
+    assert passed() > charged + 0.01
+
+
 def test_a_shock_that_both_fits_had_learnt_counts_as_well():
     "The fault: a refresh's interval knew the judged period's shock alone."
     assert share(World("amount", 0.20, 1, shared=True)) <= most(0.025)
@@ -87,3 +120,13 @@ def test_the_margin_is_a_share_of_what_the_one_that_serves_loses():
     poor, good, perfect = (sized_limits(limits, Number(), y, lost) for lost in (1e9, 2.0, 0.0))
     spread = Number().spread(y)
     assert poor.same == limits.same * spread and good.same == limits.same * 2.0 and perfect.same > 0
+
+
+def test_the_record_keeps_what_no_step_writes(tmp_path, monkeypatch):
+    "The fault: `make long` took the sections that somebody had written by hand out of the table."
+    monkeypatch.setattr(long, "TABLE", tmp_path / "LONG.md")
+    long.TABLE.write_text("# Checks\n\n## judgement: by hand\n\nkept\n\n## odds: old\n\nold words\n")
+    (tmp_path / "odds.txt").write_text("new words")
+    long.write_table([step for step in long.STEPS if step.name == "odds"], tmp_path, "abc")
+    said = long.TABLE.read_text()
+    assert "## judgement: by hand\n\nkept" in said and "new words" in said and "old words" not in said

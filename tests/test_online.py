@@ -6,6 +6,7 @@ The always-run part delivers 40 random orders; the acceptance figure is `TEST_ML
 import multiprocessing
 import os
 import random
+from dataclasses import replace
 from datetime import timedelta
 
 import polars as pl
@@ -16,16 +17,19 @@ from hypothesis import strategies as st
 
 from mlsys_nb import features as f
 from mlsys_nb.features import Events, FeatureSet, delta, online
+from mlsys_nb.features import reader as reader_room
 from mlsys_nb.features.engine import StoreError
 from mlsys_nb.features.generated import World, world
 from mlsys_nb.features.history import as_of
 from mlsys_nb.features.online import StoreMismatch, compact, online_store, open_online
 from mlsys_nb.features.parity import bits, by_history, by_reference, read_all
 from mlsys_nb.features.parity import frame_of as whole_frame
+from mlsys_nb.features.recent import Recent
 from mlsys_nb.system.clock import instant
 
 ORDERS = int(os.environ.get("TEST_MLSYS_ORDERS", "40"))
 mine = ("customer",)
+HORIZON = instant("2010-01-01T06:00:00Z")
 
 
 @pytest.fixture
@@ -453,6 +457,71 @@ def test_what_hypothesis_finds(tmp_path_factory, rows, data):
             truth = as_bits(by_history(one, invented))
             assert truth == as_bits(by_reference(one, invented))
             assert as_bits(read_all(store, one, invented.moments)) == truth
+
+
+# Records kept open --------------------------------------------------------------------------------------------------
+
+
+def in_order(rows, late=timedelta(0)):
+    "As a source tells that never withdraws, and tells everything so much later."
+    return [{**r, "retracted_at": None, "known_at": r["ts"] + late} for r in rows]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_records_kept_open_answer_as_if_opened_anew(tmp_path, seed):
+    "Reads and writes in any order, moments back and forth, records that are late, withdrawn, in chunks or compacted."
+    draw = random.Random(seed)
+    rows = [r for c in (1, 2, 3) for r in busy_rows(300, 10 * seed + c)[:: draw.choice((3, 7, 40))]]
+    rows = [{**r, "customer": 1 + i % 3, "event_id": f"e{i}"} for i, r in enumerate(rows)]
+    draw.shuffle(rows)
+    if kind := seed % 3:
+        rows = in_order(rows, timedelta(hours=kind - 1))
+    sets = [FeatureSet(f"s{i}", tuple(draw.sample(pool, 5))) for i in range(2)]
+    with pytest.MonkeyPatch.context() as m, open_online(tmp_path / "s") as store:
+        m.setattr(delta, "CHUNK", 8192 if kind else 8)
+        m.setattr(delta, "TAIL", 1024 if kind else 4)
+        store = replace(store, recent=Recent(most=draw.choice((20_000, 1 << 20))))
+        for one in sets:
+            store.keep(one)
+        readers, reused = [store.reader(one) for one in sets], 0
+        while rows or draw.random() < 0.97:
+            if draw.random() < 0.2:
+                told, rows = rows[: (n := draw.choice((1, 5, 40)))], rows[n:]
+                store.write(orders, frame_of(orders, told)) if told else compact(store, sets, HORIZON)
+            which, moment = draw.randrange(2), HORIZON + timedelta(minutes=draw.randint(0, 2000))
+            told = {"customer": draw.choice((1, 1, 2, 3, 9)), "product": "p", "country": "x"}
+            entity = {k: told[k] for k in sets[which].keys}
+            anew = online_store(store.engine).reader(sets[which])
+            found, truth = (as_bits([r.read(entity, moment) or {}]) for r in (readers[which], anew))
+            assert found == truth
+            reused += sum(one.view.again for one in store.recent._kept.values())
+        assert reused or not kind, "otherwise nothing was kept open, and nothing is shown"
+
+
+def test_many_records_kept_open_take_no_place_of_a_reader(tmp_path):
+    "A store has room for so many readers; a record that is kept open is none of them."
+    rows = [{**r, "customer": i, "event_id": f"e{i}"} for i, r in enumerate(busy_rows(100, 1)[:60])]
+    with open_online(tmp_path / "s") as store:
+        store.keep(busy)
+        store.write(orders, frame_of(orders, rows))
+        reader = store.reader(busy)
+        assert all(reader.read({"customer": i}, rows[-1]["ts"]) for i in range(60))
+        assert len(store.recent._kept) > 30, "otherwise nothing is shown"
+        assert store.engine.env.info()["num_readers"] <= 2
+
+
+def test_a_record_kept_open_is_still_somebody_elses(tmp_path, monkeypatch):
+    with open_online(tmp_path / "s") as store:
+        both = FeatureSet("both", (pool[5],))
+        store.keep(both)
+        store.write(orders, frame_of(orders, in_order(busy_rows(3, 1))))
+        reader, asked = store.reader(both), {"customer": 1, "product": "p"}
+        code, real = [], reader_room.entity_code
+        monkeypatch.setattr(reader_room, "entity_code", lambda codes: code.append(real(codes)) or code[0])
+        later = instant("2010-01-01T12:00:00Z")
+        assert reader.read(asked, later) == reader.read(asked, later)
+        with pytest.raises(StoreMismatch, match="two entities share one code"):
+            reader.read({**asked, "product": "q"}, later)
 
 
 # Other processes, damage, mistakes ----------------------------------------------------------------------------------

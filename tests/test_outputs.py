@@ -195,6 +195,7 @@ def test_values_that_differ_are_kept_differently(one, other):
 
 
 def test_the_last_digits_paths_and_digests_are_not_kept():
+    assert values.shown(0.1 + 0.2 - 0.3) == values.shown(0.0) != values.shown(1e-5)
     assert values.shown(0.1 + 0.2) == values.shown(0.3) and values.shown(
         "0.30000000000000004 s"
     ) == values.shown("0.3 s")

@@ -19,7 +19,7 @@ from serving_world import JUNE, MOMENTS, dataset, lake, make, package
 
 from mlsys_nb import features as f
 from mlsys_nb.cases.churn import bought, lines, problem
-from mlsys_nb.doors.verification import journal_findings
+from mlsys_nb.doors.recovery.verification import journal_findings
 from mlsys_nb.features.feature_set import FeatureSet
 from mlsys_nb.features.transforms import apply
 from mlsys_nb.learning.link import sigmoid

@@ -10,13 +10,16 @@ from dashboards_world import HOSTILE, MONTHS, PAGES, SEPTEMBER, lived, ran, run_
 from mlsys_nb.decisions.opinions import Opinion, agreement, give_opinion, read_opinions
 from mlsys_nb.decisions.outcomes import OutcomeError, conflicts, read_outcomes
 from mlsys_nb.doors.cli import main
-from mlsys_nb.doors.review_sheet import review_queue
-from mlsys_nb.doors.reviewing import ReviewDesk
-from mlsys_nb.doors.snapshot import OVERVIEW, SHEETS, dashboard, write_snapshot
-from mlsys_nb.doors.view import version_table, views
+from mlsys_nb.doors.dashboards.review_sheet import review_queue
+from mlsys_nb.doors.dashboards.reviewing import ReviewDesk
+from mlsys_nb.doors.dashboards.snapshot import OVERVIEW, SHEETS, dashboard, write_snapshot
+from mlsys_nb.doors.dashboards.view import version_table, views
 from mlsys_nb.monitoring.alerts import Alert, record
 from mlsys_nb.problem.target import NoOutcome
+from mlsys_nb.serving.objectives import BOUNDS
+from mlsys_nb.system.clock import SystemClock
 from mlsys_nb.system.control import open_control
+from mlsys_nb.system.durable import Log
 from mlsys_nb.system.settings import MlsysError, load_settings
 
 
@@ -47,6 +50,16 @@ def test_the_state_stands_first_and_says_what_is_wrong(system):
     record(open_control(system), "churn", [], SEPTEMBER + timedelta(days=1))
     assert tones(dashboard(views(system), OVERVIEW))[0] == "good"
     assert "Closed alerts" in dashboard(views(system), "drift", "churn")
+
+
+def test_the_overview_says_how_much_of_the_error_budget_is_spent_once_the_service_was_asked(system):
+    assert "error budget" not in dashboard(views(system), OVERVIEW)
+    for failed, spent, tone in ((0, "0% spent", "good"), (3, "150% spent", "bad")):  # of 1,000, then of 2,000
+        now, within = SystemClock().now(), {f"{bound:g}": 1000 for bound in BOUNDS}
+        minute = {"format": 1, "at": now.isoformat(), "asked": 1000, "failed": failed, "within": within}
+        Log(system.data / "service" / f"{now:%Y-%m-%d}.log").append([minute])
+        shown = dashboard(views(system), OVERVIEW)
+        assert spent in texts(shown) and tones(shown)[5] == tone
 
 
 def test_figures_are_those_of_the_version_that_serves(system):
@@ -177,6 +190,23 @@ def test_a_changed_mind_corrects_and_nonsense_is_refused(system):
         with pytest.raises(kind):
             say(*wrong)
     assert len(read_opinions(system, "churn")) == 2
+
+
+def test_what_outcomes_told_is_told_in_words(system):
+    "Money in its unit, what was saved and not what would have been, delays in days."
+    shown = texts(dashboard(views(system), "performance", "churn"))
+    for words in (
+        "cost per 1,000, GBP",
+        "350 [294, 407]",
+        "70 % [68 %, 72 %]",
+        "They count as final after 30 days",
+        "31 days",
+        "0.56 [0.55, 0.58]",
+    ):
+        assert words in shown, words
+    assert not {"q50", "maturity_days", "maturity days", "cost per 1000"} & set(
+        re.findall(r"\w+(?: \w+)*", shown)
+    )
 
 
 def test_money_says_whether_to_go_on(system):

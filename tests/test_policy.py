@@ -138,6 +138,38 @@ def test_an_old_recipe_is_searched_in_the_place_of_a_refresh():
     assert asked(replace(due, searched_days=900), cadence=Cadence(search=None)).action == "refresh"
 
 
+def test_a_search_says_what_is_asked_where_it_is_refused():
+    due = replace(CALM, age_days=90, searched_days=200)
+    assert (asked(due).action, asked(due).then) == ("search", "refresh")
+    assert "if it is refused" in asked(due)._repr_html_()
+    assert asked(replace(CALM, age_days=90)).then == "" == asked(NOBODY).then  # a refresh, and a first model
+
+
+@pytest.mark.parametrize(
+    ("cadence", "then"),
+    [
+        (Cadence(trainings=2), "refresh"),
+        (Cadence(trainings=1), ""),  # the budget pays for one more
+        (Cadence(automatic=("search",)), ""),  # a refresh is left to a person
+    ],
+)
+def test_a_refused_search_is_followed_by_what_the_cadence_allows(cadence, then):
+    due = replace(CALM, age_days=90, searched_days=200)
+    assert (asked(due, cadence=cadence).action, asked(due, cadence=cadence).then) == ("search", then)
+
+
+def test_what_was_refused_on_these_labels_is_not_asked_again_behind_a_search():
+    worse = replace(BROKEN, alerts=(RANK,), new_labels=140, attempts=(was("refresh", 10, trouble=True),))
+    assert (asked(worse).action, asked(worse).then) == ("search", "")
+    more = replace(worse, new_labels=150, searched_days=200)
+    assert (asked(more).action, asked(more).then) == ("search", "refresh")
+    twice = tuple(was("refresh", days, outcome="promoted", trouble=True) for days in (40, 20))
+    assert (asked(replace(worse, attempts=twice)).action, asked(replace(worse, attempts=twice)).then) == (
+        "search",
+        "",
+    )
+
+
 def test_a_version_worse_than_the_rule_climbs_to_the_rule_which_waits_for_no_cool_down():
     state = replace(CALM, worse_than={"rule": "the rule would have lost .02 nats less"})
     assert asked(state).action == "refresh"

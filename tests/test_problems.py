@@ -9,6 +9,7 @@ import sys
 import time
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import httpx
 import pytest
@@ -73,7 +74,7 @@ def served(here, *names, workers=1):
     command = [sys.executable, "-c", COMMAND, "serve", *names, "--root", str(here.root),
                "--port", str(port), "--workers", str(workers)]  # fmt: skip
     child = subprocess.Popen(command, cwd=here.home, stderr=subprocess.PIPE, text=True,
-                             env={**os.environ, "PYTHONPATH": str(here.home), "MLSYS_RELOAD_SECONDS": "0.1"})  # fmt: skip
+                             env={**os.environ, "PYTHONPATH": f"{here.home}:{Path(__file__).parent}", "MLSYS_RELOAD_SECONDS": "0.1"})  # fmt: skip
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", headers=head(here.root), timeout=20) as client:
             for _ in range(1200):

@@ -85,7 +85,7 @@ def test_where_room_is_limited_customers_come_after_the_next_look(monkeypatch, c
     problem = SimpleNamespace(name="p", capacity=capacity)
     at = SimpleNamespace(problem=problem, control=None, client=None, settings=None)
     with pytest.raises(SystemExit, match="customers come"):
-        replaying._serve(at, datetime(2010, 5, 1, tzinfo=UTC), 1)
+        replaying._serve(at, datetime(2010, 5, 1, tzinfo=UTC), 1, None)
     assert met == ["serves", *waits]
 
 

@@ -4,23 +4,29 @@ import ast
 import json
 import os
 import re
+import resource
 import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import time
+from collections import Counter
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
 import nbformat
 import pytest
 from calendar_world import lived
+from conftest import until
 
 from mlsys_nb.doors.cli import main
-from mlsys_nb.jobs.schedule import due_until, entry_from
+from mlsys_nb.doors.timekeeper import Timekeeper
+from mlsys_nb.jobs.schedule import Scheduler, due_times, due_until, entry_from, last_due, late_entries
 from mlsys_nb.jobs.timetable import exported, on_calendar
 from mlsys_nb.monitoring.alerts import open_alerts
-from mlsys_nb.system.control import open_control, put_document
+from mlsys_nb.system.clock import instant
+from mlsys_nb.system.control import open_control, open_tables, put_document
 from mlsys_nb.system.duty import dues
 from mlsys_nb.system.runs import list_runs
 from mlsys_nb.system.settings import load_settings
@@ -31,6 +37,148 @@ KNOWN = {"problems": ["churn"], "jobs": ["score", "tick"]}
 def test_over_a_change_of_clocks_with_schedulers_killed_at_random_each_moment_runs_once_or_is_said_to_be_missed():
     found = lived(6, 0, "2026-03-26")
     assert not found["wrong"] and found["moments"] > 25 and found["kills"] > 10, found
+
+
+CHANGES = {  # of the clock: at midnight, at midnight, by half an hour, twice in a month of fasting
+    "America/Santiago": ("2025-04-05", "2025-09-06"),
+    "Asia/Beirut": ("2025-03-29", "2025-10-25"),
+    "Australia/Lord_Howe": ("2025-04-05", "2025-10-04"),
+    "Europe/London": ("2025-03-29", "2025-10-25"),
+    "Africa/Casablanca": ("2025-02-22", "2025-04-05"),
+}
+CRONS = ("0 0 * * *", "30 0 * * *", "45 1 * * *", "15 2 * * *", "45 23 * * *", "0 */6 * * *", "*/15 * * * *")
+
+
+@pytest.mark.parametrize("zone", CHANGES)
+@pytest.mark.parametrize("cron", CRONS)
+def test_over_every_change_of_clocks_each_day_has_its_moment_once_from_wherever_one_looks(zone, cron):
+    entry = entry_from("churn.score", f"{cron} {zone}", KNOWN)
+    for day in CHANGES[zone]:
+        begin = instant(day) - timedelta(days=2)
+        every = due_until(entry, begin, begin + timedelta(days=6))
+        walls = [t.astimezone(ZoneInfo(zone)) for t in every]
+        steps = {b - a for a, b in zip(every, every[1:], strict=False)}
+        if cron.startswith("*/15"):
+            assert steps == {timedelta(minutes=15)}
+        elif "/" in cron:
+            assert all(w.hour % 6 == 0 and w.minute == 0 for w in walls) and max(steps) <= timedelta(hours=13)
+        else:
+            assert (
+                (walls[-1].date() - walls[0].date()).days + 1 == len({w.date() for w in walls}) == len(every)
+            )
+        for minutes in range(0, 4 * 24 * 60, 23):
+            moment = begin + timedelta(days=1, minutes=minutes)
+            assert next(due_times(entry, moment)) == min(t for t in every if t > moment)
+            assert last_due(entry, moment) == max(t for t in every if t <= moment)
+
+
+class Instantly:
+    "A job that is done at once, and says so."
+
+    def __init__(self, done, key):
+        done[key] += 1
+
+    def poll(self):
+        return 0
+
+    def kill(self): ...
+
+
+def kept(folder):
+    "Tables, a daily entry, a scheduler of it whose jobs are done at once, and how often each was."
+    control, done = open_tables(f"sqlite:///{folder}/control.db"), Counter()
+    entry = entry_from("churn.score", "0 6 * * * UTC", KNOWN)
+    start = lambda entry, due: Instantly(done, due)
+    return control, entry, lambda name: Scheduler(control, [entry], start, name), done
+
+
+@pytest.mark.parametrize("ahead", [timedelta(minutes=40), timedelta(days=1), timedelta(days=365)])
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_clock_that_was_ahead_and_is_set_back_costs_no_run_and_makes_none_twice(tmp_path, ahead, restarted):
+    control, entry, scheduler, done = kept(tmp_path)
+    keeper, now = scheduler("one"), instant("2026-05-01T00:00")
+    while now < instant("2026-05-10T00:00"):
+        keeper.turn(now)
+        if now == instant("2026-05-04T05:45"):
+            for minutes in (0, 15, 30):  # the clock jumps, and is set right
+                keeper.turn(now + ahead + timedelta(minutes=minutes))
+            keeper = scheduler("two") if restarted else keeper
+        now += timedelta(minutes=15)
+    days = [instant(f"2026-05-{day:02}T06:00") for day in range(1, 10)]
+    assert all(done[day] for day in days)
+    assert max(done.values()) <= 1 + restarted  # how the job of a killed one ended, its key knows alone
+    assert {row.status for row in dues(control, after=days[0]) if row.due in days} == {"done"}
+    assert late_entries(control, [entry], now) == []
+
+
+def test_what_does_not_run_after_a_clock_was_set_back_is_told(tmp_path):
+    control, entry, scheduler, _ = kept(tmp_path)
+    for moment in ("2026-05-01T05:00", "2027-05-01T07:00", "2027-05-01T07:01", "2026-05-01T05:01"):
+        scheduler("one").turn(instant(moment))
+    [late] = late_entries(control, [entry], instant("2026-05-02T08:00"))
+    assert late.due == instant("2026-05-02T06:00") and "no scheduler has started it" in late.why
+
+
+KEEPER = """
+from datetime import timedelta
+from mlsys_nb.jobs import schedule
+schedule.LEASE = timedelta(seconds=3)
+from mlsys_nb.doors.timekeeper import Timekeeper
+from mlsys_nb.system.settings import load_settings
+Timekeeper(load_settings(), print).run(seconds=0.3)
+"""
+
+
+def test_a_scheduler_that_is_stopped_beyond_its_lease_and_continued_neither_runs_twice_nor_ends_what_is_not_its_own(
+    home,
+):
+    control = open_control(declared(home, "0 3 * * * UTC -p seconds=1"))
+    first, second = None, None
+    newest = lambda: next((row for row in reversed(dues(control)) if row.status != "missed"), None)
+    try:
+        first = subprocess.Popen([sys.executable, "-c", KEEPER])
+        until(lambda: newest() is not None)
+        first.send_signal(signal.SIGSTOP)
+        holder = newest().owner
+        second = subprocess.Popen([sys.executable, "-c", KEEPER])
+        until(lambda: newest().status == "done")
+        assert newest().owner != holder and newest().tries == 2
+        ended = newest()
+        first.send_signal(signal.SIGCONT)
+        time.sleep(3)
+        assert newest() == ended and first.poll() is None
+        assert [run.status for run in list_runs(control)] == ["succeeded"]
+    finally:
+        for process in filter(None, (first, second)):
+            process.send_signal(signal.SIGCONT)
+            process.terminate()
+            process.wait(60)
+
+
+def test_a_disk_that_is_full_stops_no_scheduler_and_starts_nothing_without_a_lease(home, monkeypatch):
+    settings, said, started = declared(home, "0 3 * * * UTC"), [], Counter()
+    keeper = Timekeeper(settings, said.append)
+    monkeypatch.setattr(keeper.scheduler, "start", lambda entry, due: Instantly(started, due))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    full = lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    full(0)
+    try:
+        for _ in range(3):
+            keeper.persist()
+    finally:
+        full(soft)
+    assert len(said) == 1 and said[0].startswith("cannot keep time: the control tables"), said
+    assert (
+        not started and [row.status for row in dues(open_control(settings)) if row.status != "missed"] == []
+    )
+    keeper.persist()
+    full(0)
+    try:
+        keeper.persist()  # it has ended, and this cannot be written
+    finally:
+        full(soft)
+    keeper.persist()
+    assert [*started.values()] == [1] and dues(open_control(settings))[-1].status == "done"
 
 
 @pytest.fixture
@@ -117,11 +265,9 @@ def test_a_job_that_hangs_is_ended_and_a_stopped_scheduler_leaves_nothing(home):
     assert main(["schedule", "--once"]) == 0 and time.monotonic() - started < 100
     control = open_control(settings)
     assert "it took longer than" in dues(control)[-1].error
-    settings = declared(home, "30 3 * * * UTC -p seconds=600")
+    settings, before = declared(home, "30 3 * * * UTC -p seconds=600"), {r.run_id for r in list_runs(control)}
     process = subprocess.Popen(["mlsys", "schedule"], stdout=subprocess.DEVNULL)
-    end = time.monotonic() + 60
-    while time.monotonic() < end and not any(r.status == "running" for r in list_runs(control)):
-        time.sleep(0.2)
+    until(lambda: any(r.status == "running" and r.run_id not in before for r in list_runs(control)))
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 130
     row = dues(control)[-1]

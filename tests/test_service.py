@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 import httpx
 import pytest
-from caller import client_of
+from caller import client_of, undescribed
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from serving_world import HOME, JUNE, lake, make
@@ -216,7 +216,11 @@ def test_documentation_health_and_metrics(world):
         described["paths"]["/v1/churn/predictions"]["post"]["responses"]
     )
     page = client.get("/docs").text
-    assert "<script" not in page and "http://" not in page and "https://" not in page
+    assert page.count("<script") == 1 and "https://" not in page
+    assert page.count("http://") == page.count(str(client.base_url).rstrip("/")), "no address but its own"
+    answered = post(client, {"customer_id": 13080, "features": True, "request_id": "described"}).json()
+    kept = client.get(f"/v1/churn/decisions/{answered['decision_id']}").json()
+    assert undescribed(described, "churn", answered, kept) == set()
     said = client.get("/openapi.json").json()["paths"]["/v1/churn/outcomes"]["post"]
     assert "409" in said["responses"] and "correction" in page and "same service process" in page
     assert client.get("/readyz").json()["problems"]["churn"]["version"] == 1 and client.get(

@@ -14,9 +14,9 @@ import pytest
 from access import barriers, engine
 
 from mlsys_nb.doors.cli import parser
-from mlsys_nb.doors.manual import reference
-from mlsys_nb.doors.pages import chapter_page
-from mlsys_nb.doors.site import build_site, pages_of
+from mlsys_nb.doors.docs.manual import reference
+from mlsys_nb.doors.docs.pages import chapter_page
+from mlsys_nb.doors.docs.site import build_site, pages_of
 from mlsys_nb.jobs.run_index import index
 from mlsys_nb.jobs.runner import Runner
 from mlsys_nb.system.markup import card
@@ -28,10 +28,8 @@ SOME = [
     "00_system/01_clock",
     "70_jobs/70_parameters",
     "30_evaluation/34_gate",
-    "80_doors/81_figures",
+    "80_doors/84_figures/10_drawing",
 ]
-FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-         "--disable-background-networking", "--disable-component-update"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -61,40 +59,32 @@ def site(home):
 
 
 @pytest.fixture(scope="module")
-def look(tmp_path_factory):
+def look(browser, tmp_path_factory):
     "Open pages, and hold what the browser said against them."
-    playwright = pytest.importorskip("playwright.sync_api")
-    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if browser is None:
-        pytest.skip("no chromium here")
     shots = Path(os.environ.get("TEST_MLSYS_SCREENSHOTS") or tmp_path_factory.mktemp("screenshots"))
     shots.mkdir(parents=True, exist_ok=True)
-    with playwright.sync_playwright() as p:
-        window = p.chromium.launch(executable_path=browser, args=FLAGS)
-        page = window.new_page(viewport={"width": 1280, "height": 900})
-        said: list[str] = []
-        page.on("console", lambda m: said.append(m.text) if m.type in ("error", "warning") else None)
-        page.on("pageerror", lambda e: said.append(str(e)))
-        page.on(
-            "request", lambda r: None if r.url.startswith(("file:", "data:", "blob:")) else said.append(r.url)
-        )
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    said: list[str] = []
+    page.on("console", lambda m: said.append(m.text) if m.type in ("error", "warning") else None)
+    page.on("pageerror", lambda e: said.append(str(e)))
+    page.on(
+        "request", lambda r: None if r.url.startswith(("file:", "data:", "blob:")) else said.append(r.url)
+    )
 
-        def look(path: Path, name: str):
-            said.clear()
-            page.goto(path.as_uri())
-            page.wait_for_timeout(300)
-            page.screenshot(path=shots / f"{name}.png")
-            assert said == [], f"{path.name}: {said}"
-            wide = page.evaluate(
-                "document.documentElement.scrollWidth > document.documentElement.clientWidth"
-            )
-            assert not wide, f"{path.name} is wider than its window"
-            if engine():
-                assert barriers(page) == [], path.name
-            return page
+    def look(path: Path, name: str):
+        said.clear()
+        page.goto(path.as_uri())
+        page.wait_for_timeout(300)
+        page.screenshot(path=shots / f"{name}.png")
+        assert said == [], f"{path.name}: {said}"
+        wide = page.evaluate("document.documentElement.scrollWidth > document.documentElement.clientWidth")
+        assert not wide, f"{path.name} is wider than its window"
+        if engine():
+            assert barriers(page) == [], path.name
+        return page
 
-        yield look
-        window.close()
+    yield look
+    page.close()
 
 
 def test_the_site_has_every_page(site, home):
@@ -249,7 +239,7 @@ def test_hostile_words_act_nowhere(home, tmp_path, look):
         "system/index",
         "system/clock",
         "evaluation/gate",
-        "doors/figures",
+        "doors/figures/drawing",
         "cases/churn",
         "jobs/train",
     ],
@@ -310,7 +300,7 @@ def test_reports_in_a_browser(home, look):
     reports = load_settings(home=home).reports
     index(load_settings(home=home))
     page = look(reports / "index.html", "reports-index")
-    page.click("a >> nth=0")
-    page.wait_for_load_state()
+    with page.expect_navigation():
+        page.click("a >> nth=0")
     assert page.title().startswith("Ingest")
     look(next(reports.glob("churn/ingest/*/report.html")), "report-ingest")

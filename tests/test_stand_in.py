@@ -266,6 +266,7 @@ def test_the_first_day_by_the_command(tmp_path, capsys):
         assert (
             "decision: not enough data" in said and "rule: the rule serves as version 1: too little" in said
         )
+        assert "rows have an outcome, in " in said and "at this rate it takes about " in said
         assert main(["train", "visits", "--rule", "-p", "n_trials=2", *words]) == 0
         assert "decision: promoted" in capsys.readouterr().out
         assert main(["versions", "visits", "--root", str(settings.root)]) == 0

@@ -14,10 +14,10 @@ import pytest
 from mlsys_nb.data import Column, Contract, check, survey
 from mlsys_nb.data.delimited import SourceError
 from mlsys_nb.data.reading import read_table
-from mlsys_nb.doors.beginnings import _from_typed
-from mlsys_nb.doors.case import declared_code
-from mlsys_nb.doors.origin import Origin
-from mlsys_nb.doors.proposal import assumptions, called, completed, propose
+from mlsys_nb.doors.onboarding.case import declared_code
+from mlsys_nb.doors.onboarding.origin import Origin
+from mlsys_nb.doors.onboarding.proposal import assumptions, called, completed, propose
+from mlsys_nb.doors.onboarding.stored_type import as_stored
 from mlsys_nb.loop.step import StaleData, reaching
 from mlsys_nb.system.settings import MlsysError
 
@@ -145,7 +145,7 @@ def test_dates_that_a_parquet_file_has_as_text_are_declared_so() -> None:
     rows = pl.DataFrame(
         {"day": ["2024-05-01", "2024-05-02T10:00:00", None], "x": [1, 2, 3], "at": [BEGIN] * 3}
     )
-    found = _from_typed(survey(rows, target="x"), rows)
+    found = as_stored(survey(rows, target="x"), rows)
     assert found["day"].formats == ("%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%d") and found["at"].formats == ()
     contract = Contract("c", (Column("day", "time", formats=found["day"].formats, nullable=True),))
     assert check(contract, rows.select("day")).rows["day"].null_count() == 1
@@ -172,7 +172,7 @@ def test_a_step_without_rows_says_where_they_went(empty: tuple[str, ...]) -> Non
 
 def written(rows: pl.DataFrame, place: str = "found/x.csv") -> dict[str, Any]:
     "What the declaration that follows from a table declares."
-    look = survey(rows) if place.endswith(("csv", "jsonl")) else _from_typed(survey(rows), rows)
+    look = survey(rows) if place.endswith(("csv", "jsonl")) else as_stored(survey(rows), rows)
     declared: dict[str, Any] = {}
     exec("\n".join(declared_code(propose(look, "found", NOW, rows), Origin(place))), declared)
     return declared
@@ -267,3 +267,98 @@ def test_what_was_assumed_is_told() -> None:
     assert "day: no zone is written" in zone and "won: known at once" in known
     told = rows.with_columns(pl.col("day") + "+02:00")
     assert assumptions(propose(survey(told), "found", NOW)) == [known]
+
+
+ZONED = [f"{BEGIN + timedelta(hours=15 * i):%Y-%m-%d %H:%M}" for i in range(N)]
+# how a column is written: (values, a type it must have, what of its Column)
+WRITTEN = {
+    "a zone behind minutes": ([t + "+02:00" for t in ZONED], "time", {"formats": (), "zoneless": False}),
+    "as PostgreSQL writes it": ([t + ":00+02" for t in ZONED], "time", {"formats": (), "zoneless": False}),
+    "UTC in letters": ([t + ":00 UTC" for t in ZONED], "time", {"formats": (), "zoneless": False}),
+    "decimal marks that differ from line to line": (
+        [f"{i % 97}.{i % 90 + 10}" if i % 5 == 0 else f"1.{i % 900 + 100},{i % 90 + 10}" for i in range(N)],
+        "float", {"decimal": ",.", "scale": 2}),
+    "a sign of money with nothing or a word beside it": (
+        [("€", "n/a €", "k.A. €")[i // 9 % 3] if i % 9 == 0 else f"{i % 97},{i % 90 + 10} €" for i in range(N)],
+        "decimal", {"money": "€", "marks": ("k.A. €", "n/a €", "€")}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("way", WRITTEN)
+def test_a_column_is_read_as_it_is_written_and_its_contract_reads_the_same(tmp_path: Path, way: str) -> None:
+    values, dtype, said = WRITTEN[way]
+    rows = pl.DataFrame({"id": IDS, "day": at("%Y-%m-%d"), "x": values, "won": some("y", "n")})
+    column = survey(rows)["x"]
+    assert column.dtype == dtype and {word: getattr(column, word) for word in said} == said
+    how = {w: getattr(column, w) for w in ("formats", "decimal", "thousands", "money")}
+    contract = Contract(
+        "c", (Column("id", "text"), Column("x", dtype, missing=column.marks, nullable=True, **how))
+    )
+    read = check(contract, rows.select("id", "x"), text=True)
+    assert not len(read.quarantine) and read.rows["x"].null_count() == column.missing
+    assert column.missing == (len([v for v in values if not any(map(str.isdigit, v))]))
+    if dtype == "time":
+        assert set(read.rows["x"].dt.minute()) == {0} and column.low == read.rows["x"].min()
+
+
+@pytest.mark.parametrize(
+    ("values", "word"),
+    [([f"{i}th of June" if i % 3 else str(i) for i in range(N)], ""),
+     ([f"{i}.5" if i % 9 else f"about {i}" for i in range(N)], "89% of its values are numbers"),
+     ([f"{i % 28 + 1}-{i % 12 + 1}-{2000 + i % 9}T{i % 24}h{i % 50 + 10}" for i in range(N)], "looks like times, in no way")],
+)  # fmt: skip
+def test_what_is_nearly_a_number_or_a_time_is_said_to_be_so(values: list[str], word: str) -> None:
+    [column] = survey(pl.DataFrame({"x": values})).columns
+    assert column.dtype == "text" and (word in " ".join(column.notes) if word else not column.notes)
+
+
+def meters(days: int = 120) -> pl.DataFrame:
+    "A reading of each meter each day, of which the last column is no outcome."
+    rng, level = np.random.default_rng(3), np.exp(np.random.default_rng(4).normal(2, 1, 12))
+    rows = [
+        (f"Z{k}", BEGIN + timedelta(days=d), round(level[k] * (1 + 0.3 * (d % 7 > 4)), 2), float(d % 9))
+        for d in range(days)
+        for k in range(12)
+        if rng.random() > 0.02
+    ]
+    return pl.DataFrame(rows, schema=["Zähler", "Ablesung", "Verbrauch", "Temperatur"], orient="row")
+
+
+def test_what_is_measured_at_every_moment_is_asked_about_with_what_it_was_before() -> None:
+    look = survey(meters())
+    assert (look.entity, look.target, look.measured) == ("Zähler", "Verbrauch", True)
+    whole, _ = completed(meters(), look)
+    problem = written(whole)["problem"]
+    assert (problem.rule.kind, problem.rule.features) == ("previous", ("last_verbrauch",))
+    assert len([n for n in problem.features.names if "verbrauch" in n]) == 7
+    orders = meters().with_columns(
+        pl.col("Zähler").shuffle(seed=1)
+    )  # as many rows, in no order: nobody's meter
+    assert not survey(orders).measured
+
+
+def test_a_yes_or_no_beside_the_name_of_a_row_is_its_outcome() -> None:
+    told = [None if i % 3 else "where is it" for i in range(N)]
+    when = [None if i % 3 else BEGIN + timedelta(hours=15 * i + 5) for i in range(N)]
+    rows = pl.DataFrame({"uuid": IDS, "at": [BEGIN + timedelta(hours=15 * i) for i in range(N)],
+                         "courier": [i % 40 for i in range(N)], "user_id": [i % 50 for i in range(N)], "km": range(N),
+                         "tipsy": [i % 3 == 0 for i in range(N)], "complaint": told, "complained": when})  # fmt: skip
+    look = survey(rows)
+    assert (look.target, look.entity) == ("tipsy", "user_id")
+    assert survey(rows.drop("tipsy")).target is None  # one word that is there or not says nothing more
+
+
+def test_what_came_of_earlier_rows_is_a_feature_only_where_one_knows_when() -> None:
+    base = {"uuid": IDS, "at": at("%Y-%m-%d"), "patient": [f"p{i % 60}" for i in range(N)], "x": range(N)}
+    y = {"no_show": some("y", "n")}
+    after = {"closed": [f"{BEGIN + timedelta(hours=15 * i + 50):%Y-%m-%d}" for i in range(N)]}
+    assert "no_show_before" not in written(pl.DataFrame(base | y))["problem"].features.names
+    assert {"last_no_show", "no_show_before"} <= set(
+        written(pl.DataFrame(base | after | y))["problem"].features.names
+    )
+
+
+def test_numbers_name_what_was_taken_where_they_are_called_so() -> None:
+    rows = log(isbn=[978_000 + i for i in np.random.default_rng(1).integers(0, 40, 6000)]).drop("hall")
+    look = survey(rows)
+    assert (look.item, look.ranks) == ("isbn", True)

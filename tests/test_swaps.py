@@ -157,7 +157,7 @@ def imported(pid):
 WORKER = """
 import json, sys
 from mlsys_nb.serving.service import _Life
-from mlsys_nb.serving.straight import StraightLine
+from mlsys_nb.serving.fast_path import StraightLine
 from mlsys_nb.system.settings import load_settings
 here = load_settings(root=sys.argv[1], home=sys.argv[2])
 life = _Life(here, ["churn"])

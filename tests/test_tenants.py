@@ -8,6 +8,7 @@ from dataclasses import replace
 import httpx
 import pytest
 import tenants_world as world
+from caller import undescribed
 
 from mlsys_nb.doors.cli import main
 from mlsys_nb.loop.step import context
@@ -106,6 +107,10 @@ def test_the_service_answers_each_by_its_own_and_says_which(here, capsys):
             assert {n: one[n] for n in same} == {n: told[shop][n] for n in same}
         kept = ask.get(f"/v1/orders/decisions/{told['north']['decision_id']}").json()
         assert (kept["tenant"], kept["served_by"]) == ("north", "tenant")
+        described = ask.get("/openapi.json").json()
+        assert undescribed(described, "orders", told["north"], kept) == set(), (
+            "the description knows of tenants"
+        )
         why = ask.post("/v1/orders/explanations", json=customer("north")).json()
         assert why["version"] == rows["north"]["version"]
     replayed = said(capsys, "replay", told["north"]["decision_id"])
@@ -144,6 +149,9 @@ def test_a_key_of_one_shop_learns_nothing_of_another(here, capsys):
         assert {r.status_code for r in refused} == {403}
         assert len({r.text for r in refused}) == 1, "what exists and what does not are refused alike"
         assert north.post("/v1/orders/explanations", json=customer("south")).status_code == 403
+        twice = [ask.post(path, json={**customer(shop), "request_id": "monday"}) for ask, shop in ((north, "north"), (south, "south"))]  # fmt: skip
+        assert [r.status_code for r in twice] == [200, 200], "who else uses a name is nobody's business"
+        assert [r.json()["tenant"] for r in twice] == ["north", "south"]
         theirs_of = south.post(path, json=customer("south")).json()["decision_id"]
         unknown = theirs_of[:-4] + ("aaaa" if theirs_of[-4:] != "aaaa" else "bbbb")
         for ask in (

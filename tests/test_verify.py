@@ -27,7 +27,7 @@ from mlsys_nb.decisions.outcomes import Ledger, Outcome
 from mlsys_nb.decisions.record import Decision
 from mlsys_nb.decisions.writer import DecisionLog
 from mlsys_nb.doors.cli import main
-from mlsys_nb.doors.verification import CHECKS, findings
+from mlsys_nb.doors.recovery.verification import CHECKS, findings
 from mlsys_nb.features.online import open_online, sync
 from mlsys_nb.jobs.run_index import record_of
 from mlsys_nb.jobs.runner import Runner

@@ -28,6 +28,7 @@ HERE = Path(__file__).resolve().parent
 NBS = HERE.parent / "nbs"
 NAME = "__seen__"
 FREE = ("35_learning", "45_release", "55_serving", "75_loop")  # floors that are not held
+TINY = 1e-25, 1e-6  # between them there is little but the last digits of a processor
 LONG, SHORT, TIMES, ROWS, DEEP = 20_000, 60, 12, 60, 6
 # What a lesson gives to the house, checks, or names: no value of the house.
 PLAIN = re.compile(
@@ -91,7 +92,7 @@ def parts(value: Any, deep: int = 0) -> Iterator[str]:
     if value is None or isinstance(value, bool | int | Decimal):
         yield f"{value}"
     elif isinstance(value, float):
-        yield f"{value:.6g}"
+        yield "0" if TINY[0] < abs(value) < TINY[1] else f"{value:.6g}"
     elif isinstance(value, str):
         yield words(str(value))
     elif isinstance(value, bytes):

@@ -20,15 +20,17 @@ from mlsys_nb.data.notation import (
     Numeral,
     check_formats,
     exact_units,
+    iso_moments,
     moments_as,
     plain_number,
     since_epoch,
 )
+from ..system.kind import known_words
 from ..system.lazy import Late
 
 # %% auto #0
-__all__ = ['OWN', 'LARGEST_INT', 'POLARS_TYPES', 'NUMBER_TYPES', 'Conversion', 'FIRST_DAY', 'LAST_DAY', 'PER_DAY',
-           'CLOCK_FORMATS', 'CONVERTERS', 'Column', 'within_calendar', 'printable', 'fault', 'converted']
+__all__ = ['OWN', 'LARGEST_INT', 'POLARS_TYPES', 'NUMBER_TYPES', 'Conversion', 'FIRST_DAY', 'LAST_DAY', 'PER_DAY', 'CONVERTERS',
+           'Column', 'within_calendar', 'printable', 'fault', 'converted']
 
 # %% ../../nbs/10_data/10_columns.ipynb #d94a1611
 OWN = ("event_id", "fingerprint", "known_at", "ingested_at", "retracted_at", "row", "rule", "reason")
@@ -48,6 +50,7 @@ POLARS_TYPES = Late(
 )
 
 # %% ../../nbs/10_data/10_columns.ipynb #7ace77c6
+@known_words
 @dataclass(frozen=True)
 class Column:
     "What is promised about one column."
@@ -100,9 +103,9 @@ NUMBER_TYPES = ("int", "float", "decimal")
 def _check_column(column: Column) -> None:
     name = column.name
     if column.dtype not in _WORDS:
-        items = f"; {LIST_ITEMS}" if column.dtype.startswith("list") else ""
+        items = f"; {LIST_ITEMS}" if str(column.dtype).startswith("list") else ""
         raise ContractError(
-            f"column {name!r}: dtype is one of {', '.join(_WORDS)}; got {column.dtype!r}{items}"
+            f"column {name!r}: dtype is one of {', '.join(_WORDS)}; got {column.dtype!r}{items}; write one of them, a date is a time"
         )
     if column.called in OWN or misread(column.called):
         raise ContractError(
@@ -222,9 +225,6 @@ def printable(
     return pl.when(raw.is_not_null()).then(pl.coalesce(shown, number)).alias(column)
 
 # %% ../../nbs/10_data/10_columns.ipynb #06dc7272
-CLOCK_FORMATS = ("%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%dT%H:%M", "%Y-%m-%d")
-
-
 def _placed(column: Column, local: pl.Expr) -> pl.Expr:
     zoned = local.dt.replace_time_zone(column.zone, ambiguous="earliest", non_existent="null")
     return zoned.dt.convert_time_zone("UTC")
@@ -233,10 +233,8 @@ def _placed(column: Column, local: pl.Expr) -> pl.Expr:
 def _read_time(column: Column, raw: pl.Expr) -> pl.Expr:
     local, known = moments_as(raw, column.formats)
     if not any(f.startswith("%Y") for f in column.formats):
-        iso = raw.str.strip_chars().str.replace(" ", "T", literal=True).str.replace(r"(Z|z)$", "+00:00")
-        local += [iso.str.to_datetime(f, time_unit="us", strict=False) for f in CLOCK_FORMATS]
-        aware = "%Y-%m-%dT%H:%M:%S%.f%z"
-        known = [iso.str.to_datetime(aware, time_unit="us", time_zone="UTC", strict=False), *known]
+        plain, aware = iso_moments(raw)
+        local, known = local + plain, aware + known
     return pl.coalesce(*known, *([_placed(column, pl.coalesce(*local))] if local else []))
 
 

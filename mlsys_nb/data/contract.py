@@ -29,6 +29,7 @@ from .fingerprint import fingerprints
 from .frame import INTERNAL, delivered_as
 from ..system.durable import json_bytes, sha256
 from ..system.interchange import as_polars
+from ..system.kind import known_words, of_kind
 from ..system.markup import card, table
 
 # %% auto #0
@@ -49,6 +50,7 @@ class RowRule:
         return self.told() if callable(self.told) else self.told
 
 # %% ../../nbs/10_data/11_contract.ipynb #be47dc77
+@known_words
 @dataclass(frozen=True, eq=False)
 class Contract:
     "What a source promises."
@@ -106,7 +108,7 @@ def _check_contract(contract: Contract) -> None:
     if not types or twice or kind not in ID_TYPES:
         raise ContractError(
             f"contract {contract.name!r} needs columns of distinct names, among them its id (one of {ID_TYPES}), got "
-            f"{twice or every} with id {contract.id!r} ({kind})"
+            f"{twice or every} with id {contract.id!r} ({kind}); declare each once, and the id among them"
         )
     if contract.twins not in ("once", "count") or (contract.id and contract.twins == "count"):
         raise ContractError(
@@ -117,7 +119,7 @@ def _check_contract(contract: Contract) -> None:
         contract.claims and contract.claims not in types
     ):
         raise ContractError(
-            f"contract {contract.name!r}: claims is one of its time columns, got {contract.claims!r}"
+            f"contract {contract.name!r}: claims is one of its time columns, got {contract.claims!r}; declare that column as a time"
         )
 
 # %% ../../nbs/10_data/11_contract.ipynb #8b83e30b
@@ -238,8 +240,7 @@ class Checked:
 
 def _fitting(contract: Contract, frame: pl.DataFrame) -> tuple[str, ...]:
     names = [c.name for c in contract.columns]
-    missing = [n for n in names if n not in frame.columns]
-    if missing:
+    if missing := [n for n in names if n not in frame.columns]:
         raise ContractError(
             f"{contract.name} promises the columns {', '.join(missing)}, the batch has {', '.join(frame.columns) or 'none'}; "
             f"the whole batch is refused: mend the delivery, or change the contract"
@@ -373,4 +374,5 @@ def check(
     text: bool = False,  # Its source knows no types (CSV, JSON): values may arrive as text
 ) -> Checked:
     "Apply a contract to one batch."
+    of_kind(contract, Contract, "a batch is checked by a Contract", "hand in source.contract")
     return check_many(contract, [as_polars(frame)], text)[0]

@@ -14,7 +14,22 @@ from typing import Any
 import polars as pl
 
 from .lists import list_in, list_text
-from .notation import EPOCHS, moments_as, since_epoch
+from .notation import EPOCHS, iso_moments, moments_as, since_epoch
+from mlsys_nb.data.number_format import (
+    CURRENCY,
+    ENOUGH,
+    NO_NUMBER,
+    NOTHING,
+    as_number,
+    bare_number,
+    counted_values,
+    is_written,
+    missing_words,
+    number_format,
+    recurring_words,
+    share_fitting,
+    unit_of,
+)
 
 # %% auto #0
 __all__ = ['FEW', 'ColumnGuess', 'column_guess', 'read_as']
@@ -66,104 +81,46 @@ class ColumnGuess:
         fit = self.dtype == "text" and not self.prose or self.dtype == "int" and (named or self.rises)
         return known >= 20 and self.unique > 0.98 and fit
 
-# %% ../../nbs/10_data/16_guess.ipynb #4a71e73b
-_NOTHING = {"?", "n/a", "#n/a", "null", "(null)", "nan", "\\n"}
-_NO_NUMBER = _NOTHING | {"-", "--", ".", "na", "none", "nil", "missing", "unknown", "tbd", "x"}
-
-
-def _marks(values: Sequence[str], nothing: set[str]) -> tuple[str, ...]:
-    return tuple(sorted(v for v in values if v.strip().lower() in nothing))
-
-
-def _counted(series: pl.Series) -> pl.DataFrame:
-    "Different values, stripped, with how often each came; the empty one is none."
-    stripped = series.drop_nulls().str.strip_chars().alias("value")
-    return stripped.to_frame().filter(pl.col("value") != "").group_by("value").len("n").sort("n", "value")
-
-
-def _share(counted: pl.DataFrame, fits: pl.Expr) -> float:
-    "Share of the rows whose value fits."
-    total = int(counted["n"].sum())
-    return int(counted.filter(fits.fill_null(False))["n"].sum()) / total if total else 0.0
-
-# %% ../../nbs/10_data/16_guess.ipynb #e92e5ece
-_ENOUGH = 0.97  # of the values that are there must fit; the contract names those that do not
-_AROUND = r"[$€£¥₹%]|USD|EUR|GBP|CHF|JPY|Rs\.?"
-_STYLES = {
-    ".": r"^[+-]?(\d+|\d{1,3}(,\d{3})+)(\.\d+)?([eE][+-]?\d+)?$|^[+-]?\.\d+$",
-    ",": r"^[+-]?(\d+|\d{1,3}(\.\d{3})+)(,\d+)?$|^[+-]?,\d+$",
-}
-
-
-def _bare(value: pl.Expr, money: str) -> pl.Expr:
-    return (value.str.replace_all(money, "", literal=True) if money else value).str.replace_all(r"\s", "")
-
-
-_UNIT = r"^[+-]?[\d.,]*\d\s*([^\W\d_][^\d\s,;:]{0,7})$"
-
-
-def _around(counted: pl.DataFrame) -> str:
-    "The currency, percent sign or unit that the numbers of a column carry; empty: none, or several."
-    for pattern, least in ((f"({_AROUND})", 0.5), (_UNIT, _ENOUGH)):
-        found = counted["value"].str.extract(pattern).drop_nulls()
-        if len(found) > least * len(counted) and found.mode().len() == 1:
-            common = str(found.mode()[0])
-            if least < _ENOUGH or int((found == common).sum()) > least * len(counted):
-                return common
-    return ""
-
-
-def _number_style(counted: pl.DataFrame) -> tuple[str, str, float]:  # Decimal mark, money, share that fits
-    money = _around(counted)
-    fits = {
-        mark: _share(counted, _bare(pl.col("value"), money).str.contains(s)) for mark, s in _STYLES.items()
-    }
-    mark = "," if fits[","] > fits["."] else "."
-    return mark, money, fits[mark]
-
-
-def _as_number(value: pl.Expr, guess: ColumnGuess) -> pl.Expr:
-    thousands = "." if guess.decimal == "," else ","
-    bare = _bare(value.str.strip_chars(), guess.money).str.replace_all(thousands, "", literal=True)
-    return bare.str.replace(guess.decimal, ".", literal=True).cast(pl.Float64, strict=False)
-
-# %% ../../nbs/10_data/16_guess.ipynb #76cbb277
-def _recurring(counted: pl.DataFrame) -> tuple[str, ...]:
-    "One or two words that stand among many numbers again and again."
-    known = counted.filter(~pl.col("value").str.to_lowercase().is_in(list(_NO_NUMBER)))
-    mark, money, fits = _number_style(known)
-    if known.is_empty() or not 0.7 <= fits < 1:
-        return ()
-    odd = known.filter(~_bare(pl.col("value"), money).str.contains(_STYLES[mark]))
-    plain = odd.filter(pl.col("n") >= 5, ~pl.col("value").str.contains(r"\d"))
-    few = odd.height <= 2 and plain.height == odd.height and known.height >= 20 + odd.height
-    return tuple(plain["value"]) if few else ()
-
 # %% ../../nbs/10_data/16_guess.ipynb #994653b5
 _PRICED = ("price", "amount", "total", "fee", "cost", "revenue", "salary", "income", "balance", "payment")
 
 
 def _numeric(guess: ColumnGuess, counted: pl.DataFrame) -> ColumnGuess | None:
-    words, told = _marks(counted["value"].to_list(), _NO_NUMBER), _recurring(counted)
+    words, told = missing_words(counted["value"].to_list(), NO_NUMBER), recurring_words(counted)
+    if sign := unit_of(counted):  # a sign with nothing beside it, or with a word for nothing
+        stripped = counted.select("value", bare=bare_number(pl.col("value"), sign).str.to_lowercase())
+        nothing = pl.col("bare").is_in(["", *NO_NUMBER])
+        words = tuple(sorted({*words, *stripped.filter(nothing)["value"]}))
+        told = told or recurring_words(counted.filter(~pl.col("value").is_in(words)))
     rest = counted.filter(~pl.col("value").is_in([*words, *told]))
-    mark, money, fits = _number_style(rest)
-    if rest.is_empty() or fits < _ENOUGH or _share(rest, pl.col("value").str.contains(r"^0\d+$")) > 0.01:
+    mark, money, fits = number_format(rest)
+    if (
+        rest.is_empty()
+        or fits < ENOUGH
+        or share_fitting(rest, pl.col("value").str.contains(r"^0\d+$")) > 0.01
+    ):
         return None  # numbers that begin with 0 are codes
-    bare = _bare(pl.col("value"), money)
-    digits = rest.select(bare.str.extract(rf"\{mark}(\d+)$").str.len_chars().fill_null(0).max()).item()
+    bare = bare_number(pl.col("value"), money)
+    digits = rest.select(bare.str.extract(rf"[{mark}](\d+)$").str.len_chars().fill_null(0).max()).item()
     scientific = rest.select(bare.str.contains("[eE]").any()).item()
-    priced = bool(money != "%" and re.fullmatch(_AROUND, money)) or any(
+    priced = bool(money != "%" and re.fullmatch(CURRENCY, money)) or any(
         word in guess.name.lower() for word in _PRICED
     )
     kind = "int" if not digits and not money and not scientific else "float"
     kind = "decimal" if priced and digits <= 4 and not scientific and kind == "float" else kind
-    both = _share(rest, _bare(pl.col("value"), money).str.contains(_STYLES["," if mark == "." else "."]))
+    both = (
+        share_fitting(rest, is_written(pl.col("value"), "," if mark == "." else ".", money))
+        if mark in ",."
+        else 0
+    )
     unsure = f"the decimal mark may be {',' if mark == '.' else '.'!r} as well: every value fits both"
     notes = (unsure,) * (both == 1 and digits is not None and digits > 0)
+    mixed = f"decimal marks are mixed: {mark[0]!r} is usual, {mark[-1]!r} where no thousands can be meant"
+    notes += (mixed,) * (len(mark) == 2)
     notes += tuple(f"{word!r} is taken for a missing value: all else are numbers" for word in told)
     words = tuple(sorted({*words, *told}))
-    grouped = rest.select(bare.str.contains("." if mark == "," else ",", literal=True).any()).item()
-    thousands = {",": ".", ".": ","}[mark] if grouped else ""
+    sign = {",": ".", ".": ","}.get(mark, "")
+    thousands = sign if sign and rest.select(bare.str.contains(sign, literal=True).any()).item() else ""
     found = replace(guess, dtype=kind, marks=words, scale=digits or 2 * (kind == "decimal"), notes=notes)
     return replace(found, decimal=mark, thousands=thousands, money=money)
 
@@ -171,24 +128,21 @@ def _numeric(guess: ColumnGuess, counted: pl.DataFrame) -> ColumnGuess | None:
 _CLOCKS = ("", " %H:%M", " %H:%M:%S", " %H:%M:%S%.f", " %I:%M %p", " %I:%M:%S %p", " %H:%M Uhr")
 _DAYS = ("%d/%m/%Y", "%m/%d/%Y", "%d.%m.%Y", "%d-%m-%Y", "%m-%d-%Y", "%Y/%m/%d", "%d %b %Y", "%d-%b-%Y", "%d %B %Y",
          "%b %d, %Y", "%B %d, %Y", "%d/%m/%y", "%m/%d/%y", "%d.%m.%y", "%d-%b-%y", "%Y年%m月%d日", "%Y-%m", "%Y/%m", "%m/%Y")  # fmt: skip
-_ISO = ("%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%dT%H:%M", "%Y-%m-%d")
-_ZONED = r"\d:\d\d.*(\d\d[+-]\d\d:?\d\d|[Zz])$"
+_ZONED = r"\d:\d\d\S*?\s?([+-]\d\d(:?\d\d)?|[Zz]|UTC|GMT)$"
 _LIKE_TIME = r"^\w{1,9}[-/. ]\w{1,9}[-/., ]+\d{1,4}|^\d{4}[-年/]\d\d?|^\d\d?[/.]\d{4}$"
 
 
 def _as_time(value: pl.Expr, formats: Sequence[str]) -> pl.Expr:
     if epoch := next((f for f in formats if f in EPOCHS), None):
         return since_epoch(value, epoch).dt.replace_time_zone("UTC")
-    iso = value.str.strip_chars().str.replace(" ", "T", literal=True).str.replace(r"(Z|z)$", "+00:00")
-    aware = iso.str.to_datetime("%Y-%m-%dT%H:%M:%S%.f%z", time_unit="us", time_zone="UTC", strict=False)
-    plain = [iso.str.to_datetime(f, time_unit="us", strict=False) for f in _ISO]
+    plain, aware = iso_moments(value)
     own, _ = moments_as(value, [f for f in formats if "%z" not in f])
-    return pl.coalesce(aware, pl.coalesce(*plain, *own).dt.replace_time_zone("UTC"))
+    return pl.coalesce(*aware, pl.coalesce(*plain, *own).dt.replace_time_zone("UTC"))
 
 
 def _fitting(counted: pl.DataFrame) -> dict[str, float]:  # Format: share of the values it reads, best first
     def share(frame: pl.DataFrame, found: str) -> float:
-        return _share(frame, moments_as(pl.col("value"), (found,))[0][0].is_not_null())
+        return share_fitting(frame, moments_as(pl.col("value"), (found,))[0][0].is_not_null())
 
     head = counted.tail(200)  # the most frequent ones, to be quick
     likely = [d + c for d in _DAYS for c in _CLOCKS if share(head, d + c)]
@@ -210,7 +164,7 @@ def _rises(series: pl.Series, found: str) -> float:
 def _formats(rest: pl.DataFrame, series: pl.Series) -> tuple[tuple[str, ...], tuple[str, ...]]:
     "The formats that a column needs, beside ISO 8601, and which of them might be another."
     formats, notes = list[str](), list[str]()
-    reads = _share(rest, _as_time(pl.col("value"), ()).is_not_null())
+    reads = share_fitting(rest, _as_time(pl.col("value"), ()).is_not_null())
     fitting = _fitting(rest) if reads < 1 else {}
     while fitting and reads < 1:
         best = next(iter(fitting))
@@ -221,22 +175,24 @@ def _formats(rest: pl.DataFrame, series: pl.Series) -> tuple[tuple[str, ...], tu
             notes.append(
                 f"day and month may be the other way round ({_swapped(best)}): every value fits both"
             )
-        gain = _share(rest, _as_time(pl.col("value"), [*formats, best]).is_not_null())
+        gain = share_fitting(rest, _as_time(pl.col("value"), [*formats, best]).is_not_null())
         if gain > reads:
             formats, reads = [*formats, best], gain
         fitting = {f: n for f, n in fitting.items() if f not in (best, other)}
     return tuple(formats), tuple(notes)
 
-
+# %% ../../nbs/10_data/16_guess.ipynb #763368fb
 def _timed(guess: ColumnGuess, counted: pl.DataFrame, series: pl.Series) -> ColumnGuess | None:
-    words = _marks(counted["value"].to_list(), _NO_NUMBER)
+    words = missing_words(counted["value"].to_list(), NO_NUMBER)
     rest = counted.filter(~pl.col("value").is_in(words))
-    if rest.is_empty() or _share(rest, pl.col("value").str.contains(_LIKE_TIME)) < _ENOUGH:
+    if rest.is_empty() or share_fitting(rest, pl.col("value").str.contains(_LIKE_TIME)) < ENOUGH:
         return None
     formats, notes = _formats(rest, series)
-    if _share(rest, _as_time(pl.col("value"), formats).is_not_null()) < _ENOUGH:
+    if share_fitting(rest, _as_time(pl.col("value"), formats).is_not_null()) < ENOUGH:
         return None
-    zoneless = _share(rest, pl.col("value").str.contains(":") & ~pl.col("value").str.contains(_ZONED)) > 0.5
+    zoneless = (
+        share_fitting(rest, pl.col("value").str.contains(":") & ~pl.col("value").str.contains(_ZONED)) > 0.5
+    )
     return replace(guess, dtype="time", marks=words, formats=formats, notes=notes, zoneless=zoneless)
 
 # %% ../../nbs/10_data/16_guess.ipynb #794c7bcd
@@ -266,13 +222,36 @@ def _instant(micros: int) -> datetime:
 FEW = 60  # different words are few
 
 
+def _nearly(counted: pl.DataFrame) -> tuple[str, ...]:
+    "What the words of a column look like, and are not."
+    odd = counted.filter(~pl.col("value").str.to_lowercase().is_in(list(NO_NUMBER)))
+    such = repr(str(odd["value"][-1])) if len(odd) else ""
+    if (
+        len(odd) > FEW
+        and share_fitting(odd, pl.col("value").str.contains(_LIKE_TIME + r"|^\d\d?:\d\d ")) > ENOUGH
+    ):
+        return (
+            f"it looks like times, in no way that is known, such as {such}; write them as 2024-05-01T10:00, or say how they "
+            "are written with formats= in its Column",
+        )
+    mark, money, fits = number_format(odd)
+    if len(odd) > FEW and 0.5 < fits < ENOUGH:
+        others = odd.filter(~is_written(pl.col("value"), mark, money))["value"].tail(3).to_list()
+        return (
+            f"{fits:.0%} of its values are numbers, it stays a text because of others such as {', '.join(map(repr, others))}; "
+            "say which of them stand for nothing with missing= in its Column, and make it a float",
+        )
+    return ()
+
+
 def _worded(guess: ColumnGuess, counted: pl.DataFrame) -> ColumnGuess:
-    words = _marks(counted["value"].to_list(), _NOTHING)
+    words = missing_words(counted["value"].to_list(), NOTHING)
     rest = counted.filter(~pl.col("value").is_in(words))
     low = set(rest["value"].str.to_lowercase())
     if low and low <= {"true", "false"}:
         return replace(guess, dtype="bool", marks=words)
     n, total = rest.height, int(rest["n"].sum())
+    guess = replace(guess, notes=_nearly(counted))
     few = n <= FEW or n <= 0.02 * total
     spaces = pl.col("value").str.count_matches(r"\s+") + 1
     unspaced = pl.col("value").str.count_matches(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}]") // 2
@@ -316,7 +295,7 @@ def column_guess(
     guess = ColumnGuess(series.name, "text", rows=len(series), missing=series.null_count())
     if series.dtype in (pl.String, pl.Categorical, pl.Null) or isinstance(series.dtype, pl.Enum):
         text = series.cast(pl.String)
-        counted = _counted(text)
+        counted = counted_values(text)
         if counted.is_empty():
             return replace(guess, missing=len(series), notes=("it has no value at all",))
         found = (
@@ -353,7 +332,7 @@ def read_as(
     readings = {
         "time": _as_time(there, guess.formats),
         "bool": there.str.to_lowercase() == "true",
-        **dict.fromkeys(("int", "float", "decimal"), _as_number(there, guess)),
+        **dict.fromkeys(("int", "float", "decimal"), as_number(there, guess.decimal, guess.money)),
     }
     found = series.to_frame().select(readings.get(guess.dtype, there).alias(series.name)).to_series()
     return found.cast(pl.Int64, strict=False) if guess.dtype == "int" else found

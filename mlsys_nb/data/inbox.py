@@ -25,7 +25,7 @@ from .sources import TOLD, Due, RawBatch, Source, Stated
 from ..system.appender import mark
 from ..system.clock import instant, micros
 from ..system.disk import discard
-from ..system.durable import Log, lock, sha256
+from ..system.durable import Log, keys_kept, lock, sha256
 from ..system.settings import Settings
 
 # %% auto #0
@@ -254,7 +254,8 @@ def forget_entries(
         at = segment_start(following)
         if at.count > taken or at.known >= micros(before):
             break
-        for old in (path, path.with_suffix(".size")):
-            discard(old)
+        with keys_kept(path):
+            for old in (path, path.with_suffix(".size")):
+                discard(old)
         gone += 1
     return gone

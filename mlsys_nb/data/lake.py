@@ -237,9 +237,10 @@ def snapshot(
     contents = contents_of(found)
     rows = sum(m["counts"]["rows"] for m in found.values())
     claims = tuple(sorted({m["claims"] for m in found.values() if m["claims"]}))
-    newest = max((instant(m["newest"]) for m in found.values() if m.get("newest")), default=None)
-    told = (ingested_by, claims, newest)
-    return Snapshot(source, tuple(found), digest_of(contents), rows, tuple(contents.values()), *told)
+    told = {m.get("together") or n: m for n, m in reversed(found.items()) if m.get("newest")}
+    newest = max((instant(m["newest"]) for m in told.values()), default=None)  # what came again is no news
+    seals = tuple(contents.values())
+    return Snapshot(source, tuple(found), digest_of(contents), rows, seals, ingested_by, claims, newest)
 
 # %% ../../nbs/10_data/13_lake.ipynb #a0121f21
 def finished(
@@ -253,18 +254,17 @@ def finished(
     noted = read_ledger(source_folder(settings, source)).finishes
     if noted and noted[-1].moment >= moment:  # what comes later counts as ingested later
         return replace(noted[-1], digest=taken.digest)
-    ends = noted
     asked = f"the data of {source!r} as of {moment.isoformat()}"
     again = f"run `mlsys ingest` for its problem with --now {moment.isoformat()}, then this again"
-    if not ends or ends[-1].moment < moment - within:
-        last = f"the last one ended at {ends[-1].moment.isoformat()}" if ends else "there was none"
+    if not noted or noted[-1].moment < moment - within:
+        last = f"the last one ended at {noted[-1].moment.isoformat()}" if noted else "there was none"
         raise LakeError(f"{asked} need an ingest that ended at most {within} before; {last}; {again}")
-    if ends[-1].digest != taken.digest:
+    if noted[-1].digest != taken.digest:
         raise LakeError(
-            f"{asked} are not what was there when its ingest ended ({ends[-1].moment.isoformat()}): an ingest is at work, "
+            f"{asked} are not what was there when its ingest ended ({noted[-1].moment.isoformat()}): an ingest is at work, "
             f"was broken off, or a batch was replaced; wait for it, or {again}"
         )
-    return ends[-1]
+    return noted[-1]
 
 # %% ../../nbs/10_data/13_lake.ipynb #359b2934
 def _sealed_rows(folder: Path, content: str) -> tuple[bytes, dict[str, Any]]:

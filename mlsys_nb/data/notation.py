@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 import polars as pl
@@ -16,7 +16,7 @@ from ..system.settings import MlsysError
 
 # %% auto #0
 __all__ = ['EPOCHS', 'SAMPLES', 'ContractError', 'Numeral', 'plain_number', 'exact_units', 'check_formats', 'since_epoch',
-           'moments_as']
+           'moments_as', 'iso_moments']
 
 # %% ../../nbs/10_data/10_notation.ipynb #e2e18112
 class ContractError(MlsysError, ValueError):
@@ -27,18 +27,29 @@ class ContractError(MlsysError, ValueError):
 class Numeral:
     "How the numbers of a column are written."
 
-    decimal: str = "."
+    decimal: str = "."  # Or ",", or both where they are mixed: the usual one first
     thousands: str = ""
     money: str = ""
     percent: bool = False
 
     def __post_init__(self) -> None:
-        apart = self.thousands != self.decimal and len(self.thousands) <= 1
-        if self.decimal not in (".", ",") or not apart or re.search("[0-9+-]", self.thousands + self.money):
+        apart = not self.thousands or (self.thousands not in self.decimal and len(self.thousands) == 1)
+        if (
+            self.decimal not in (".", ",", ",.", ".,")
+            or not apart
+            or re.search("[0-9+-]", self.thousands + self.money)
+        ):
             raise ContractError(
-                f"numbers are written with decimal '.' or ',', another single sign for thousands, and a currency without "
-                f"digits; got decimal {self.decimal!r}, thousands {self.thousands!r}, money {self.money!r}"
+                f"numbers are written with decimal '.' or ',' (both, such as ',.', where they are mixed), another single sign for "
+                f"thousands, and a currency without digits; got decimal {self.decimal!r}, thousands {self.thousands!r}, money {self.money!r}"
             )
+
+    @property
+    def ways(self) -> tuple[Numeral, ...]:
+        "Each way of writing by itself, the usual one first."
+        other = {".": ",", ",": "."}
+        mixed = len(self.decimal) == 2
+        return tuple(replace(self, decimal=d, thousands=other[d]) for d in self.decimal) if mixed else (self,)
 
     @property
     def between(self) -> str:
@@ -52,6 +63,13 @@ def plain_number(
     numeral: Numeral,
 ) -> pl.Expr:  # Such as -1200.50; null where the text is not written so
     "A written number in plain digits."
+    usual, *rare = numeral.ways
+    if rare:
+        point = re.escape(rare[0].decimal)
+        unlike = pl.when(~text.str.contains(rf"{point}[0-9]{{3}}([^0-9]|$)")).then(
+            plain_number(text, rare[0])
+        )
+        return pl.coalesce(plain_number(text, usual), unlike)
     point, between = re.escape(numeral.decimal), numeral.between
     grouped = f"|[0-9]{{1,3}}(?:{between}[0-9]{{3}})+" if between else ""
     digits = f"(?:(?:[0-9]+{grouped})(?:{point}[0-9]*)?|{point}[0-9]+)"
@@ -160,3 +178,21 @@ def moments_as(
     local = [_read_as(bare, f) for f in formats if f not in EPOCHS and "%z" not in f]
     known = [_read_as(bare, f) for f in formats if "%z" in f]
     return local, known + [since_epoch(bare, f).dt.replace_time_zone("UTC") for f in formats if f in EPOCHS]
+
+# %% ../../nbs/10_data/10_notation.ipynb #a6216110
+_CLOCKS = ("%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%dT%H:%M")
+
+
+def iso_moments(
+    text: pl.Expr,
+) -> tuple[list[pl.Expr], list[pl.Expr]]:  # In local time; in UTC, where a zone is written
+    "A time as ISO 8601 writes it."
+    iso = (
+        text.str.strip_chars()
+        .str.replace(" ", "T", literal=True)
+        .str.replace(r"\s*([Zz]|UTC|GMT)$", "+00:00")
+    )
+    iso = iso.str.replace(r"\s+([+-][0-9:]+)$", "${1}").str.replace(r"(:[0-9.]+[+-]\d\d)$", "${1}:00")
+    local = [iso.str.to_datetime(f, time_unit="us", strict=False) for f in (*_CLOCKS, "%Y-%m-%d")]
+    known = [iso.str.to_datetime(f"{f}%z", time_unit="us", time_zone="UTC", strict=False) for f in _CLOCKS]
+    return local, known

@@ -39,6 +39,7 @@ class Survey:
     pandas: bool = False  # It came as a pandas frame
     item: str | None = None  # What was visited or taken, in a log
     ranks: bool = False  # What is asked is which of these comes next
+    measured: bool = False  # Whom it is about comes once at every moment, as a meter does
 
     def __getitem__(self, name: str) -> ColumnGuess:
         return next(c for c in self.columns if c.name == name)
@@ -65,8 +66,7 @@ class Survey:
     def _repr_html_(self) -> str:
         facts = {"rows": f"{self.rows:,}", "time": self.time or "none", "entity": self.entity or "none"}
         told = self.target or (f"the next {self.item}" if self.ranks else "none of the columns")
-        facts |= {"outcome": told, "or perhaps": ", ".join(self.others)}
-        facts |= {"rows twice": f"{self.duplicates:,}"}
+        facts |= {"outcome": told, "or perhaps": ", ".join(self.others), "rows twice": f"{self.duplicates:,}"}
         facts |= {"beware": "; ".join(concerns(self))} if concerns(self) else {}
         return card("Survey", facts, table(_polars(self.table())))
 
@@ -168,9 +168,9 @@ def _entity(columns: Sequence[ColumnGuess]) -> str | None:
 _ANSWERS = (
     (4, r"^(target|label|labels|outcome|y|result|truth)$"),
     (3, r"(?i)churn|default|fraud|spam|convert|conversion|subscri|returned|success|survived|click|fraud|chargeback|defect|storn|refund|damaged|sentiment|topic|intent|"
-     r"readmi|ausfall|k[uü]ndigung|gekauft|impago|d[ée]faut|achet|sign[ée]"),
-    (2, r"(?i)target|label|outcome|class|category|approved|accepted|bought|purchased|cancel|fail|status|result|rating|won$|diagnos"),
-    (1, r"(?i)price|demand|sales|quantity|delay|duration|traffic|volume|count|score|consumption|load|value|preis|menge|miete|umsatz|revenue|(^|[\W_])rent"),
+     r"no[\W_]?show|readmi|ausfall|k[uü]ndigung|gekauft|impago|d[ée]faut|achet|sign[ée]"),
+    (2, r"(?i)target|label|outcome|class|category|approved|accepted|bought|purchased|cancel|fail|status|result|rating|won$|diagnos|decision|verdict|hired|denied|late$|delayed|overdue"),
+    (1, r"(?i)price|demand|sales|quantity|delay|duration|traffic|volume|count|score|consumption|load|value|preis|menge|miete|umsatz|revenue|verbrauch|kwh|usage|consommation|consumo|(^|[\W_])rent"),
 )  # fmt: skip
 
 # %% ../../nbs/10_data/17_survey.ipynb #097848f6
@@ -183,7 +183,7 @@ def _answered(columns: Sequence[ColumnGuess], frame: pl.DataFrame, when: str | N
     part = [c for c in columns if when and c.name != when and c.missing and not c.constant]
     for time in (c for c in part if c.dtype == "time"):
         there = frame[time.name].is_not_null()
-        others = [c for c in part if c.dtype != "time" and c.distinct <= FEW]
+        others = [c for c in part if c.dtype != "time" and 2 <= c.distinct <= FEW]
         found = [c.name for c in others if (frame[c.name].is_not_null() == there).all()]
         if len(found) == 1:
             return found[0]
@@ -206,7 +206,12 @@ def _targets(columns: Sequence[ColumnGuess], taken: set[str | None], log: bool) 
         two, last, sorts = column.distinct == 2, column is columns[-1], column.dtype == "category"
         return 2 * _answers(column) + 2 * two + last * (1 + sorts), columns.index(column)
 
-    fit = [c for c in columns if fits(c) and (_answers(c) >= 2 if log else True)]
+    fit = list(filter(fits, columns))
+    sides = [c for c in fit if c.dtype == "bool"]
+    named = any(
+        c.names_rows for c in columns
+    )  # then a row is a case of its own, and its one yes or no came of it
+    fit = [c for c in fit if not log or _answers(c) >= 2 or (named and sides == [c])]
     return [c.name for c in sorted(fit, key=rank, reverse=True) if rank(c)[0] > 0]
 
 # %% ../../nbs/10_data/17_survey.ipynb #696e10b0
@@ -215,7 +220,24 @@ _VISITED = re.compile(
     r"(?i)(^|[\W_])(page|url|path|tool|movie|film|song|track|artist|article|video|game|course|lesson|book|recipe|gate|stall|"
     r"página|pagina|seite|artikel|strona|страница|товар|фильм)"
 )
-_TAKEN = re.compile(r"(?i)product|item|sku|stock|produkt|produit|station|shop|place|article")
+_TAKEN = re.compile(
+    r"(?i)isbn|(^|[\W_])(ean|upc|asin)($|[\W_])|product|item|sku|stock|produkt|produit|station|shop|place|article"
+)
+
+
+def _measured(columns: Sequence[ColumnGuess], frame: pl.DataFrame, when: str) -> str | None:
+    "What is measured again and again: a column each of whose names comes (nearly) once at (nearly) every moment."
+    moments = frame[when].n_unique()
+
+    def fits(column: ColumnGuess) -> bool:
+        named = column.dtype in ("text", "category") or _CALLED_ID.search(column.name) is not None
+        if not named or column.missing or column.prose or min(column.distinct, moments / 7) < 3:
+            return False
+        cells = frame.select(column.name, when).n_unique()
+        return cells >= 0.98 * column.rows and cells > 0.5 * column.distinct * moments
+
+    fit = [c for c in columns if fits(c)]
+    return max(fit, key=lambda c: c.distinct).name if fit else None
 
 
 def _visitor(columns: Sequence[ColumnGuess]) -> str | None:
@@ -321,8 +343,9 @@ def survey(
     typed = pl.DataFrame([read_as(looked[c.name], c) for c in columns])
     when = given["time"] or _time([c for c in columns if c.name != given["target"]], typed)
     free = [c for c in columns if c.name not in (given["target"], given["item"], when)]
-    whom = given["entity"] or _entity(free) or _visitor(free if when else [])
-    log = whom is not None and when is not None
+    measured = _measured(free, typed, when) if when else None
+    whom = given["entity"] or measured or _entity(free) or _visitor(free if when else [])
+    log = whom is not None and when is not None and measured is None
     found = _targets(columns, {when, whom, given["item"]}, log)
     what = given["target"] or (
         None if given["item"] else next(iter(found), None) or _answered(columns, typed, when)
@@ -330,6 +353,6 @@ def survey(
     others = tuple(n for n in found or _targets(columns, {when, whom}, False) if n != what)[:4]
     seen = Survey(
         came.height, tuple(columns), when, whom, what, others,
-        looked.height - looked.unique().height, typed, came is not frame,
+        looked.height - looked.unique().height, typed, came is not frame, measured=measured is not None and whom == measured,
     )  # fmt: skip
     return _with_item(seen, given["item"]) if log and what is None else seen

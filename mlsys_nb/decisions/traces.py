@@ -16,7 +16,14 @@ import polars as pl
 from ..data.suppression import picked
 from .batches import sealed_manifest
 from .record import mapping_of
-from .segments import log_folder, note_catalog, read_catalog, read_lines, segments
+from mlsys_nb.decisions.segments import (
+    log_folder,
+    note_catalog,
+    read_catalog,
+    read_lines,
+    replace_segment,
+    segments,
+)
 from ..system.appender import held
 from ..system.disk import open_file, put, sync_file
 from ..system.durable import Log, frame_bytes, frame_from, lock, read_sealed, sha256, write_bytes
@@ -102,10 +109,10 @@ def _blank_segment(path: Path, person: Person) -> None:
     )
     if not changed:
         return
-    note_catalog(path.parent.parent, {"blanked": int(path.stem)})
     if not held(path):
-        write_bytes(path, content)
+        replace_segment(path, content)
         return
+    note_catalog(path.parent.parent, {"blanked": int(path.stem)})
     handle = open_file(path, os.O_RDWR)
     try:
         for at, line in changed:

@@ -9,10 +9,12 @@ __all__ = ['logger', 'DecisionLog']
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from .record import Decision, DecisionError, clashes, from_record, to_record, with_id
 from mlsys_nb.decisions.segments import (
@@ -21,25 +23,38 @@ from mlsys_nb.decisions.segments import (
     id_of,
     line_of,
     log_folder,
+    log_in_hand,
     read_catalog,
-    read_lines,
+    read_end,
     segments,
+    sound_records,
     troubles,
 )
+from ..problem.tenant import tenant_of
 from ..system.clock import elapsed, micros, pause
 from ..system.group_commit import GroupCommit, Waiting
 from ..system.settings import DURABLE, Settings
 
 logger = logging.getLogger("mlsys_nb.decisions.writer")
 
+_Name = tuple[str | None, Any, str]  # Whose key, which tenant, the request_id
+_Case = tuple[Mapping[str, Any], Mapping[str, Any]]  # An entity, and the values of a request
+
 # %% ../../nbs/50_decisions/51_writer.ipynb #59d23883
 class _Memory:
     "The newest decisions that have a name of their caller's, by decision id and by that, bounded in number."
 
-    def __init__(self, size: int) -> None:
-        self.size, self.guard = size, threading.Lock()
+    def __init__(self, size: int, per: str) -> None:
+        self.size, self.per, self.guard = size, per, threading.Lock()
         self.by_id: OrderedDict[str, Decision] = OrderedDict()
-        self.by_request: dict[str, Waiting[Decision]] = {}
+        self.by_request: dict[_Name, Waiting[Decision]] = {}
+
+    def name(self, decision: Decision) -> _Name:
+        "Under what a repeat of its request is found: nobody meets the names of another key, or another tenant."
+        return (decision.asked_by, self.tenant(decision.entity, decision.request), decision.request_id or "")
+
+    def tenant(self, entity: Mapping[str, Any], request: Mapping[str, Any]) -> Any:
+        return tenant_of(self.per, entity, request) if self.per else None
 
     def keep(self, decision: Decision) -> None:
         if decision.request_id is None:
@@ -48,7 +63,7 @@ class _Memory:
             self.by_id[decision.decision_id] = decision
             if len(self.by_id) > self.size:
                 _, oldest = self.by_id.popitem(last=False)
-                self.by_request.pop(oldest.request_id or "", None)
+                self.by_request.pop(self.name(oldest), None)
 
     def settle(self, asked: Decision, made: Decision | Exception) -> None:
         "A decision is written, or never will be."
@@ -56,11 +71,11 @@ class _Memory:
             self.keep(made)
         elif asked.request_id is not None:
             with self.guard:
-                self.by_request.pop(asked.request_id, None)
+                self.by_request.pop(self.name(asked), None)
 
-    def of_request(self, request_id: str | None) -> "Waiting[Decision] | None":
+    def of_request(self, name: _Name) -> Waiting[Decision] | None:
         "The decision of an earlier request, made or on its way; one that was given up is none."
-        found = self.by_request.get(request_id or "")
+        found = self.by_request.get(name)
         return None if found is None or found.cancelled() else found
 
     def fill(self, decisions: Sequence[Decision]) -> None:
@@ -68,18 +83,24 @@ class _Memory:
             if decision.request_id is not None:
                 past: Future[Decision] = Future()
                 past.set_result(decision)
-                self.by_request[decision.request_id] = past
+                self.by_request[self.name(decision)] = past
             self.keep(decision)
 
 # %% ../../nbs/50_decisions/51_writer.ipynb #528be51a
+_UNNAMED = b',"request_id":null,'  # In a record that nobody asks for by a name; a text has no bare quotes
+
+
 def _newest(folder: Path, n: int) -> list[Decision]:
-    "The last `n` decisions that earlier writers acknowledged, oldest first; damaged ones are not among them."
+    "Those of the last `n` decisions that have a name of their caller's, oldest first; damaged ones are not among them."
     found: list[Decision] = []
+    left = n
     for path in reversed(segments(folder).values()):
-        if len(found) >= n:
+        if left <= 0:
             break
-        lines = read_lines(path.read_bytes(), n - len(found), path)
-        found = [from_record(r) for r in lines.records if "decision_id" in r] + found
+        lines = read_end(path, left + 1)[1:]  # the first is the head of the file, or one too many
+        left -= len(lines)
+        named = [line for line in lines if _UNNAMED not in line]
+        found = [from_record(r) for r in sound_records(named, path) if r.get("request_id")] + found
     return found
 
 
@@ -241,6 +262,14 @@ def _remembered(
             memory.settle(asked, DecisionError("not written"))
 
 
+def _in_hand(folder: Path) -> ExitStack:
+    "A log in hand until it is closed."
+    hand = ExitStack()
+    with suppress(OSError):  # on a full disk; a segment tells of it, as soon as there is one
+        hand.enter_context(log_in_hand(folder))
+    return hand
+
+
 def _at_once(files: _Files, decisions: Sequence[Decision]) -> list[Decision | Exception]:
     "Write a group, and say of each what became of it; the disk follows."
     made: list[Decision | Exception] = []
@@ -250,6 +279,21 @@ def _at_once(files: _Files, decisions: Sequence[Decision]) -> list[Decision | Ex
     except OSError as e:
         made += [e] * (len(decisions) - len(made))
     return made
+
+# %% ../../nbs/50_decisions/51_writer.ipynb #7133d6a9
+def _queued(
+    disk: GroupCommit[Decision, Decision], memory: _Memory, decision: Decision, found: "Waiting[Decision]"
+) -> "Waiting[Decision]":
+    "The decision of an earlier request of that name; else this one, in the queue."
+    with memory.guard:
+        if decision.request_id is None:
+            disk.queue(decision, found)
+            return found
+        if (earlier := memory.of_request(name := memory.name(decision))) is not None:
+            return earlier
+        disk.queue(decision, found)
+        memory.by_request[name] = found
+        return found
 
 # %% ../../nbs/50_decisions/51_writer.ipynb #ed1ba09b
 class DecisionLog:
@@ -262,8 +306,10 @@ class DecisionLog:
         remember: int = 10_000,
         rotate: int = 50_000,
         most: int = 20_000,
+        per: str = "",  # The key whose values are tenants
     ) -> None:
-        self._folder, self._memory = log_folder(settings, problem), _Memory(remember)
+        self._folder, self._memory = log_folder(settings, problem), _Memory(remember, per)
+        self._hand = _in_hand(self._folder)
         self._memory.fill(_resumed(self._folder, remember))
         self._files = _Files(self._folder, problem, rotate)
         write = partial(_remembered, self._files, self._memory)
@@ -273,14 +319,7 @@ class DecisionLog:
 
     def submit(self, decision: Decision, future: "Waiting[Decision] | None" = None) -> "Waiting[Decision]":
         "Queue a decision; the future holds the one that counts, with its id, once it is on disk."
-        memory, found = self._memory, future or Future[Decision]()
-        with memory.guard:
-            if (earlier := memory.of_request(decision.request_id)) is not None:
-                return earlier
-            self._disk.queue(decision, found)
-            if decision.request_id is not None:
-                memory.by_request[decision.request_id] = found
-            return found
+        return _queued(self._disk, self._memory, decision, future or Future[Decision]())
 
     @property
     def writes(self) -> bool:
@@ -299,9 +338,9 @@ class DecisionLog:
         "Write some decisions; returns them, with their ids, once they are on disk."
         return [future.result() for future in [self.submit(decision) for decision in decisions]]
 
-    def recall(self, request_id: str) -> "Waiting[Decision] | None":
-        "The decision already made for a request, while it is remembered."
-        return self._memory.of_request(request_id)
+    def recall(self, request_id: str, asked_by: str | None, case: _Case) -> "Waiting[Decision] | None":
+        "The decision already made for a request of the same key and tenant, while it is remembered."
+        return self._memory.of_request((asked_by, self._memory.tenant(*case), request_id))
 
     def recent(self, decision_id: str) -> Decision | None:
         "A remembered decision."
@@ -319,3 +358,4 @@ class DecisionLog:
         "Write what is queued, then stop."
         for part in (p for p in (self._later, self._disk) if p is not None):
             part.close(patience)
+        self._hand.close()

@@ -13,22 +13,24 @@ from ..system.lazy import attach
 
 if TYPE_CHECKING:
     from mlsys_nb.doors.cli import main
-    from mlsys_nb.doors.figures import Picture, draw
-    from mlsys_nb.doors.pages import chapter_page
+    from mlsys_nb.doors.dashboards.snapshot import dashboard, write_snapshot
+    from mlsys_nb.doors.dashboards.view import ProblemView, views
+    from mlsys_nb.doors.docs.pages import chapter_page
+    from mlsys_nb.doors.docs.site import build_site, pages_of
+    from mlsys_nb.doors.figures.drawing import Picture, draw
     from mlsys_nb.doors.replay import replay, replayable
-    from mlsys_nb.doors.site import build_site, pages_of
-    from mlsys_nb.doors.snapshot import dashboard, write_snapshot
-    from mlsys_nb.doors.view import ProblemView, views
 else:
     attach(
         "mlsys_nb.doors",
         cli="main",
-        figures="Picture draw",
-        pages="chapter_page",
         replay="replay replayable",
-        site="build_site pages_of",
-        snapshot="dashboard write_snapshot",
-        view="ProblemView views",
+        **{
+            "dashboards.snapshot": "dashboard write_snapshot",
+            "dashboards.view": "ProblemView views",
+            "docs.pages": "chapter_page",
+            "docs.site": "build_site pages_of",
+            "figures.drawing": "Picture draw",
+        },
     )
 
 _all_ = [

@@ -20,17 +20,14 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from mlsys_nb.doors import (
-    asking,
-    beginnings,
+from . import asking, beginnings, completion, oncall
+from .arguments import number_within, say
+from mlsys_nb.doors.commands import (
     comparing,
-    completion,
     custody,
     deploying,
     inspection,
     keyring,
-    manual,
-    oncall,
     operations,
     promises,
     reproducing,
@@ -38,7 +35,7 @@ from mlsys_nb.doors import (
     tenants,
     traceability,
 )
-from .arguments import number_within, say
+from .docs import manual
 from ..system.settings import MlsysError, Settings, check_root, load_settings
 from ..system.suggestion import did_you_mean
 

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .arguments import listing, now_of, number_within, say
-from .inspection import list_alerts
-from .voila import check_port, run_child
+from .commands.inspection import list_alerts
+from .dashboards.voila import check_port, run_child
 from ..system.settings import MlsysError, Settings
 
 if TYPE_CHECKING:
@@ -281,6 +281,7 @@ def hold_drill(settings: Settings, options: argparse.Namespace) -> int:
 
     problem = load_problem(settings, options.problem).name
     done = run_job(settings, "drill", {"problem": problem, "faults": options.faults})
-    say(str(done.outputs["told"]))
+    for line in (*done.outputs["faults"], done.outputs["told"]):
+        say(str(line))
     say(f"report      {settings.root / done.report / 'report.html'}")
     return 1 if done.outputs["wrong"] else 0

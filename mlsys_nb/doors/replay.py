@@ -23,6 +23,7 @@ from ..decisions.record import mapping_of
 from ..evaluation.judge import Judge, in_words
 from ..jobs.runner import Runner
 from ..loop.backtest import Backtest, backtest
+from ..loop.prefetch import prefetch
 from ..loop.rehearsal import steps_due
 from ..loop.step import Context
 from ..problem.dataset import load_events
@@ -119,8 +120,7 @@ def visit(
         answer = client.ask(f"{base}/predictions", {**entity, **told, "request_id": name})
         equal += answer["prediction"] == row["score"] and answer["version"] == row["version"]
     for row in known.iter_rows(named=True):
-        told = {"decision_id": row["decision_id"], "outcome": row["label"]}
-        client.ask(f"{base}/outcomes", told)
+        client.ask(f"{base}/outcomes", {"decision_id": row["decision_id"], "outcome": row["label"]})
     return Traffic(asking.height, equal, known.height)
 
 # %% ../../nbs/80_doors/80_replay.ipynb #2945df5b
@@ -135,10 +135,11 @@ class Production:
     client: Client
     echo: Callable[[str], None]
 
-    def run(self, job: str, moment: datetime) -> Mapping[str, Any]:  # The run's outputs
-        "One job of one month, once."
+    def run(self, job: str, moment: datetime, then: str = "") -> Mapping[str, Any]:  # The run's outputs
+        "One job of one month, once; the job after it, if it is known, may look up already what it will need."
         given = {"problem": self.problem.name, "now": moment.isoformat()}
-        return self.runner.run(job, given, run_key(self.problem, job, moment)).outputs
+        ahead = [(f"{prefetch.__module__}:prefetch", *given.values(), n) if n else () for n in (job, then)]
+        return self.runner.run(job, given, run_key(self.problem, job, moment), ahead).outputs
 
 # %% ../../nbs/80_doors/80_replay.ipynb #85bfd94a
 _NOBODY: Mapping[str, Any] = {"rows": 0, "version": "nobody"}  # Before the first champion nobody decides
@@ -146,19 +147,19 @@ _NOBODY: Mapping[str, Any] = {"rows": 0, "version": "nobody"}  # Before the firs
 
 def live_through(at: Production, moment: datetime, first: bool) -> None:
     "One month of production."
-    done = get_document(at.control, "traffic", f"{at.problem.name}/{stamp(moment)}")
-    if done is not None:
+    if get_document(at.control, "traffic", f"{at.problem.name}/{stamp(moment)}") is not None:
         at.echo(f"{moment:%Y-%m-%d}  exists already")
         return
     began = elapsed()
     set_clock(at.settings, moment)
+    steps = steps_due(at.problem, first)
     arrived = at.run("ingest", moment)
     seen, scored, decided = Traffic(0, 0, 0), _NOBODY, dict[str, Any]()
-    for step in steps_due(at.problem, first):
+    for step, then in zip(steps, [*steps[1:], ""], strict=True):
         if step == "score":
             scored, seen = _decide(at, moment)
         else:
-            decided = dict(at.run(step, moment))
+            decided = dict(at.run(step, moment, then))
     put_document(at.control, "traffic", f"{at.problem.name}/{stamp(moment)}", asdict(seen))
     at.echo(
         f"{moment:%Y-%m-%d}  {arrived['rows']:>7,} rows in, {scored['rows']:,} scored by version {scored['version']}, "
@@ -173,10 +174,10 @@ def _decide(at: Production, moment: datetime) -> tuple[Mapping[str, Any], Traffi
             f"{moment:%Y-%m-%d}: nothing serves {at.problem.name}; see its reports in {at.settings.reports}"
         )
     scored = at.run("score", moment)
-    return scored, _serve(at, moment, scored["version"])
+    return scored, _serve(at, moment, scored["version"], _known(at, moment))
 
 # %% ../../nbs/80_doors/80_replay.ipynb #60c62257
-def _serve(at: Production, moment: datetime, version: int) -> Traffic:
+def _serve(at: Production, moment: datetime, version: int, told: pl.DataFrame) -> Traffic:
     "Let the customers come, once the service has noticed the champion."
     key = f"{at.problem.name}/{stamp(moment)}/visited"
     known = get_document(at.control, "traffic", key)
@@ -185,9 +186,8 @@ def _serve(at: Production, moment: datetime, version: int) -> Traffic:
     wait_for(at.client, at.problem.name, version)
     if at.problem.capacity is not None:  # it has looked since the batch said from where on there is room
         pause(2 * LOOKS)
-    made = read_decisions(at.settings, at.problem.name).filter(pl.col("moment") <= moment, "eligible")
-    mine = made.filter(source="batch", moment=moment)
-    seen = visit(at.client, at.problem, mine, _known(at, made.filter(source="http"), moment))
+    made = read_decisions(at.settings, at.problem.name, moment)
+    seen = visit(at.client, at.problem, made.filter("eligible", source="batch", moment=moment), told)
     if seen.equal != seen.asked:
         raise ReplayError(
             f"{moment:%Y-%m-%d}: {seen.asked - seen.equal} of {seen.asked} answers of the service differ from the batch"
@@ -196,8 +196,10 @@ def _serve(at: Production, moment: datetime, version: int) -> Traffic:
     return seen
 
 
-def _known(at: Production, made: pl.DataFrame, moment: datetime) -> pl.DataFrame:
+def _known(at: Production, moment: datetime) -> pl.DataFrame:
     "Answers of the service of which nobody has told the outcome, and events have."
+    made = read_decisions(at.settings, at.problem.name)
+    made = made.filter("eligible", pl.col("moment") <= moment, source="http")
     said = posted(at.settings, at.problem, moment)
     open_ = made.join(said, on="decision_id", how="anti", maintain_order="left")
     lake = load_events(at.problem, at.settings, moment)
@@ -310,9 +312,7 @@ def _why(decided: Mapping[str, Any]) -> str:
 
 
 def _figures(judged: Backtest | None, moment: datetime, who: str) -> dict[str, Any]:
-    if judged is None:
-        return {}
-    return next(iter(judged.frame.filter(moment=moment, who=who).iter_rows(named=True)), {})
+    return next(judged.frame.filter(moment=moment, who=who).iter_rows(named=True), {}) if judged else {}
 
 # %% ../../nbs/80_doors/80_replay.ipynb #192ddf77
 def replayable(problem: Problem) -> list[datetime]:  # The moments of its plan
@@ -366,6 +366,6 @@ def replayed(settings: Settings, problem: Problem, control: Database) -> Replaye
     "What a replay has come to, read from the system it left."
     judged = backtest(Context(settings, problem, open_clock(settings.clock_file).now()), replayable(problem))
     months = months_table(problem, control, judged)
-    ours = (run for run in list_runs(control, problem.name) if run.key.startswith("replay/"))
+    ours = [run for run in list_runs(control, problem.name) if run.key.startswith("replay/")]
     runs = sum(run.status == "succeeded" for run in ours)
     return ReplayedYear(months, judged.finding if judged else "Nothing has served yet.", runs)

@@ -14,7 +14,7 @@ import polars as pl
 from .bootstrap import clusters
 from .doubled import doubles
 from .judge import Judge
-from .leakage import Suspect, by_strength, column_suspects
+from .leakage import Suspect, by_strength, column_averages, column_suspects
 from .wording import is_text, value_tally
 
 # %% auto #0
@@ -84,6 +84,9 @@ def battery(
     "Everything that speaks for a leak in rows that a model is to learn from."
     plain = [name for name, dtype in rows.schema.items() if not isinstance(dtype, pl.List)]
     known = rows.select(plain).drop_nulls("label")  # lists of candidates are no columns to look at
+    made = column_averages(
+        known, [n for n in features if n in plain and n not in ruled], entity, known["label"]
+    )
     if known.height > _MOST:
         known = known[np.sort(np.random.default_rng(seed).choice(known.height, _MOST, replace=False))]
     if known.height < 50 or known["label"].n_unique() < 2:
@@ -94,6 +97,7 @@ def battery(
     found = column_suspects(known, named, read, whose)
     if twice := doubles(known, named, whose, outcome):
         found.append(Suspect(ALL_COLUMNS, twice, 1.0, True, "doubled"))
+    found += [s for s in made if s.column not in {t.column for t in found if t.sure}]
     seen = {s.column for s in found if s.sure}
     return by_strength(
         [*found, *(s for s in (_together(judged, ruled) if judged else ()) if s.column not in seen)]

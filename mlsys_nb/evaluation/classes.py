@@ -159,6 +159,7 @@ class Classes:
     means = "share answered rightly"
     ranks = "macro_auc"
     bounds = (0.0, 1.0)
+    least_between = 0.25
 
     def __post_init__(self) -> None:
         if len(self.names) < 2 or len(set(self.names)) < len(self.names):

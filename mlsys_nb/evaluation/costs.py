@@ -26,10 +26,11 @@ class Costs:
     meaning: str = ""
 
     def __post_init__(self) -> None:
-        if not (self.false_positive > 0 and self.false_negative > 0):
+        both = (self.false_positive, self.false_negative)
+        if not all(isinstance(cost, int | float) and cost > 0 for cost in both):
             raise ProblemError(
                 "costs of both errors must be above zero, got "
-                f"false_positive={self.false_positive}, false_negative={self.false_negative}; an error that is free needs no model"
+                f"false_positive={self.false_positive!r}, false_negative={self.false_negative!r}; an error that is free needs no model"
             )
 
     @property

@@ -117,7 +117,8 @@ def enough(judge: Judge, y: np.ndarray, groups: np.ndarray, n_moments: int, limi
     }
     short = {what: pair for what, pair in asked.items() if pair[0] < pair[1]}
     meaning = ", ".join(f"{n} {what} of at least {least}" for what, (n, least) in (short or asked).items())
-    said = f"too little to decide: {meaning}" if short else f"enough: {meaning}"
+    remedy = "wait for more, or ask for less in the problem's Limits(...)"
+    said = f"too little to decide: {meaning}; {remedy}" if short else f"enough: {meaning}"
     return Check("enough data", None if short else True, float(len(groups)), float(limits.rows), said)
 
 # %% ../../nbs/30_evaluation/34_gate.ipynb #61211e9b
@@ -247,6 +248,9 @@ def _case(
     lost = float(judge.losses(y, judge.checked(y, old)[1]).mean())
     groups, block = clusters(rows, entity), clusters(rows, [period])
     wobble = asked.wobble or wobble_of(judge, y, block)
+    wobble = (
+        replace(wobble, least_between=judge.least_between) if asked.question is Question.CHANGE else wobble
+    )
     sized, level = sized_limits(asked.limits, judge, y, lost), level_at(asked.limits.level, asked.look)
     cap = sized.same if asked.question is Question.REFRESH else None
     return _Case(judge, y, costs, Clustered(groups, block, wobble), sized, level, cap)

@@ -74,6 +74,9 @@ class Judge(Protocol):
     @property
     def watched(self) -> Mapping[str, Watched]: ...  # By the names of the evaluation's figures
 
+    @property
+    def least_between(self) -> float: ...  # Of few periods, in parts of what chance does to one
+
     def outcomes(self, labels: pl.Series) -> np.ndarray: ...  # A label column as y, checked
 
     def levels(self, y: np.ndarray) -> np.ndarray: ...  # Rows x columns whose means wander between periods
@@ -124,6 +127,8 @@ _SPOKEN = {
     "rmse": "RMSE",
     "r2": "R²",
     "ece": "ECE",
+    "ndcg_at_10": "NDCG at 10",
+    "brier": "Brier score",
 }
 
 

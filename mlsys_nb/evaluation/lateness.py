@@ -41,10 +41,10 @@ def share_later(
     column: pl.Series,
     moment: pl.Series,  # When each row was decided about
 ) -> float | None:  # None: the column holds no times
-    "In how many rows a time lies after the moment."
+    "In which share of the rows that have a time it lies after the moment; fewer than twenty count as twenty."
     if not isinstance(moment.dtype, pl.Datetime) or (times := _times(column)) is None:
         return None
     zone = moment.dtype.time_zone
     if (getattr(times.dtype, "time_zone", None) is None) != (zone is None):
         times = times.dt.replace_time_zone(zone)
-    return float((times > moment).fill_null(False).sum()) / max(len(moment), 1)
+    return float((times > moment).fill_null(False).sum()) / max(len(times) - times.null_count(), 20)

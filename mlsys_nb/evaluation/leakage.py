@@ -5,7 +5,6 @@
 # %% ../../nbs/30_evaluation/33_leakage.ipynb #2e060607
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -13,11 +12,12 @@ import numpy as np
 import polars as pl
 
 from .far_out import told_far_out
+from .giveaway import apart, averages, copied, cuts, given_away
 from .lateness import share_later
-from .wording import wordings
+from .wording import CONSEQUENCE, wordings
 
 # %% auto #0
-__all__ = ['SURE', 'SURE_OF_NUMBER', 'told_by', 'Suspect', 'by_strength', 'suspects', 'column_suspects']
+__all__ = ['SURE', 'SURE_OF_NUMBER', 'told_by', 'Suspect', 'column_averages', 'by_strength', 'suspects', 'column_suspects']
 
 # %% ../../nbs/30_evaluation/33_leakage.ipynb #43a6acb5
 def _groups(
@@ -91,10 +91,6 @@ def _told(groups: np.ndarray, y: np.ndarray, half: np.ndarray) -> float:
     return float(np.clip((_share(groups, y, half) + _share(groups, y, ~half)) / 2, 0, 1))
 
 # %% ../../nbs/30_evaluation/33_leakage.ipynb #4bf56ab0
-_CONSEQUENCE = re.compile(
-    r"(?i)after(?!noon)|clos(ed|ing)|resol|refund|recover|collect|cancel|reason|settle|final|outcome|actual|result|deliver|repa(y|id)|"
-    r"returned|duration|(?<![a-z])end(ed)?(?![a-z])|finished|status|comment|review"
-)
 SURE, SURE_OF_NUMBER = 0.85, 0.98  # of the uncertainty that the rule leaves
 
 
@@ -148,7 +144,7 @@ def _too_good(column: pl.Series, table: _Table) -> Suspect | None:
         return Suspect(column.name, told, share, True)
     if table.number and (far := told_far_out(column, table.outcome)):
         return Suspect(column.name, *far, True)
-    if share >= 0.02 and _CONSEQUENCE.search(column.name):
+    if share >= 0.02 and CONSEQUENCE.search(column.name):
         told = f"it is called like a consequence, and takes away {share:.0%} of the outcome's uncertainty"
         return Suspect(column.name, told, share, False, "name")
     return None
@@ -171,11 +167,7 @@ def _filled_in(column: pl.Series, table: _Table) -> Suspect | None:
     groups = empty.astype(np.int64)
     share = table.told(groups)
     if table.number:
-        rank, n = table.y[:, 0] * len(empty), int(empty.sum())
-        apart = (rank[empty].mean() - (n + 1) / 2) / (
-            len(rank) - n
-        )  # Mann and Whitney: how often the missing one is higher
-        share = max(share, abs(2 * apart - 1)) if min(n, len(rank) - n) >= 30 else share
+        share = max(share, apart(empty, table.y[:, 0] * len(empty)))
     elif table.y.shape[1] > 2:
         kinds = [k for k in range(table.y.shape[1]) if table.y[:, k].mean() >= 0.01]
         share = max(
@@ -185,6 +177,36 @@ def _filled_in(column: pl.Series, table: _Table) -> Suspect | None:
         return None
     told = f"whether it is filled in takes away {share:.0%} of the outcome's uncertainty, as if it were filled in afterwards"
     return Suspect(column.name, told, share, True, "missing")
+
+# %% ../../nbs/30_evaluation/33_leakage.ipynb #f57060be
+def _part(column: pl.Series, table: _Table) -> Suspect | None:
+    if table.number and (met := copied(column, table.outcome, table.entities)):
+        return Suspect(column.name, *met, True, "copies")
+    for part in cuts(column, table.y):
+        found = given_away(part, table.y, table.entities)
+        if found is not None and table.ruled < table.sure:
+            kind, share = table.outcome.cast(pl.String).unique().sort()[found[0]], f"{found[1]:.0%}"
+            always = "far from all others" if table.number else f"always {kind}, and {share} of it lies there"
+            told = f"{part.where} the outcome is {always}, as if written afterwards"
+            return Suspect(column.name, told, found[1], True, part.test)
+    return None
+
+
+def column_averages(
+    rows: pl.DataFrame,
+    names: Sequence[str],  # Columns that might be one
+    others: Sequence[str],  # More columns that may name groups
+    outcome: pl.Series,
+) -> list[Suspect]:
+    "Columns that are the mean or the sum of the outcome over groups of all rows."
+    y = outcome.cast(pl.Float64).to_numpy().reshape(-1, 1) if _is_number(outcome) else _outcomes(outcome)
+    told = (
+        "it is the mean or the sum of the outcome by {by} over all rows, this one and later ones among them"
+    )
+    found = {name: told.format(by=by) for name, by in averages(rows, names, others, y)}
+    return [
+        Suspect(name, said, told_by(rows[name], outcome), True, "average") for name, said in found.items()
+    ]
 
 # %% ../../nbs/30_evaluation/33_leakage.ipynb #26c27ab5
 _PURE, _FEWEST, _EACH, _BOTH = 0.99, 5, 6.0, 16.0
@@ -256,44 +278,14 @@ def _pockets(column: pl.Series, table: _Table) -> Suspect | None:
     told = f"in {share:.1%} of the rows its value fixes the outcome ({some}), elsewhere it tells little: a copy in some rows"
     return Suspect(column.name, told, share, True, "pockets")
 
-# %% ../../nbs/30_evaluation/33_leakage.ipynb #cd20c151
-_UNITS = (1.0, -1.0, 10.0, 0.1, 60.0, 1 / 60, 100.0, 0.01, 1000.0, 0.001)
-
-
-def _met(x: np.ndarray, y: np.ndarray, entities: np.ndarray, whole: bool) -> tuple[int, float]:
-    "How many entities have both alike, and how many a step apart."
-    near = np.abs(y - x) <= 1e-9 * np.maximum(np.abs(y), 1e-300)
-    beside = [len(np.unique(entities[y - x == step])) for step in (1, -1)] if whole else [0]
-    return len(np.unique(entities[near])), float(max(beside))
-
-
-def _copies(column: pl.Series, table: _Table) -> Suspect | None:
-    if not table.number or not column.dtype.is_numeric():
-        return None
-    y = table.outcome.cast(pl.Float64).to_numpy()
-    x = column.cast(pl.Float64).fill_null(float("nan")).to_numpy()
-    values, where, counts = np.unique(y, return_inverse=True, return_counts=True)
-    rare = (counts[where] <= 0.01 * len(y)) & np.isfinite(x)
-    if rare.sum() < 10:
-        return None
-    y, x, who = y[rare], x[rare], table.entities[rare]
-    whole = bool((y == np.round(y)).all())
-    tried = {f"times {u:g}": (u * x, y, whole) for u in _UNITS} | {"as it is": (x, y, whole)}
-    if (y > -1).all():
-        tried["as its logarithm"] = (x, np.log1p(y), False)
-    for how, (a, b, steps) in tried.items():
-        n, chance = _met(a, b, who, steps)
-        if n >= 10 and n - chance > 6 * np.sqrt(chance + 1):
-            told = f"the outcome itself stands in it ({how}) in {n:,} cases, {chance:.0f} would be chance"
-            return Suspect(column.name, told, n / len(table.y), True, "copies")
-    return None
-
 # %% ../../nbs/30_evaluation/33_leakage.ipynb #41c395d4
 def _later(column: pl.Series, moment: pl.Series | None) -> Suspect | None:
     after = None if moment is None else share_later(column, moment)
     if moment is None or after is None or after <= 0.1:
         return None
-    told = f"in {after:.0%} of the rows it is later than {moment.name}, so it was not known then"
+    told = (
+        f"in {after:.0%} of the rows that have it, it is later than {moment.name}, so it was not known then"
+    )
     return Suspect(column.name, told, 0.0, True, "later")
 
 # %% ../../nbs/30_evaluation/33_leakage.ipynb #782a3a36
@@ -322,7 +314,8 @@ def _first(column: pl.Series, table: _Table, moment: pl.Series | None = None) ->
     found = _later(column, moment) or _filled_in(column, table) or _one_word(column, table)
     if found is None:
         named = _too_good(column, table)
-        found = named if named and named.sure else _pockets(column, table) or _copies(column, table) or named
+        sure = named if named and named.sure else _part(column, table)
+        found = sure or _pockets(column, table) or named
     return found
 
 
@@ -349,8 +342,10 @@ def suspects(
     if len(outcome) < 50 or outcome.n_unique() < 2:
         return ()
     table, when = _Table(outcome, np.arange(len(outcome))), rows[moment] if moment else None
-    names = (name for name in rows.columns if name != moment and name not in ignored)
-    return by_strength([_first(rows[name], table, when) for name in names])
+    names = [name for name in rows.columns if name != moment and name not in ignored]
+    found = {name: _first(rows[name], table, when) for name in names}
+    made = column_averages(rows, [name for name in names if found[name] is None], ignored, outcome)
+    return by_strength([*found.values(), *made])
 
 # %% ../../nbs/30_evaluation/33_leakage.ipynb #02d2de54
 def _rule_told(rows: pl.DataFrame, ruled: Sequence[str], table: _Table) -> float:

@@ -8,9 +8,11 @@ __all__ = ['Limits']
 # %% ../../nbs/30_evaluation/31_limits.ipynb #dc79fa71
 from dataclasses import dataclass
 
+from ..system.kind import known_words
 from ..system.settings import ProblemError
 
 # %% ../../nbs/30_evaluation/31_limits.ipynb #4c56ef3b
+@known_words
 @dataclass(frozen=True)
 class Limits:
     "What the gate demands; the defaults suit tables of a thousand rows and more."

@@ -196,6 +196,7 @@ class Number:
     loss = "pinball"
     ranks = "rank_correlation"
     bounds = (-1.0, 1.0)
+    least_between = 1.5
 
     def __post_init__(self) -> None:
         if not 0 < self.level < 1:

@@ -92,11 +92,11 @@ _WATCHED = {
 class Probability:
     "The judge of probabilities: y is 0 or 1, p the probability of 1."
 
-    loss = "log_loss"
-    unit = "nats"
+    loss, unit = "log_loss", "nats"
     means = "share of decisions"
     ranks = "auc"
     bounds = (0.0, 1.0)
+    least_between = 0.25
     watched = _WATCHED
 
     def outcomes(self, labels: pl.Series) -> np.ndarray:

@@ -175,6 +175,7 @@ class Ranking:
     unit = "nats"
     means = "share of decisions with a hit"
     bounds = (0.0, 1.0)
+    least_between = 1.0
 
     @property
     def ranks(self) -> str:

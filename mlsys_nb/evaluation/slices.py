@@ -48,9 +48,8 @@ def _by_quantile(values: pl.Series, present: pl.Series, n_bins: int) -> tuple[pl
     ]
     x = values.cast(pl.Float64).fill_null(float("nan")).to_numpy()
     at = np.searchsorted(cuts, np.where(np.isnan(x), 0, x), side="left")
-    return pl.Series(
-        [None if np.isnan(v) else order[i] for v, i in zip(x, at, strict=True)], dtype=pl.String
-    ), order
+    names = pl.Series(order, dtype=pl.String).gather(pl.Series(at, dtype=pl.UInt32))
+    return names.set(pl.Series(np.isnan(x)), None), order
 
 
 def _by_level(values: pl.Series, present: pl.Series, max_levels: int) -> tuple[pl.Series, list[str]]:

@@ -24,6 +24,7 @@ class LevelWobble:
 
     sd: tuple[float, ...]  # Standard deviation, one for each of the judge's levels
     freedom: int  # Degrees of freedom it is known with
+    least_between: float = 0.0  # Of few periods at least, in parts of what chance does to one
 
 
 def wobble_of(
@@ -131,8 +132,9 @@ def _parts(gain: np.ndarray, rows: Clustered, slope: np.ndarray) -> _Parts:
         both = by_entity + by_period - _square(dev, rows.entity.astype(np.int64) * k + codes, correct=False)
         return _Parts(max(both, by_entity, by_period), max(between, within), k - 1)
     built = _TAUGHT * float(((slope * np.array(rows.wobble.sd)) ** 2).sum())
-    shown = max(built, between - within)
+    shown = max(built, between - within, rows.wobble.least_between * within)
     added = "only the wobble of the mean outcome" if shown > between - within else "what they differ by"
+    added = "what so few may hide" if shown > max(built, between - within) else added
     own = max(shown, float(_LUCKY * gain.mean()) ** 2)
     free = max(len(np.unique(rows.entity)) - 1, 1)
     return _Parts(

@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 
 # %% auto #0
-__all__ = ['is_text', 'value_tally', 'strongest_words', 'Wording', 'wordings']
+__all__ = ['CONSEQUENCE', 'is_text', 'value_tally', 'strongest_words', 'Wording', 'wordings', 'only_words']
 
 # %% ../../nbs/30_evaluation/32_wording.ipynb #341ba080
 _UNSPACED = r"\u3040-\u30ff\u3400-\u9fff\u0e00-\u0e7f"  # Japanese, Chinese, Thai
@@ -61,16 +61,22 @@ def _words(text: str) -> set[str]:
     return found
 
 
+def _held(column: pl.Series, often: int) -> tuple[np.ndarray, np.ndarray, pl.Series]:
+    "Which row holds which word, as two arrays, and the words that so many rows hold."
+    each = [(row, word) for row, text in enumerate(column.cast(pl.String)) if text for word in _words(text)]
+    pairs = pl.DataFrame(each, schema={"row": pl.Int64, "word": pl.String}, orient="row")
+    pairs = pairs.filter(pl.len().over("word") >= often)
+    names = pairs["word"].unique().sort()
+    return pairs["row"].to_numpy(), np.searchsorted(names.to_numpy(), pairs["word"].to_numpy()), names
+
+
 def strongest_words(
     column: pl.Series,  # Of texts
     y: np.ndarray,  # (n, k): one column a class, or the one of a number
 ) -> tuple[np.ndarray, list[str]]:  # Which of the words each row holds, as a code; the words
     "The word of each outcome that goes with it most closely."
-    each = [(row, word) for row, text in enumerate(column.cast(pl.String)) if text for word in _words(text)]
-    pairs = pl.DataFrame(each, schema={"row": pl.Int64, "word": pl.String}, orient="row")
-    pairs = pairs.filter(pl.len().over("word") >= max(20, len(column) // 200))
-    names, n = pairs["word"].unique().sort(), len(column)
-    row, code = pairs["row"].to_numpy(), np.searchsorted(names.to_numpy(), pairs["word"].to_numpy())
+    row, code, names = _held(column, max(20, len(column) // 200))
+    n = len(column)
     held = np.bincount(code, minlength=len(names)) / n
     chosen: list[int] = []
     for k in np.argsort(-y.sum(axis=0), kind="stable")[:_MOST] if len(names) else []:
@@ -98,7 +104,7 @@ def _placed(texts: list[list[str]], place: int, held: Counter[str]) -> tuple[np.
     code = {word: i for i, word in enumerate(often, 1)}
     return np.array([code.get(word, 0) for word in there], dtype=np.int64), often
 
-# %% ../../nbs/30_evaluation/32_wording.ipynb #972e2898
+# %% ../../nbs/30_evaluation/32_wording.ipynb #e08000d3
 @dataclass(frozen=True)
 class Wording:
     "One way in which few words may give the outcome away."
@@ -107,14 +113,31 @@ class Wording:
     said: str  # What they are
     test: str
 
+# %% ../../nbs/30_evaluation/32_wording.ipynb #d350a2d1
+_PART, _FEW = re.compile(r"[^\W\d_]+|\d+"), 60
+
+# %% ../../nbs/30_evaluation/32_wording.ipynb #972e2898
+def _marks(column: pl.Series) -> list[Wording]:
+    "The first and the last part of names that hardly come twice."
+    parts = [_PART.findall(value or "") for value in column] if column.n_unique() * 2 > len(column) else []
+    found = []
+    for name, place in {"first": 0, "last": -1}.items():
+        ends = pl.Series([p[place] if len(p) > 1 else "" for p in parts], dtype=pl.String)
+        if 2 <= ends.n_unique() <= min(_FEW, len(ends) // 20):
+            groups = ends.rank("dense").to_numpy().astype(np.int64)
+            found.append(Wording(groups, f"its {name} part alone takes away", "one place"))
+    return found
+
 
 def wordings(
     column: pl.Series,
     y: np.ndarray,  # (n, k): one column a class, or the one of a number
 ) -> list[Wording]:  # None where the column is no text
     "The strongest words of a text, and those of its places."
-    if column.dtype != pl.String or not is_text(value_tally(column)):
+    if column.dtype != pl.String:
         return []
+    if not is_text(value_tally(column)):
+        return _marks(column)
     groups, words = strongest_words(column, y)
     found = [Wording(groups, f"of all its words {', '.join(map(repr, words))} alone take away", "one word")]
     texts = [_WORD.findall(_ended(text or "")) for text in column]
@@ -124,3 +147,37 @@ def wordings(
         told = f"its {name} word alone ({', '.join(map(repr, words[:3]))}) takes away"
         found += [Wording(groups, told, "one place")] if words else []
     return found
+
+# %% ../../nbs/30_evaluation/32_wording.ipynb #4df90b6c
+_ONLY, _LEANS, _COVER, _PAIR = 0.99, 4.5, 0.85, 2
+
+
+def only_words(
+    column: pl.Series,  # Of texts
+    y: np.ndarray,  # (n, k): one column a class
+) -> tuple[np.ndarray, list[str]] | None:  # The rows that hold one of them; the words
+    "Words that hardly stand with any but one of the rarer outcomes."
+    row, code, names = _held(column, 20)
+    rows, base = np.bincount(code, minlength=len(names)), y.mean(axis=0)
+    with_it = [np.bincount(code, weights=y[row, k], minlength=len(names)) for k in range(y.shape[1])]
+    surprise = [-np.log(max(b, 1e-9)) * rows - np.log(max(len(names), 1)) for b in base]
+    only = [(n >= _ONLY * rows) & (s >= 6) for n, s in zip(with_it, surprise, strict=True)]
+    kinds = [k for k, words in enumerate(only) if words.any() and base[k] <= 0.5]
+    if len(kinds) != 1:
+        return None
+    k = kinds[0]
+    error = np.sqrt(np.maximum(base * (1 - base), 1e-9)[:, None] / rows)
+    lean = np.abs(np.stack(with_it) / rows - base[:, None]) / error
+    idle = sum(words.any() for words in only) == 1 and lean[:, ~only[k]].max(initial=0.0) < _LEANS
+    first = np.argsort(-np.where(only[k], rows, 0), kind="stable")[: int(only[k].sum()) if idle else _PAIR]
+    held = np.zeros(len(column), dtype=bool)
+    held[row[np.isin(code, first[only[k][first]])]] = True
+    if not idle and y[held, k].sum() < _COVER * y[:, k].sum():
+        return None
+    return held, [str(names[int(word)]) for word in first if only[k][word]]
+
+# %% ../../nbs/30_evaluation/32_wording.ipynb #2026cc53
+CONSEQUENCE = re.compile(
+    r"(?i)after(?!noon)|clos(ed|ing)|resol|refund|recover|collect|cancel|reason|settle|final|outcome|actual|result|deliver|repa(y|id)|"
+    r"returned|duration|(?<![a-z])end(ed)?(?![a-z])|finished|status|comment|review"
+)

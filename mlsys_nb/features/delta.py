@@ -84,6 +84,7 @@ class Settled:
 
     new: Rows  # versions that the store does not have
     ended: Rows  # versions that it has, with their new end
+    homes: Mapping[int, Sequence[int]] | None = None  # of their ids, as they were; None: not looked up
 
 # %% ../../nbs/20_features/27_delta.ipynb #d9fac885
 def resolved(
@@ -201,9 +202,8 @@ def settled(
         old = gone & (found.new.cells[KNOWN] < kind.horizon)
         new = joined([new, found.new.take(np.flatnonzero(~old))])
     stay = np.flatnonzero(~(forgotten(kind, new.cells) & np.isin(new.cells[ID], list(homes))))
-    return Settled(
-        new if len(stay) == len(new) else new.take(stay), found.ended if found else new.take(stay[:0])
-    )
+    told = new if len(stay) == len(new) else new.take(stay)
+    return Settled(told, found.ended if found else new.take(stay[:0]), homes)
 
 # %% ../../nbs/20_features/27_delta.ipynb #aa03a775
 @dataclass
@@ -349,4 +349,5 @@ def merge(
                 continue  # an event without this key is nobody's; its home remembers it
             line = timeline(kind, record_key(kind, grouping, name), get, put)
             merge_one(line, rows.take(np.arange(a, b)), change.ended.cells[:, ending == name])
-    remember(get, put, kind, np.stack([change.new.cells[ID], kind.entities(change.new, 0)]))
+    entries = np.stack([change.new.cells[ID], kind.entities(change.new, 0)])
+    remember(get, put, kind, entries, change.homes)

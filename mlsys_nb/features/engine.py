@@ -9,6 +9,7 @@ __all__ = ['Get', 'Put', 'WIPED', 'Engine', 'StoreError', 'Opener', 'begun_clean
 import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import Any, Protocol, TypeVar
@@ -214,6 +215,35 @@ def begun_clean(
         txn = engine.env.begin(write=True, buffers=True)
     return txn
 
+# %% ../../nbs/20_features/26_engine.ipynb #338f91f5
+_MOST = 4 << 20  # bytes of all that is kept
+
+
+class _Told(dict[bytes, bytes]):
+    "Values as of one change of a store, checked."
+
+    def __init__(self, opened: Opener, change: int = 0) -> None:
+        super().__init__()
+        self.opened, self.change, self.left = opened, change, _MOST
+
+    def at(self, change: int) -> "_Told":
+        "These, or none: they are good for one change."
+        return self if self.change == change else _Told(self.opened, change)
+
+    def find(self, get: Get, key: bytes) -> Any:
+        "A value, kept if it is there and small."
+        if (found := self.get(key)) is not None:
+            return found
+        value = self.opened(key, get(key))
+        if value is None or len(value) > LARGE:
+            return value
+        self.left -= len(value)
+        if self.left < 0:
+            self.clear()
+            self.left = _MOST - len(value)
+        kept = self[key] = bytes(value)
+        return kept
+
 # %% ../../nbs/20_features/26_engine.ipynb #dda86a81
 class LmdbEngine:
     "An embedded engine: one memory-mapped file, many readers, one writer at a time."
@@ -228,7 +258,7 @@ class LmdbEngine:
         self.env, self.opened = open_environment(path), Opener(str(path))
         self.handle = os.open(path / "data.mdb", os.O_RDONLY)
         self.size = os.fstat(self.handle).st_size
-        self.wiped, self.most = b"", 64
+        self.wiped, self.most, self.told = b"", 64, _Told(self.opened)
 
     def whole(self) -> None:
         "Refuse a file that was removed or cut while it is open."
@@ -237,11 +267,11 @@ class LmdbEngine:
     def look(self, keys: Sequence[bytes], function: Callable[[list[Any], Get], T]) -> T:
         "Hand the values of some keys, as of one instant, to a function; they are views that end with it."
         self.whole()
-        opened = self.opened
         try:
             with self.env.begin(buffers=True) as txn:
-                get = txn.get
-                return function([opened(k, get(k)) for k in keys], lambda k: opened(k, get(k)))
+                told = self.told = self.told.at(txn.id())
+                get = partial(told.find, txn.get)
+                return function([get(key) for key in keys], get)
         except self.error as e:
             raise store_error(self.path, e) from e
 

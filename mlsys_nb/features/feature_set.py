@@ -20,6 +20,7 @@ from .duration import window_from
 from .events import Events, events_of, events_spec
 from .functions import constant_of, constant_spec
 from .plan import Plan, plan_of
+from ..system.kind import of_kind
 from ..system.markup import card, table
 
 # %% ../../nbs/20_features/23_feature_set.ipynb #dedf2b5b
@@ -32,7 +33,11 @@ class FeatureSet:
     strict: bool = False  # True: a row sees what happened and was known before its moment, not at it
 
     def __post_init__(self) -> None:
+        where = f"set {self.name!r}: features"
+        of_kind(self.features, (tuple, list), f"{where} stand in a tuple", "write (feature,)")
         object.__setattr__(self, "features", tuple(self.features))
+        for i, one in enumerate(self.features):
+            of_kind(one, Feature, f"{where}[{i}] is a Feature", "make one by count, last, request, ...")
         check_set(self)
 
     @property

@@ -22,10 +22,12 @@ from .feature_set import FeatureSet
 from .masked_column import MaskedColumn, column_of, objects
 from .partition import partitioned, projected
 from .plan import Family, Plan
+from .prefetched import Prefetched
 from .row_steps import over_columns
 from .sweep import Asked, Sweep, entity_limit, match_keys, order_of, sorted_events
 from .window_values import evaluate_windows
 from ..system.interchange import as_polars, in_kind
+from ..system.kind import of_kind
 
 # %% auto #0
 __all__ = ['as_of']
@@ -277,17 +279,15 @@ def elsewhere(
     return asked.with_columns(series(k, column) for k, column in zip(family.bound, named, strict=True))
 
 # %% ../../nbs/20_features/25_history.ipynb #5ee9ea6f
-def as_of(
-    features: FeatureSet,  # What is asked
-    moments: pl.DataFrame,  # Key columns and "moment" (UTC); values that come with a request; also of pandas
-    events: Mapping[str, pl.DataFrame | pl.LazyFrame],  # By name of the events; also of pandas
-    partitions: int = 1,  # Parts of the entities, one worked on at a time: less memory
-) -> (
-    pl.DataFrame
-):  # The same rows in the same order, one more column a feature; of the kind that `moments` is
-    "Every feature as of every moment, exactly as known then."
+def _worked_out(
+    features: FeatureSet,
+    moments: pl.DataFrame,
+    events: Mapping[str, pl.DataFrame | pl.LazyFrame],
+    partitions: int,
+) -> pl.DataFrame:
     if not 1 <= partitions < 2**15:
         raise ValueError(f"partitions is a number from 1 to {2**15 - 1}, got {partitions!r}")
+    of_kind(events, Mapping, "frames of events are handed in by name", 'write {"orders": frame}')
     asked = as_polars(moments)
     events = {name: f if isinstance(f, pl.LazyFrame) else as_polars(f) for name, f in events.items()}
     rows, plan = asked_rows(features, asked), features.plan
@@ -314,3 +314,16 @@ def as_of(
     outputs = zip(features.features, plan.outputs, strict=True)
     told = asked.with_columns(series(f.name, slots[i]) for f, i in outputs)
     return in_kind(told, moments)  # type: ignore[no-any-return]
+
+# %% ../../nbs/20_features/25_history.ipynb #504a772e
+def as_of(
+    features: FeatureSet,  # What is asked
+    moments: pl.DataFrame,  # Key columns and "moment" (UTC); values that come with a request; also of pandas
+    events: Mapping[str, pl.DataFrame | pl.LazyFrame],  # By name of the events; also of pandas
+    partitions: int = 1,  # Parts of the entities, one worked on at a time: less memory
+) -> (
+    pl.DataFrame
+):  # The same rows in the same order, one more column a feature; of the kind that `moments` is
+    "Every feature as of every moment, exactly as known then."
+    found = lambda: _worked_out(features, moments, events, partitions)
+    return events.answer(features, moments, found) if isinstance(events, Prefetched) else found()

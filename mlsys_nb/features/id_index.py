@@ -7,7 +7,7 @@ __all__ = ['homes_of', 'remember', 'note_homes']
 
 # %% ../../nbs/20_features/27_id_index.ipynb #2eaf0496
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -81,9 +81,10 @@ def remember(
     put: Put,  # Writes it
     kind: Kind,  # Whose index
     entries: np.ndarray,  # Ids and homes, 2 x entries
+    known: Mapping[int, Sequence[int]] | None = None,  # Homes of these ids, if they were looked up already
 ) -> None:  # Told again, they are no news
     "Note where the versions of each id are, or were."
-    known = homes_of(get, kind, entries[0])
+    known = homes_of(get, kind, entries[0]) if known is None else known
     fresh = [i for i, (c, h) in enumerate(entries.T.tolist()) if h not in known.get(c, ())]
     if fresh:
         note_homes(get, put, kind, np.unique(entries[:, fresh], axis=1))

@@ -37,6 +37,15 @@ def text_code(
     "The code under which a text is stored; a collision is detected when it is written."
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
+
+def text_codes(
+    written: Sequence[bytes],  # Texts in UTF-8
+) -> np.ndarray:  # int64, 63 bits each
+    "The codes of many texts that come once, such as ids: none of them is kept in memory."
+    blake2b = hashlib.blake2b
+    told = b"".join([blake2b(t, digest_size=8).digest() for t in written])
+    return (np.frombuffer(told, ">u8") >> np.uint64(1)).astype(np.int64)
+
 # %% ../../nbs/20_features/26_layout.ipynb #845b7fac
 def key_code(
     value: Any,  # A key value: int, text, or None
@@ -89,14 +98,15 @@ def id_codes(
     if ids.dtype.is_integer():
         return ids.cast(pl.Int64).to_numpy(), None
     found = ids.cast(pl.String).to_list()
-    longest = max(found, key=lambda i: len(i.encode()), default="")
-    if len(longest.encode()) > LONGEST:
+    written = [i.encode() for i in found]
+    longest = max(written, key=len, default=b"")
+    if len(longest) > LONGEST:
         raise ValueError(
-            f"an event id is at most {LONGEST} bytes long, got one of {len(longest.encode())}: {longest!r:.60}"
+            f"an event id is at most {LONGEST} bytes long, got one of {len(longest)}: {longest.decode()!r:.60}"
         )
     held = np.empty(len(found), dtype=object)
     held[:] = found
-    return np.array([text_code(i) for i in found], dtype=np.int64), held
+    return text_codes(written), held
 
 # %% ../../nbs/20_features/26_layout.ipynb #8cc6fa7a
 @dataclass(frozen=True)

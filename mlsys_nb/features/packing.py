@@ -168,8 +168,11 @@ def ids_bytes(
     "Full ids, compressed."
     if ids is None:
         return b""
-    found = [i.encode() for i in ids.tolist()]
-    return zlib.compress(np.array([len(i) for i in found], dtype="<u2").tobytes() + b"".join(found), 1)
+    told: list[Any] = ids.tolist()
+    written = "".join(told).encode()
+    if len(written) != sum(map(len, told)):  # not a byte a letter
+        told = [i.encode() for i in told]
+    return zlib.compress(np.array([*map(len, told)], dtype="<u2").tobytes() + written, 1)
 
 
 def ids_from(
@@ -179,10 +182,13 @@ def ids_from(
     "Full ids again."
     told = zlib.decompress(content)
     ends = np.cumsum(np.frombuffer(told, "<u2", n)).tolist()
-    found, begin = np.empty(n, dtype=object), 0
-    for i, end in enumerate(ends):
-        found[i] = told[2 * n + begin : 2 * n + end].decode()
-        begin = end
+    found, written = np.empty(n, dtype=object), told[2 * n :]
+    spans = zip([0, *ends], ends, strict=False)
+    if written.isascii():
+        text = written.decode()
+        found[:] = [text[a:b] for a, b in spans]
+    else:
+        found[:] = [written[a:b].decode() for a, b in spans]
     return found
 
 # %% ../../nbs/20_features/26_packing.ipynb #c58ee53b

@@ -26,10 +26,11 @@ from .feature_set import FeatureSet
 from .layout import Kind, StoreMismatch, entity_code, key_code
 from .mask import Mask, mask_of, text_at
 from .masked_column import WIDE
-from .packing import NULLS, Record
+from .packing import Record
 from .plan import Family
+from .recent import OpenRecord, Recent, check_entity, is_plain, steady_until
 from .row_steps import Compiled, compiled, over_row
-from .visible import READ, Kept, Moved, View, check_horizon, pieces_of
+from .visible import READ, Kept, Moved, Piece, View, check_horizon, check_reach, pieces_of
 from ..system.clock import micros
 
 # %% auto #0
@@ -96,6 +97,8 @@ class Reading:
     tests: tuple[Mask, ...]  # the different conditions
     longest: int | None  # how far back they reach
     bound: tuple[str, ...]  # keys that come from slots
+    recent: Recent  # records that are open
+    number: int  # its own, among those that keep them
 
     def key(self, entity: Mapping[str, Any]) -> tuple[bytes, list[int]]:
         "The place of an entity's record, and its keys as codes."
@@ -108,40 +111,54 @@ class Reading:
         if value is None:
             check_horizon(self.kind.horizon, moment)
             return [p.nothing for p in self.parts]
-        head = Record(value)
-        check_entity(head, at[1], self.fields)
-        pieces = pieces_of(head, at[0], get, (moment, self.longest))
-        if not pieces:
-            return [p.nothing for p in self.parts]
-        view = View(pieces, moment, get)
-        bounds = [view.bounds(w) for w in self.windows]
-        masks = {where: None if (kept := where(view)).all() else kept for where in self.tests}
-        chosen = [Kept(view, None if where is None else masks[where], field) for where, field in self.choices]
-        edges = [chosen[k].within(bounds[w]) for k, w in self.edges]
-        found = []
-        for k, edge, read, nth, finish, _ in self.parts:
-            told = read(chosen[k], *edges[edge], nth)
-            found.append(told if finish is None else finish(told, get))
-        return found
+        opened = self.recent.find((self.number, *at[1]), value) or opened_of(self, value, at, (moment, get))
+        since, until, told = opened.steady
+        if since <= moment < until:
+            return told
+        n, view = opened.visible(moment, self.longest), opened.view
+        bounds = [view.bounds(w, moment, n) for w in self.windows] if n and view is not None else []
+        told = values_in(self, opened.chosen, bounds, get) if bounds else [p.nothing for p in self.parts]
+        opened.steady = (moment, steady_until(opened, self.windows, bounds, moment), told)
+        return told
 
 # %% ../../nbs/20_features/27_reader.ipynb #27582bcd
-def check_entity(
-    head: Record,  # What was found
-    codes: Sequence[int],  # The keys that were asked for
-    fields: Sequence[int],  # Where they are
-) -> None:  # Raises when it is somebody else's
-    "Entities of several keys share a record never, or say so."
-    if len(codes) > 1 and (head.n or head.chunks):
-        told = [head.place(f) for f in fields]
-        if head.n and any(not w & ~NULLS and low != c for (w, _, low), c in zip(told, codes, strict=True)):
-            raise StoreMismatch(
-                f"two entities share one code in the serving store: {list(codes)}; rename a key of one"
-            )
+def values_in(
+    reading: Reading, chosen: Sequence[Kept], bounds: Sequence[tuple[int, int]], get: Get
+) -> list[Any]:
+    "All aggregates of a record."
+    edges = [chosen[k].within(bounds[w]) for k, w in reading.edges]
+    found = ((p.finish, p.read(chosen[p.kept], *edges[p.edge], p.nth)) for p in reading.parts)
+    return [told if finish is None else finish(told, get) for finish, told in found]
+
+
+def opened_of(
+    reading: Reading,  # What is asked
+    value: Any,  # The record
+    at: tuple[bytes, list[int]],  # Its place, and the keys as codes
+    asked: tuple[int, Get],  # The moment; reads more
+) -> OpenRecord:  # Kept, where it is good for other moments
+    "Open a record, and choose the rows that count."
+    moment, get = asked
+    head = Record(value)
+    check_entity(head, at[1], reading.fields)
+    if is_plain(head):
+        check_reach(head, reading.longest)
+        head = Record(bytes(value))
+        opened = OpenRecord(View([Piece(head, 0, head.n, None)], get), head)
+    else:
+        pieces = pieces_of(head, at[0], get, (moment, reading.longest))
+        opened = OpenRecord(View(pieces, get) if pieces else None)
+    if (view := opened.view) is not None:
+        masks = {where: None if (kept := where(view)).all() else kept for where in reading.tests}
+        opened.chosen = [Kept(view, where and masks[where], field) for where, field in reading.choices]
+        reading.recent.keep((reading.number, *at[1]), opened)
+    return opened
 
 # %% ../../nbs/20_features/27_reader.ipynb #7c6b9dc5
 def reading_of(
     kind: Kind,  # What the store keeps
     family: Family,  # What is asked of it
+    recent: Recent,  # What the store keeps open
 ) -> Reading:  # Ready
     "Compile one family."
     choices: dict[tuple[Mask | None, int], int] = {}
@@ -168,6 +185,8 @@ def reading_of(
         tuple(m for m in masks.values() if m is not None),
         family.reach,
         family.bound,
+        recent,
+        next(recent.numbers),
     )
 
 # %% ../../nbs/20_features/27_reader.ipynb #daa8d940
@@ -230,10 +249,11 @@ def reader_of(
     engine: Engine,  # Where the store is
     features: FeatureSet,  # What is asked
     kinds: Sequence[Kind],  # What is kept, in the order of the plan's families
+    recent: Recent,  # What the store keeps open
 ) -> Reader:  # Ready
     "Compile a feature set."
     plan = features.plan
-    readings = [reading_of(k, f) for k, f in zip(kinds, plan.families, strict=True)]
+    readings = [reading_of(k, f, recent) for k, f in zip(kinds, plan.families, strict=True)]
     return Reader(
         engine,
         features,

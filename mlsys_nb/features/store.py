@@ -7,23 +7,29 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
 from .delta import Delivery, deliver, merge, settled
-from .engine import Engine, Get, Put
-from .events import Events
+from .engine import Engine, Get, LmdbEngine, Put
+from .events import NULL, Events
 from .feature_set import FeatureSet
 from .id_index import homes_of
 from .layout import Kind, StoreMismatch, check_filled, grown, id_codes, kind_from, new_kind
+from .mask import text_at
+from .packing import Record
 from .plan import Family
 from .reader import Reader, reader_of
+from .recent import Recent
 from .shared_store import open_engine
 
 # %% auto #0
-__all__ = ['OnlineStore', 'online_store', 'open_online']
+__all__ = ['OnlineStore', 'online_store', 'open_online', 'somebody']
 
 # %% ../../nbs/20_features/27_store.ipynb #ecf983ea
 STORE_FORMAT = b"2"
@@ -42,6 +48,7 @@ class OnlineStore:
     "The serving store of a root."
 
     engine: Engine
+    recent: Recent = field(default_factory=Recent, repr=False)  # Records that readers keep open
 
     def keep(self, features: FeatureSet) -> None:
         "Say what a feature set will ask for; what is lacking is filled by the next `sync`."
@@ -60,9 +67,8 @@ class OnlineStore:
     def reader(self, features: FeatureSet) -> Reader:
         "A feature set made ready to be read; refused by name when something it needs is not filled yet."
         kinds, plan = self.kinds(), features.plan
-        return reader_of(
-            self.engine, features, [check_filled(kinds.get(f.events.name), f) for f in plan.families]
-        )
+        filled = [check_filled(kinds.get(f.events.name), f) for f in plan.families]
+        return reader_of(self.engine, features, filled, self.recent)
 
     def kinds(self) -> dict[str, Kind]:
         "What is kept, by name of the events."
@@ -246,3 +252,34 @@ def write_texts(
             raise ValueError(
                 f"two texts share the code {code}: {bytes(found).decode()!r:.60} and {text!r:.60}; rename one"
             )
+
+# %% ../../nbs/20_features/27_store.ipynb #77a4b8d0
+def _codes(store: OnlineStore, kind: Kind, keys: Sequence[str]) -> list[list[int]]:
+    "The keys in some rows of one kind."
+    home, places = b"e" + struct.pack(">HB", kind.number, 0), [kind.place(k) for k in keys]
+    found = [Record(bytes(value)) for _, value in islice(store.engine.scan(home), 5)]
+    rows = [one.rows(kind.width, kind.ids == "text").cells[places].T[-1:].tolist() for one in found if one.n]
+    return [codes for few in rows for codes in few if NULL not in codes]
+
+
+def _spelled(coded: Sequence[tuple[str, str, int]], _: list[Any], get: Get) -> dict[str, Any]:
+    "Keys as they were written."
+    return {name: code if dtype == "int" else text_at(get, code) for name, dtype, code in coded}
+
+
+def somebody(
+    store: OnlineStore,  # The store
+    names: Sequence[str],  # Of events
+    keys: Sequence[str],  # What names an entity
+) -> dict[str, Any] | None:  # None: no events name all of it, or none can be looked at
+    "An entity of whom the store knows something."
+    kinds = store.kinds().values() if isinstance(store.engine, LmdbEngine) else ()
+    for kind in kinds:
+        types = dict(kind.keys)
+        if kind.name not in names or not {types.get(k) for k in keys} <= {"int", "text"}:
+            continue
+        for codes in _codes(store, kind, keys):
+            return store.engine.look(
+                [], partial(_spelled, [(k, types[k], c) for k, c in zip(keys, codes, strict=True)])
+            )
+    return None

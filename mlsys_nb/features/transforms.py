@@ -40,7 +40,10 @@ def request(
 ) -> Feature:  # Unknown where it is not given
     "A value that comes with the request."
     if dtype not in ("int", "float", "text", "bool", *LISTS):
-        raise ValueError(f"a request value is int, float, text, bool, list[int] or list[text], got {dtype!r}")
+        raise ValueError(
+            f"a request value is int, float, text, bool, list[int] or list[text], got {dtype!r}; declare it as one of them "
+            "(a category is a text, a time a number or a text)"
+        )
     return Feature(name, dtype, "request", (), (name,), unit=unit)
 
 # %% ../../nbs/20_features/22_transforms.ipynb #6fa594f7

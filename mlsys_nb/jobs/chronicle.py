@@ -4,34 +4,36 @@
 
 # %% auto #0
 __all__ = ['CHRONICLE', 'CHRONICLE_FORMAT', 'ChronicleError', 'FoundState', 'note_found', 'noted_for_again', 'found_by', 'retold',
-           'brought_back', 'verify_chronicle']
+           'without_runs', 'brought_back', 'verify_chronicle']
 
 # %% ../../nbs/70_jobs/72_chronicle.ipynb #4a347e97
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 
-from .kept_code import keep_code, verify_code
+from .kept_code import drop_code, keep_code, verify_code
 from ..system.control import open_control
 from ..system.database import TABLES, Database, row_of, thing_of
 from ..system.disk import make_folder, read_file, same_file, write_file
-from ..system.durable import Log, lock, temporary, write_bytes
+from ..system.durable import Log, lock, write_bytes
 from ..system.finding import Finding
 from ..system.runs import Run, list_runs
 from ..system.schema import SCHEMA, schema_in
 from ..system.settings import MlsysError, Settings
+from ..system.unfinished import temporary
+from ..system.vault import OVERHEAD, VAULT, key_of
 
 # %% ../../nbs/70_jobs/72_chronicle.ipynb #735d9f5b
 CHRONICLE, CHRONICLE_FORMAT = "chronicle.log", 1
 _UNTOLD = frozenset({"audit", "audit_mark", "deliveries", "dues"})
 _LEFT_OUT = re.compile(
-    r"(online|locks|code|raw|batches)|keys?(\.json|\.lock)?|control\.db.*|mlflow.*|chronicle\..*|(.*/)?(\.tmp-.*|[^/]*\.lock|lock\.mdb)"
+    r"(online|locks|code|raw|batches)|keys?(\.json|\.lock)?|control\.db.*|mlflow.*|chronicle\..*|vault\.json|(.*/)?(\.tmp-.*|[^/]*\.lock|lock\.mdb)"
 )
 _SEALED = re.compile(r"(lake|models)/[^/]+/[^/.][^/]*")
 _MARK = 64  # Bytes of a file whose content is noted
@@ -175,6 +177,37 @@ def retold(
                 write_bytes(path, read_file(place / path.name))
     return sum(a != b for a, b in zip(records, now, strict=True))
 
+# %% ../../nbs/70_jobs/72_chronicle.ipynb #2ddab4cb
+def _both(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    "Two changes in a row as one, under the name of the second."
+    told = {**other}
+    for part in ("rows", "files"):
+        gone = set(other.get(f"no {part}", ()))
+        now = {k: v for k, v in one.get(part, {}).items() if k not in gone} | other.get(part, {})
+        never = sorted((gone | set(one.get(f"no {part}", ()))) - other.get(part, {}).keys())
+        told = {k: v for k, v in told.items() if k not in (part, f"no {part}")}
+        told |= ({part: now} if now else {}) | ({f"no {part}": never} if never else {})
+    return told
+
+
+def without_runs(
+    settings: Settings,  # Whose system
+    gone: Collection[str],  # Runs that nobody will make again
+) -> tuple[int, list[str]]:  # How many records are left out, and which kept code is no longer named
+    "Forget what only these runs found, and the code that only they were made with."
+    path, kept, before = settings.data / CHRONICLE, list[dict[str, Any]](), None
+    with lock(path.with_suffix(".lock")):
+        records = Log.read(path)
+        for record in records:
+            now = _both(before, record) if before else record
+            before = now if record["run"] in gone and record is not records[-1] else None
+            kept += [] if before else [now]
+        if len(kept) < len(records):
+            with temporary(path, folder=True) as place:
+                Log(place / path.name).append(kept)
+                write_bytes(path, read_file(place / path.name))
+        return len(records) - len(kept), drop_code(settings, [record.get("code", {}) for record in kept])
+
 # %% ../../nbs/70_jobs/72_chronicle.ipynb #cf0579f8
 def _file_back(source: Path, target: Path, told: Sequence[Any]) -> bool:
     "Whether it could be brought back."
@@ -195,6 +228,8 @@ def _beginning(path: Path, size: int) -> bytes | None:
         content = read_file(path)
     except FileNotFoundError:
         return None
+    if key_of(content):  # hidden as a whole since then, perhaps: what is hidden does not grow
+        return content if size in (len(content), len(content) - OVERHEAD) else None
     return content[:size] if len(content) >= size else None
 
 # %% ../../nbs/70_jobs/72_chronicle.ipynb #101e23a8
@@ -234,6 +269,8 @@ def brought_back(
 ) -> tuple[str, ...]:  # What could not be brought back
     "Make a copy of a system as a run found it."
     data = make_folder(root / "data")
+    if (settings.data / VAULT).exists():  # with the keys of today: files were brought under them since
+        write_bytes(data / VAULT, read_file(settings.data / VAULT), private=True)
     lost = [p for p, told in found.files.items() if not _file_back(settings.data / p, data / p, told)]
     _rows_back(found, Database(f"sqlite:///{data / 'control.db'}"))
     return tuple(lost)
@@ -264,7 +301,7 @@ def verify_chronicle(
     begun = [
         run
         for run in list_runs(open_control(settings))
-        if run.status == "succeeded" and _by_notebook(settings, run)
+        if run.status == "succeeded" and _by_notebook(settings, run) and run.report
     ]
     first = min((run.started_at for run in begun if run.run_id in noted), default=None)
     lacks = [

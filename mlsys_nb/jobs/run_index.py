@@ -100,8 +100,8 @@ def _words(record: Mapping[str, Any]) -> str:
 
 
 def _first(words: str, most: int = 130) -> str:
-    "The first parts of a line; the whole stands in the report, and where the pointer rests."
-    return words if len(words) <= most else f"{words[:most].rpartition(' ')[0]} ..."
+    "The first parts of a line; more stands where the pointer rests, the whole in the report."
+    return words if len(words) <= most else f"{words[:most].rpartition(' ')[0] or words[:most]} ..."
 
 
 def _cell(value: object, key: float | str | None = None, kind: str = "") -> Html:
@@ -126,7 +126,7 @@ def run_row(
         _cell(link(f"{place}/report.html", record["job"]), record["job"]),
         _cell(record.get("problem") or "–"),
         _cell(minute(record.get("as_of"))[:-4].removesuffix(" 00:00"), record.get("as_of") or "", "nw"),
-        tag("td", {"class": "said", "title": _words(record)}, _first(_words(record))),
+        tag("td", {"class": "said", "title": _first(_words(record), 2000)}, _first(_words(record))),
         _cell(named, found[1] if found else None, "nw"),
         _cell(f"{alerts:.0f}" if alerts else "", alerts or 0, "mls-n"),
         _cell("" if took is None else f"{took:.1f} s", took or 0, "mls-n"),
@@ -144,7 +144,7 @@ NARROWING = """
 const body=document.querySelector('tbody'),rows=[...body.rows],shown=document.getElementById('shown');
 const asked=['job','problem','state'].map(n=>document.getElementById(n)),text=document.getElementById('text');
 function narrow(){let n=0;const w=text.value.toLowerCase();for(const r of rows){
-const ok=asked.every(s=>!s.value||r.dataset[s.id]===s.value)&&(!w||r.textContent.toLowerCase().includes(w));
+const ok=asked.every(s=>!s.value||r.dataset[s.id]===s.value)&&(!w||(r.textContent+r.cells[4].title).toLowerCase().includes(w));
 r.hidden=!ok;n+=ok}shown.textContent=n+' of '+rows.length+' shown'}
 asked.forEach(s=>s.addEventListener('change',narrow));text.addEventListener('input',narrow);
 let last=-1,down=1;document.querySelectorAll('thead button').forEach((b,i)=>b.addEventListener('click',()=>{

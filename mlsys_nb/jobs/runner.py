@@ -23,7 +23,7 @@ import polars as pl
 from .chronicle import noted_for_again
 from .execution import Execution, engine, execute
 from .kept_code import changed, sources
-from .kernels import Kernels, kernel_environment
+from .kernels import Ahead, Kernels, kernel_environment
 from .parameters import at_moment, checked_values, parameters_of
 from .precheck import imported_by, precheck
 from .record import page_or_plain, record_for, write_report
@@ -167,6 +167,7 @@ class Order:
     content: bytes  # The notebook
     given: Mapping[str, Any]  # Checked values of the caller
     values: Mapping[str, Any]  # The same, with defaults for the rest
+    ahead: Sequence[tuple[str, ...]] = ((), ())  # Looked up by its kernel, and by the next
 
 # %% ../../nbs/70_jobs/73_runner.ipynb #f51d6953
 def order_for(
@@ -196,9 +197,8 @@ def done_before(
     "The run that has already succeeded with this very work, if the work has a key."
     if not order.key:
         return None
-    wanted = json_bytes(order.values)
     runs = [run for run in list_runs(control, order.problem, order.job) if run.status == "succeeded"]
-    same = [run for run in runs if run.key == order.key and json_bytes(run.parameters) == wanted]
+    same = [r for r in runs if r.key == order.key and json_bytes(r.parameters) == json_bytes(order.values)]
     return same[-1] if same else None
 
 # %% ../../nbs/70_jobs/73_runner.ipynb #9957d201
@@ -268,14 +268,13 @@ def carried_out(
     try:
         noted(settings, run.run_id)
         notebook, code = nbformat.reads(order.content.decode(), as_version=4), sources(settings.home)
-        execution = execute(
-            notebook, at_moment(order.given, order.values, run.as_of), kernels, settings.job_seconds
-        )
+        ahead = [Ahead(call, code) if call else None for call in order.ahead]
+        given = at_moment(order.given, order.values, run.as_of)
+        execution = execute(notebook, given, kernels, settings.job_seconds, ahead)
         if (edited := changed(code, sources(settings.home))) and not execution.error:
             execution = replace(
                 execution, error=f"code was edited while the job ran ({edited}); run it again"
             )
-        kernels.prepare()
         done, record = reported(ended(), execution, order.content, settings)
     except Exception as e:
         why = f"{type(e).__name__}: {' '.join(str(e).split())}"[:500]
@@ -324,9 +323,10 @@ class Runner:
         job: str,  # Its name
         parameters: Mapping[str, Any] | None = None,  # Values for declared parameters
         key: str | None = None,  # Names the work: what succeeded under this key is not done again
+        ahead: Sequence[tuple[str, ...]] = ((), ()),  # Looked up by its kernel, and by the next (`Ahead`)
     ) -> Run:  # The run, succeeded; a failed one raises JobFailed
         "Run a job to its end, or return the run that has done this work already."
-        order = order_for(self.settings, job, parameters or {}, key or "")
+        order = replace(order_for(self.settings, job, parameters or {}, key or ""), ahead=ahead)
         with alone(self.settings, job, order.problem):
             settle(self.settings, self.control, job, order.problem)
             run = done_before(order, self.control)

@@ -12,14 +12,15 @@ import logging
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
+from itertools import takewhile
 from typing import NoReturn, Protocol
 from zoneinfo import ZoneInfo
 
 from ..system.clock import instant, length_from, stamp
 from ..system.control import get_document, put_document
 from ..system.database import Database
-from ..system.duty import DueRun, claim, dues, note_missed, renew, settle_due
+from ..system.duty import DueRun, claim, dues, forget_missed, note_missed, renew, settle_due
 from ..system.settings import Settings, SettingsError
 
 LOG = logging.getLogger(__name__)
@@ -115,6 +116,23 @@ def declared_entries(
     return [entry_from(name, line, known) for name, line in settings.schedule.items()]
 
 # %% ../../nbs/70_jobs/74_schedule.ipynb #5b58ff59
+_BACK = timedelta(hours=3)  # No clock is set back by more
+
+
+def _shown(
+    wall: datetime,  # Without a zone
+    zone: ZoneInfo,
+    every: bool,  # Each time that it is shown; else once, though it be skipped
+) -> list[datetime]:
+    "The moments at which a clock on the wall shows a time."
+    while True:
+        told = [wall.replace(tzinfo=zone, fold=fold).astimezone(UTC) for fold in (0, 1)]
+        real = [m for m in dict.fromkeys(told) if m.astimezone(zone).replace(tzinfo=None, fold=0) == wall]
+        if real or every:
+            return real if every else real[:1]
+        wall += timedelta(minutes=1)
+
+# %% ../../nbs/70_jobs/74_schedule.ipynb #180ada77
 def due_times(
     entry: TimedJob,
     after: datetime,
@@ -124,16 +142,19 @@ def due_times(
 
     if len(entry.cron.split()) != 5:
         raise ValueError(f"cron has five fields, got {entry.cron!r}")
+    every = any(field.startswith("*") for field in entry.cron.split()[:2])
     try:
-        times = CronSim(entry.cron, after.astimezone(ZoneInfo(entry.zone)))
+        zone = ZoneInfo(entry.zone)
+        walls = CronSim(entry.cron, after.astimezone(zone).replace(tzinfo=None) - _BACK)
     except (CronSimError, KeyError, ValueError, OSError) as e:
         raise ValueError(f"{e} in {entry.cron!r}, zone {entry.zone!r}") from e
-    last = after
-    for time in times:
-        moment = instant(time)
-        if moment > last:
-            last = moment
-            yield moment
+    last, waiting = after, list[datetime]()
+    for found in (_shown(wall, zone, every) for wall in walls):
+        waiting = sorted({*waiting, *found})
+        sure = found[0] - (_BACK if every else timedelta()) if found else last
+        for moment in (m for m in waiting if last < m <= sure):
+            yield (last := moment)
+        waiting = [m for m in waiting if m > sure]
 
 
 def due_until(
@@ -142,12 +163,7 @@ def due_until(
     until: datetime,
 ) -> list[datetime]:
     "The moments after one and up to another at which an entry is due."
-    found = []
-    for moment in due_times(entry, after):
-        if moment > until:
-            break
-        found.append(moment)
-    return found
+    return list(takewhile(lambda moment: moment <= until, due_times(entry, after)))
 
 # %% ../../nbs/70_jobs/74_schedule.ipynb #0483522e
 def last_due(
@@ -155,15 +171,8 @@ def last_due(
     until: datetime,
 ) -> datetime | None:  # None: there was none
     "The newest moment up to another at which an entry was due."
-    from cronsim import CronSim
-
-    after = (until + timedelta(seconds=1)).astimezone(ZoneInfo(entry.zone))
-    backward = CronSim(entry.cron, after, reverse=True)
-    for _ in range(1000):
-        moment = instant(next(backward))
-        if moment <= until and next(due_times(entry, moment - timedelta(microseconds=1)), None) == moment:
-            return moment
-    return None
+    farther = (until - timedelta(days=days) for days in (1 / 24, 1, 8, 64, 512, 4096, 32768))
+    return next((found[-1] for after in farther if (found := due_until(entry, after, until))), None)
 
 # %% ../../nbs/70_jobs/74_schedule.ipynb #7fed6ee1
 def kept_since(
@@ -172,11 +181,17 @@ def kept_since(
     now: datetime,
 ) -> datetime:
     "The moment after which everything that is due is run, or said to be missed."
-    note, line = get_document(control, "schedule", entry.name) or {}, f"{entry.cron} {entry.zone}"
-    if note.get("line") != line:
-        put_document(control, "schedule", entry.name, {"line": line, "after": now.isoformat()})
-        return now
-    return instant(note["after"])
+    note = get_document(control, "schedule", entry.name) or {}
+    return instant(note["after"]) if note.get("line") == _line(entry) else _keep(control, entry, now)
+
+
+def _line(entry: TimedJob) -> str:
+    return f"{entry.cron} {entry.zone}"
+
+
+def _keep(control: Database, entry: TimedJob, after: datetime) -> datetime:
+    put_document(control, "schedule", entry.name, {"line": _line(entry), "after": after.isoformat()})
+    return after
 
 
 _ENDED = ("done", "failed", "missed")
@@ -198,8 +213,13 @@ def open_dues(
 ) -> tuple[list[datetime], list[DueRun]]:  # To be run, oldest first; what was found to be missed
     "What is due of an entry and has not ended."
     after = kept_since(control, entry, now)
-    rows = {row.due: row for row in dues(control, entry.name, after)}
+    if after > now:  # the clock was set back
+        after = _keep(control, entry, now - timedelta(microseconds=1))
+        forget_missed(control, entry.name, after)
     times = due_until(entry, after, now)
+    if not times:
+        return [], []
+    rows = {row.due: row for row in dues(control, entry.name, after)}
     late = set(_too_late(entry, [t for t in times if t not in rows], now))
     why = "nothing was running when it was due"
     gone = [DueRun(entry.name, t, "missed", error=why) for t in sorted(late)]
@@ -207,12 +227,7 @@ def open_dues(
     left = [t for t in times if t not in late and (t not in rows or rows[t].status not in _ENDED)]
     ended = max((t for t in times if not left or t < left[0]), default=after)
     if ended > after:
-        put_document(
-            control,
-            "schedule",
-            entry.name,
-            {"line": f"{entry.cron} {entry.zone}", "after": ended.isoformat()},
-        )
+        _keep(control, entry, ended)
     return left, gone
 
 # %% ../../nbs/70_jobs/74_schedule.ipynb #7da29b52
@@ -267,6 +282,7 @@ class Scheduler:
     ) -> None:
         self.control, self.entries, self.start, self.owner = control, list(entries), start, owner
         self.running: dict[str, Running] = {}
+        self._quiet: dict[str, tuple[datetime, datetime]] = {}  # Between which nothing is due of an entry
 
     def turn(
         self,
@@ -275,10 +291,13 @@ class Scheduler:
         "Renew, end and start."
         told = [row for entry in self.entries if (row := self._ended(entry, now))]
         for entry in self.entries:
-            if entry.name not in self.running:
+            since, until = self._quiet.get(entry.name, (now, now))
+            if entry.name not in self.running and not since <= now < until:
                 left, gone = open_dues(self.control, entry, now)
                 told += gone
                 self._begin(entry, left[:1], now)
+                if not left:
+                    self._quiet[entry.name] = now, next(due_times(entry, now), now)
         return told
 
     def _ended(self, entry: TimedJob, now: datetime) -> DueRun | None:
@@ -289,11 +308,13 @@ class Scheduler:
             at.work.kill()
         code = at.work.poll()
         if code is None:
-            at.lease = renew(self.control, at.lease, now + LEASE) or at.lease
+            if at.lease.until is None or not LEASE / 2 <= at.lease.until - now <= LEASE:
+                at.lease = renew(self.control, at.lease, now + LEASE) or at.lease
             return None
-        del self.running[entry.name]
         row = ended_as(at, code, now)
-        return row if settle_due(self.control, at.lease, row) else None
+        mine = settle_due(self.control, at.lease, row)  # while nothing can be written, we are still at it
+        del self.running[entry.name]
+        return row if mine else None
 
     def _begin(self, entry: TimedJob, due: Sequence[datetime], now: datetime) -> None:
         for moment in due:
@@ -334,6 +355,7 @@ def late_entries(
     for entry in entries:
         newest, after = last_due(entry, now - entry.within), kept_since(control, entry, now)
         rows = dues(control, entry.name, newest - timedelta(microseconds=1)) if newest else []
+        rows = [row for row in rows if row.due <= now]  # later ones are of a clock that was ahead
         mine = next((row for row in rows if row.due == newest), None)
         before = mine is None and newest is not None and newest <= after  # the schedule was declared later
         if newest and not before and not any(row.status == "done" for row in rows):

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
+from ..system.kind import known_words
 from ..system.settings import ProblemError
 
 # %% ../../nbs/35_learning/35_brief.ipynb #28e3e40c
@@ -18,6 +19,7 @@ FAMILIES = ("rule", "table", "linear", "neighbours", "boosting")  # Simplest fir
 _WAYS = {"up": 1, "down": -1}
 
 
+@known_words
 @dataclass(frozen=True, kw_only=True)
 class Learning:
     "How a problem is learnt."

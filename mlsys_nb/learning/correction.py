@@ -146,7 +146,7 @@ def _rising(asked: Corrigible) -> Corrected:
     block = np.cumsum(np.diff(level, prepend=level[0]) > 0)
     n, hits = np.bincount(block, alike), np.bincount(block, came)
     middle, mean = np.bincount(block, raw * alike) / n, y.mean()
-    share = (hits + _PRIOR * mean) / (n + _PRIOR)
+    share = np.clip((hits + _PRIOR * mean) / (n + _PRIOR), 1e-15, 1 - 1e-15)  # all may have come, or none
     kept = np.unique(np.linspace(0, len(n) - 1, min(len(n), _BLOCKS)).round().astype(int))
     values = np.maximum.accumulate(np.log(share) - np.log1p(-share))[kept]
     return Corrected(asked.link, knots=tuple(middle[kept].tolist()), values=tuple(values.tolist()))

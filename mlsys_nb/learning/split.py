@@ -15,7 +15,8 @@ from ..system.markup import card
 from ..system.settings import MlsysError
 
 # %% auto #0
-__all__ = ['TooLittleData', 'opens_of', 'rows_of_periods', 'Split', 'time_split', 'RollingOrigin', 'rolling_origins']
+__all__ = ['TooLittleData', 'opens_of', 'rows_of_periods', 'Split', 'time_split', 'RollingOrigin', 'rolling_origins',
+           'judging_origins']
 
 # %% ../../nbs/35_learning/35_split.ipynb #1ff20696
 class TooLittleData(MlsysError):
@@ -196,3 +197,21 @@ def rolling_origins(
             break
         found = wider
     return tuple(found)
+
+# %% ../../nbs/35_learning/35_split.ipynb #a77fef8a
+def judging_origins(
+    opens: Mapping[datetime, datetime],  # All matured periods, each with its first moment
+    counts: Mapping[datetime, int],  # Rows of each
+    matures_after: timedelta,
+    asked: int,  # So many rows shall be judged in all, if that can be had
+) -> tuple[RollingOrigin, ...]:
+    "Rolling origins, each judged by as many periods as the rows that are asked for take."
+    found: tuple[RollingOrigin, ...] = ()
+    for least in (1, 2, 3, 5, 7, 14, 28):
+        wider = rolling_origins(opens, matures_after, least=least)
+        if not wider:
+            break
+        found = wider
+        if sum(counts.get(period, 0) for origin in found for period in origin.judged) >= asked:
+            break
+    return found

@@ -30,7 +30,7 @@ from ..system.interchange import as_polars
 from ..system.markup import card
 
 # %% auto #0
-__all__ = ['Later', 'default_params', 'raw_sums', 'one_thread', 'Fitted', 'Prepared', 'prepared_rows', 'fit_prepared', 'fit']
+__all__ = ['Later', 'default_params', 'raw_sums', 'on_threads', 'Fitted', 'Prepared', 'prepared_rows', 'fit_prepared', 'fit']
 
 # %% ../../nbs/35_learning/36_train.ipynb #03d44e27
 _DEFAULTS: dict[str, dict[str, float | int]] = {
@@ -137,15 +137,17 @@ def _engines(loaded: int) -> Any:
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
-    "Numerical libraries on one thread."
+def on_threads(
+    threads: int,
+) -> Iterator[None]:
+    "Numerical libraries on so many threads; finding these libraries takes longer than a small fit, so it is done once."
     import sys
 
     heavy = sum(
         name in sys.modules
         for name in ("sklearn.ensemble", "sklearn.linear_model", "scipy.linalg", "sklearn")
     )
-    with _engines(heavy).limit(limits=1):
+    with _engines(heavy).limit(limits=threads):
         yield
 
 # %% ../../nbs/35_learning/36_train.ipynb #b6bd6be2
@@ -172,7 +174,7 @@ class Fitted:
     ) -> Any:  # A probability a row; or point, low and high; or one for each class; or for each candidate
         "The prediction of each row."
         frame = as_polars(frame)
-        with one_thread():
+        with on_threads(1):
             sums = lambda rows: raw_sums(self.estimator, encoded or self.encode(rows))
             return self.link.predict(frame, self.feature_names, sums)
 
@@ -259,8 +261,6 @@ def fit_prepared(
     later: Later | None = None,  # Rows at whose best number of trees boosting stops
 ) -> Fitted:
     "A model of `family`, trained on encoded rows."
-    from threadpoolctl import threadpool_limits
-
     learner, encoder, features = given.learner, given.encoder, given.features
     rivals = rivals_of(learner.how.rivals)
     chosen = _params(family, params, rivals)
@@ -278,7 +278,7 @@ def fit_prepared(
         return raw_sums(replace(recipe, params=chosen).model(data.take(early), y[early]), data.take(late))
 
     # Sums in a linear solver depend on the number of threads, trees do not.
-    with threadpool_limits(threads if family == "boosting" else 1):
+    with on_threads(threads if family == "boosting" else 1):
         estimator = recipe.model(data, y, later)
         if later is not None and family == "boosting":
             chosen = {**chosen, "max_iter": len(estimator._predictors)}

@@ -21,7 +21,7 @@ from ..evaluation.two_way import Clustered, LevelWobble, judged_mean, wobble_of
 from ..evaluation.verdict import RefitMove, Verdict
 from ..learning.kept_trial import KeptTrials, asked_once
 from ..learning.recipe import Recipe
-from ..learning.split import RollingOrigin, TooLittleData, opens_of, rolling_origins, rows_of_periods
+from ..learning.split import RollingOrigin, TooLittleData, judging_origins, opens_of, rows_of_periods
 from ..learning.train import Fitted, fit
 from ..problem.declaration import Problem
 
@@ -52,6 +52,7 @@ class Contest:
     seed: int = 0
     threads: int = 1
     kept: KeptTrials | None = None  # What fits have said before
+    asked: int = 0  # Questions that these rows have answered before, in the same run
 
     @property
     def opens(self) -> dict[datetime, datetime]:
@@ -64,16 +65,9 @@ class Contest:
 # %% ../../nbs/75_loop/76_contest.ipynb #c3cae9a8
 def _origins(contest: Contest) -> tuple[RollingOrigin, ...]:
     "All origins, with enough rows judged for the problem's limits where that can be had."
-    opens, after, asked = contest.opens, contest.problem.matures_after, contest.problem.limits.rows
-    found: tuple[RollingOrigin, ...] = ()
-    for least in (1, 2, 3, 5, 7, 14, 28):
-        wider = rolling_origins(opens, after, least=least)
-        if not wider:
-            break
-        found = wider
-        if sum(contest.at(origin.judged).height for origin in found) >= asked:
-            break
-    return found
+    counts = dict(contest.rows.group_by("period").len().rows())
+    after, asked = contest.problem.matures_after, contest.problem.limits.rows
+    return judging_origins(contest.opens, counts, after, asked)
 
 
 def _teaches(contest: Contest, periods: tuple[datetime, ...]) -> bool:

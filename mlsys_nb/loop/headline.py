@@ -59,14 +59,14 @@ def said_of_look(
 def said_of_batch(
     rows: int,
     version: int,
-    actions: int,
+    actions: int | None,  # None: nothing can be left undone
     fallback: str = "",  # Why another than the champion answered
 ) -> str:
     "What a batch came to."
     if not rows:
         return f"Nobody to decide about; version {version} would have"
-    share = f"{actions:,} to act on ({actions / rows:.0%})"
-    return f"{rows:,} decisions by version {version}, {share}" + (
+    share = f", {actions:,} to act on ({actions / rows:.0%})" if actions is not None else ""
+    return f"{rows:,} decisions by version {version}{share}" + (
         f"; {shortened(fallback)}" if fallback else ""
     )
 

@@ -209,7 +209,10 @@ def periods_table(
     known, groups = made.drop_nulls("label"), ["version", "period"]
     if known.is_empty():
         return pl.DataFrame(schema=_PERIODS)
-    waiting = made.group_by(groups).agg(labels_on_their_way=pl.col("label").null_count().cast(pl.Int64))
+    open_ = pl.col("label").is_null() & (
+        pl.col("period") + at.problem.matures_after > at.now
+    )  # later nothing comes
+    waiting = made.group_by(groups).agg(labels_on_their_way=open_.sum().cast(pl.Int64))
     promised = promise(judged, model.manifest["metrics"]).values.get(judged.loss)
     bound = _bound(found, judged.loss)
     table = waiting.join(_losses(at, known), on=groups, how="left").sort("period", "version")

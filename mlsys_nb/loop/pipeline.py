@@ -7,14 +7,13 @@ __all__ = ['LOG', 'score', 'monitor', 'train', 'retrain']
 
 # %% ../../nbs/75_loop/79_pipeline.ipynb #8af9ed12
 import logging
-from collections import Counter
 from dataclasses import replace
 from typing import Any
 
 import polars as pl
 
+from ..decisions.labelled_decisions import disputes
 from ..decisions.log import keep_decisions
-from ..decisions.taught import disputes
 from ..learning.recipe import Recipe
 from ..learning.split import TooLittleData
 from .account import data_seen, hashes_read, origin_tables
@@ -23,7 +22,7 @@ from .follow_up import look_at
 from .headline import said_of_batch, said_of_look, said_of_training
 from .monitoring_tables import monitoring_tables
 from .months import counted_months, kept_months
-from .per_tenant import noted_round, round_of_tenants
+from .per_tenant import noted_round, round_of_tenants, tenants_told
 from .policy import Upkeep
 from .realised import held_of
 from .recalibrate import note_remedy
@@ -35,8 +34,8 @@ from .training_tables import training_tables
 from .upkeep import ask_for_labels, consult, power_before, rolled_back, told_besides, tried
 from .watch import watch_drift
 from ..monitoring.alerts import close_replaced, from_drift, from_performance, record
+from ..problem.capacity import Acts
 from ..problem.dataset import Dataset
-from ..problem.tenant import POOLED
 from ..release.fallback import Sound, instead, last_sound
 from ..release.package import Model, PackageError
 from ..release.registry import Champion, RegistryError, barred
@@ -78,7 +77,8 @@ def score(at: Context) -> Scored:
         "inputs": hashes_read(at, model),
         "metrics": metrics,
     }
-    line = said_of_batch(batch.rows, model.version, batch.actions, sound.said)
+    acted = batch.actions if isinstance(at.problem.target, Acts) else None
+    line = said_of_batch(batch.rows, model.version, acted, sound.said)
     return Scored(
         batch, **told, headline=line, behind=lambda: {**score_tables(at, batch), **origin_tables(at)}
     )
@@ -162,29 +162,33 @@ def _work(at: Context, step: str, n_trials: int, seed: int) -> str:
 
 # %% ../../nbs/75_loop/79_pipeline.ipynb #a497477e
 def _trained(
-    at: Context, work: str, policy: Upkeep | None, *, recipe: Recipe | None = None, n_trials: int, seed: int
-) -> Trained:
+    at: Context, work: str, policy: Upkeep | None, *, recipe: Recipe | None = None, n_trials: int, seed: int,
+    search: Trained | None = None,
+) -> Trained:  # fmt: skip
     if n_trials < 0:
         raise ValueError(f"a search has trials, 0 revisits the last, got n_trials={n_trials}; give more")
     key, candidate = f"{at.label}/{work}", None
+    how: dict[str, Any] = {"n_trials": n_trials, "seed": seed}
+    asked: dict[str, Any] = {**how, "recipe": recipe, "asked": int(search is not None)}
     noted = _still_true(at, key)
     if noted is None:
         reaching(at)
         try:
-            candidate = train_candidate(
-                at, recipe=recipe, certificate=certified(at), n_trials=n_trials, seed=seed
-            )
+            candidate = train_candidate(at, certificate=certified(at), **asked)
         except TooLittleData as e:
             holder, rule = _ruled(at, key)
-            return _finish(at, Trained("not enough data", str(e), policy, rule=rule), holder)
+            return _finish(at, Trained("not enough data", str(e), policy, rule=rule, search=search), holder)
         noted = note_release(at, candidate, key)
+    again = _own_recipe(at) if policy and policy.then and not recipe else None
+    if policy and again and not (noted.promotes or noted.rule):
+        refused = Trained(*_became(at, noted, at.champion), policy, candidate, noted)
+        return _trained(at, f"{work}/{policy.then}", policy, recipe=again, search=refused, **how)
     holder, rule = _ruled(at, key, noted, candidate.dataset if candidate else None)
     if at.problem.per and (noted_round(at.control, at.problem.name) or {}).get("key") != key:
-        candidate = candidate or train_candidate(
-            at, recipe=recipe, certificate=certified(at), n_trials=n_trials, seed=seed
-        )
+        candidate = candidate or train_candidate(at, certificate=certified(at), **asked)
         round_of_tenants(at, candidate, holder.version == noted.version, key)
-    return _finish(at, Trained(*_became(at, noted, holder), policy, candidate, noted, rule), holder)
+    done = Trained(*_became(at, noted, holder), policy, candidate, noted, rule, search=search)
+    return _finish(at, done, holder)
 
 # %% ../../nbs/75_loop/79_pipeline.ipynb #ecb47baf
 def _became(at: Context, noted: Release, holder: Champion) -> tuple[str, str]:
@@ -243,8 +247,9 @@ def _still_true(at: Context, key: str) -> Release | None:
     now, noted = at.champion, noted_release(at.control, key)
     if noted is None or now.epoch == noted.epoch:
         return noted
-    moved = noted if noted.promotes else noted_release(at.control, f"{key}/rule")
-    mine = moved and moved.promotes and (now.epoch, now.version) == (noted.epoch + 1, moved.version)
+    after = (noted_release(at.control, f"{key}/{what}") for what in ("rule", "refresh"))
+    moved = [m for m in ((noted,) if noted.promotes else after) if m and m.promotes]
+    mine = any((now.epoch, now.version) == (noted.epoch + 1, m.version) for m in moved)
     return noted if mine else None
 
 # %% ../../nbs/75_loop/79_pipeline.ipynb #44804f11
@@ -260,6 +265,9 @@ def retrain(at: Context, *, n_trials: int = 12, seed: int = 0) -> Trained:
     if not asked.upkeep.acts:
         return _finish(at, Trained("kept", asked.upkeep.reason, asked.upkeep), at.champion)
     done = _carried(at, asked.upkeep, work, n_trials=n_trials, seed=seed)
+    if done.search:
+        tried(at, asked, done.search.decision, done.search.reason)
+        asked = replace(asked, upkeep=replace(asked.upkeep, action=asked.upkeep.then))
     tried(at, asked, done.decision, done.reason)
     return done
 
@@ -275,9 +283,14 @@ def _carried(at: Context, asked: Upkeep, work: str, *, n_trials: int, seed: int)
         return _rolled_back(at, asked)
     if asked.action == "rule":
         return replace(_rule_asked(at, seed), policy=asked)
-    recipe = recipe_of(at.model) if asked.action == "refresh" and at.model else None
-    same = recipe and recipe.features == at.problem.features.hash  # other features are another recipe
-    return _trained(at, work, asked, recipe=recipe if same else None, n_trials=n_trials, seed=seed)
+    recipe = _own_recipe(at) if asked.action == "refresh" else None
+    return _trained(at, work, asked, recipe=recipe, n_trials=n_trials, seed=seed)
+
+
+def _own_recipe(at: Context) -> Recipe | None:
+    "The recipe of what serves; None where it reads other features: those are another recipe."
+    found = recipe_of(at.model) if at.model else None
+    return found if found and found.features == at.problem.features.hash else None
 
 # %% ../../nbs/75_loop/79_pipeline.ipynb #7eca1b02
 def _recalibrated(at: Context, asked: Upkeep, work: str, seed: int) -> Trained:
@@ -301,25 +314,15 @@ def _rolled_back(at: Context, asked: Upkeep) -> Trained:
         at, Trained("rolled back", f"version {holder.version} serves again: {asked.reason}", asked), holder
     )
 
-# %% ../../nbs/75_loop/79_pipeline.ipynb #0a219c8b
-def _tenants_told(at: Context) -> dict[str, Any]:
-    "How many tenants there are, and what the last round decided of them."
-    last = noted_round(at.control, at.problem.name) if at.problem.per else None
-    if last is None:
-        return {}
-    found = Counter(row["decision"] for row in last["tenants"])
-    own = sum(row["version"] != POOLED for row in last["tenants"])
-    return {
-        "tenants": {"all": len(last["tenants"]), "looked at": last["looked"], "own version": own, **found}
-    }
-
 # %% ../../nbs/75_loop/79_pipeline.ipynb #a02febbe
 def _finish(at: Context, done: Trained, holder: Champion) -> Trained:
     "The same, with what the record must hold."
     outputs: dict[str, Any] = {"decision": done.decision, "reason": done.reason, "champion": holder.version}
     if done.release:
         outputs["candidate"] = done.release.version
-    outputs |= _tenants_told(at)
+    if done.search:
+        outputs["search"] = f"{done.search.decision}: {done.search.reason}"
+    outputs |= tenants_told(at)
     told = {"rule": done.rule, "intervals": held_of(at.control, at.problem.name), "power": power_before(at)}
     if p := done.policy:
         told |= {"policy": p.reason, "action": p.action, "otherwise": p.counterfactual}

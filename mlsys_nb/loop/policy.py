@@ -66,6 +66,7 @@ class Upkeep:
     counterfactual: str = ""
     trouble: bool = False  # Something is wrong, or this is upkeep
     power: str = ""  # What the gate that will be asked can see, and when it could see more
+    then: str = ""  # What is asked in the same run where the gate refuses the action; empty: nothing
 
     @property
     def acts(self) -> bool:
@@ -77,6 +78,7 @@ class Upkeep:
         facts |= {"passed over": "; ".join(self.passed)} if self.passed else {}
         facts |= {"otherwise": self.counterfactual} if self.counterfactual else {}
         facts |= {"what can be seen": self.power} if self.power else {}
+        facts |= {"if it is refused": self.then} if self.then else {}
         name = f"version care: {self.action}"
         return card(name.capitalize(), facts, tone="good" if self.action == "nothing" else "warn")
 
@@ -119,11 +121,15 @@ def _waits(state: ChampionState, cadence: Cadence, action: str) -> str:
         return ""
     if state.champion is not None and state.new_labels == 0:
         return f"no label has matured since version {state.champion} was trained, so there is nothing new to learn"
-    begin = state.now - timedelta(days=days_of(cadence.per, "per"))
-    spent = [a for a in state.attempts if a.action in _TRAININGS and a.at > begin]
-    if action in _TRAININGS and len(spent) >= cadence.trainings:
-        return f"{len(spent)} trainings in {cadence.per}, the budget is {cadence.trainings}"
+    if action in _TRAININGS and (spent := _spent(state, cadence)) >= cadence.trainings:
+        return f"{spent} trainings in {cadence.per}, the budget is {cadence.trainings}"
     return ""
+
+
+def _spent(state: ChampionState, cadence: Cadence) -> int:
+    "Trainings that the budget has paid for."
+    begin = state.now - timedelta(days=days_of(cadence.per, "per"))
+    return len([a for a in state.attempts if a.action in _TRAININGS and a.at > begin])
 
 # %% ../../nbs/75_loop/76_policy.ipynb #1b702db6
 @dataclass(frozen=True)
@@ -171,7 +177,16 @@ def decide(
         return Upkeep("nothing", state.hold, (state.hold, *reasons), (), f"without the hold: {chosen.action}")
     trouble = any(rung.ground.trouble for rung in rungs)
     power = state.power if chosen.action in _TRAININGS else ""
-    return Upkeep(chosen.action, reasons[0], reasons, chosen.passed, _price(state), trouble, power)
+    then = _afterwards(state, cadence, chosen)
+    return Upkeep(chosen.action, reasons[0], reasons, chosen.passed, _price(state), trouble, power, then)
+
+
+def _afterwards(state: ChampionState, cadence: Cadence, chosen: _Rung) -> str:
+    "What a refused search leaves to ask: newer rows for the recipe that stays, where that fits and is paid for."
+    if chosen.action != "search" or state.champion is None or "refresh" not in chosen.ground.mends:
+        return ""
+    free = "refresh" in cadence.automatic and _spent(state, cadence) + 2 <= cadence.trainings
+    return "refresh" if free and not _passed(state, cadence, "refresh") else ""
 
 
 def _price(state: ChampionState) -> str:

@@ -105,6 +105,7 @@ def _lived(at: Rehearsal, first: bool, **search: Any) -> Lived:
     took, seen, scored = done.get("train") or done["retrain"], done.get("monitor"), done.get("score")
     said = took.policy.reason if took.policy else ""
     reason = took.reason if said in ("", took.reason) else f"{said} -> {took.reason}"
+    reason += f"; the search before it: {took.search.decision}: {took.search.reason}" if took.search else ""
     watched: dict[str, Any] = {}
     if seen is not None:
         names = tuple(f"{alert.kind}/{alert.subject}" for alert in seen.alerts)

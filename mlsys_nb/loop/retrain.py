@@ -31,8 +31,9 @@ from ..learning.train import Fitted
 from ..learning.tune import Effort, Tuned, tune
 from .contest import Contest, Incumbent, Machine, Played, play, verdict_on
 from .examination import Examination, examined_in, with_checks
-from .looks import counted_look
+from .interim_looks import counted_look
 from .realised import note_realised
+from .shortage import saying_how_much_more
 from .step import Context, seen_by
 from .training_set import both_outcomes, training_set
 from ..monitoring.profile import reference_profile
@@ -107,6 +108,7 @@ def train_candidate(
     certificate: Mapping[str, Any] | None = None,  # Parity certificate of the feature set
     n_trials: int = 12,  # Trials of the search; 0 compares those of the champion's search anew
     seed: int = 0,
+    asked: int = 0,  # Questions that the same rows have answered in this run: each is a look
 ) -> Candidate:
     "Train, judge and package a model from everything that has matured."
     problem, champion = at.problem, learnt(at.model)
@@ -114,7 +116,8 @@ def train_candidate(
     dataset = training_set(at)
     note_realised(at, dataset.frame)
     if recipe is None:
-        tuned, split = _searched(at, dataset, n_trials, seed)
+        with saying_how_much_more(dataset, champion is None):
+            tuned, split = _searched(at, dataset, n_trials, seed)
         made = Recipe(problem.features.hash, tuned.family, tuned.params, problem.lookback)
     else:
         tuned, split, made = followed(problem, recipe), None, recipe
@@ -127,10 +130,12 @@ def train_candidate(
     engine: dict[str, Any] = {
         "threads": at.settings.threads,
         "kept": KeptTrials(at.settings.trials / f"{problem.name}.origins"),
+        "asked": asked,
     }
     contest = Contest(problem, dataset.frame, made, before, question, chosen_by, seed, **engine)
     LOG.info("playing %s, as of every origin, on %d rows", made, dataset.frame.height)
-    return judged_candidate(at, dataset, tuned, contest, certificate)
+    with saying_how_much_more(dataset, champion is None):
+        return judged_candidate(at, dataset, tuned, contest, certificate)
 
 # %% ../../nbs/75_loop/77_retrain.ipynb #ef16ae4c
 def recipe_of(

@@ -8,7 +8,7 @@ __all__ = ['both_outcomes', 'training_set', 'within_reach']
 # %% ../../nbs/75_loop/76_training_set.ipynb #d477afc7
 from datetime import datetime
 
-from ..decisions.taught import taught
+from ..decisions.labelled_decisions import taught
 from ..features.events import POLARS
 from ..learning.split import Split, TooLittleData
 from ..learning.tune import train_and_valid

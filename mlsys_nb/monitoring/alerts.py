@@ -202,8 +202,8 @@ _CAUSES = {
         "refit the intervals on the newest matured labels, or retrain",
     ),
     "evidence": (
-        "outcomes come more or less often than was said, by more than quiet periods differ",
-        "see calibration; recalibrate or retrain, the change is recent",
+        "the outcome has become more or less frequent than was said, by more than quiet periods differ",
+        "see calibration; recalibrate, or retrain on the newest matured labels: the change is recent",
     ),
     "loss": (
         "calibration or ranking got worse, see those; or the outcome is harder to foretell now",

@@ -178,13 +178,13 @@ def _bias(own: float) -> float:
     "How far the logarithm of a squared spread lies too low, on average."
     from scipy.special import digamma
 
-    if own <= 0:
-        return float("nan")  # one period tells no spread: there is no limit, and nothing is marked
-    return float(np.log(own / 2) - digamma(own / 2))
+    # one period tells no spread: there is no limit, and nothing is marked
+    return float(np.log(own / 2) - digamma(own / 2)) if own > 0 else np.nan
 
 
 def _moderated(square: Any, common: float, prior: float, own: float) -> Any:
-    return common + 0 * square if np.isinf(prior) else (prior * common + own * square) / (prior + own)
+    known = prior + own or np.nan
+    return common + 0 * square if np.isinf(prior) else (prior * common + own * square) / known
 
 # %% ../../nbs/60_monitoring/60_control_chart.ipynb #80283446
 @lru_cache(maxsize=8192)

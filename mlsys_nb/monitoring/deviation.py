@@ -163,9 +163,45 @@ def charted(profile: Profile, served: Sketches) -> Chart:
     )
     scores = np.where(np.abs(drawn[2]) <= np.abs(natural[2]), drawn[2], natural[2])
     scores = np.where(drawn[2] * natural[2] > 0, scores, 0.0)
+    for i, (lens, group, part) in enumerate(zip(known.lens, known.group, known.parts, strict=True)):
+        if part.name in _BY_ROWS and not group:
+            counts = (sketches.counts[lens][:, 0, :-1] for sketches in (profile.reference, served))
+            scores[i] = np.maximum(scores[i], _BY_ROWS[part.name](*counts))
     gaps = np.maximum(np.round((later - periods[-1]) / spacing), 1).astype(int)
     since = np.diff(np.r_[periods[-1], later])
     return Chart(known, now, drawn[0], trend, drawn[1], scores, np.clip(since, 0, 31), gaps)
+
+# %% ../../nbs/60_monitoring/61_deviation.ipynb #39d76d7c
+def _most(count: np.ndarray, rows: np.ndarray) -> float:
+    "The largest share of a reference period that is not nearly empty."
+    full = rows * _THIN >= np.median(rows)
+    return float((count[full] / np.maximum(rows[full], 1)).max(initial=0.0))
+
+
+def _row_by_row(count: np.ndarray, rows: np.ndarray, share: np.ndarray | float) -> np.ndarray:
+    "The normal score of so many rows of each period, had each of them by itself at most this chance."
+    from scipy.special import ndtri
+    from scipy.stats import binom
+
+    return np.asarray(-ndtri(np.clip(binom.sf(count - 1, rows, share), 1e-300, 1.0)))
+
+
+def _standing(before: np.ndarray, now: np.ndarray) -> np.ndarray:  # Periods x cells -> one score a period
+    "How surely more rows hold one value than any wobble would make them."
+    mass, cell = before.sum(axis=0), now.argmax(axis=1)
+    beside = np.minimum(mass.cumsum() - mass, mass[::-1].cumsum()[::-1] - mass)  # on the side that has less
+    swept = (mass / np.maximum(mass + beside, 1))[cell]
+    most = np.maximum(_most(before.max(axis=1), before.sum(axis=1)), swept)
+    return _row_by_row(now.max(axis=1), now.sum(axis=1), 1 - (1 - most) / 4)
+
+
+def _unheard(before: np.ndarray, now: np.ndarray) -> np.ndarray:
+    "How surely more rows hold values that nobody knows than wobble would make them."
+    most = _most(before[:, -1], before.sum(axis=1))
+    return _row_by_row(now[:, -1], now.sum(axis=1), max(0.1, 10 * most / (1 + 9 * most)))
+
+
+_BY_ROWS = {"stuck": _standing, "new": _unheard}
 
 # %% ../../nbs/60_monitoring/61_deviation.ipynb #4bcf368b
 def _solid(of: Series) -> Series:

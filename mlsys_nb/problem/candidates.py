@@ -20,6 +20,7 @@ from ..features.history import as_of
 from ..features.windows import count, time_since_last
 from .calendar import Calendar, points_of
 from .population import everybody
+from ..system.kind import known_words
 from ..system.settings import ProblemError
 
 # %% auto #0
@@ -30,6 +31,7 @@ __all__ = ['CANDIDATES', 'MOST_GIVEN', 'Candidates', 'check_candidates', 'candid
 CANDIDATES, MOST_GIVEN = "candidates", 10_000  # What a request calls them, and how many it may bring
 
 # %% ../../nbs/40_problem/41_candidates.ipynb #3d9bdc74
+@known_words
 @dataclass(frozen=True, kw_only=True)
 class Candidates:
     "Which items there are to choose from, and what is known of each."

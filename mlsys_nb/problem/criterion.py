@@ -37,6 +37,20 @@ class Criterion:
                 f"a criterion compares with one of {sorted(_COMPARISONS)}, got {self.comparison!r}; choose one of them"
             )
 
+    def check_compared(
+        self,
+        dtype: str,  # Of the feature
+        where: str,  # Begins an error
+    ) -> None:
+        "Refuse a value of another kind than the feature's."
+        kinds: Any = {"int": (int, float), "float": (int, float), "text": str, "bool": bool}.get(
+            dtype, object
+        )
+        if not isinstance(self.value, kinds) or (isinstance(self.value, bool) and dtype != "bool"):
+            raise ProblemError(
+                f"{where}{self.feature!r} is {dtype}, it cannot be compared with {self.value!r}; compare it with a value of its type"
+            )
+
     def __str__(self) -> str:
         return f"{self.feature} {self.comparison} {self.value!r}"
 

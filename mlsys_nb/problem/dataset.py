@@ -17,6 +17,7 @@ from ..data.lake import Snapshot, read, snapshot
 from ..features.events import normal
 from ..features.feature_set import FeatureSet
 from ..features.history import as_of
+from ..features.prefetched import Prefetched
 from ..learning.split import opens_of, rows_of_periods
 from .candidates import beside
 from .declaration import Problem
@@ -41,7 +42,9 @@ class Lake:
     snapshots: tuple[Snapshot, ...]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "events", {name: as_polars(frame) for name, frame in self.events.items()})
+        if not isinstance(self.events, Prefetched):
+            told = {name: as_polars(frame) for name, frame in self.events.items()}
+            object.__setattr__(self, "events", told)
 
     @property
     def digests(self) -> dict[str, str]:
@@ -53,6 +56,7 @@ def load_events(
     problem: Problem,
     settings: Settings,
     ingested_by: datetime | None = None,  # Only batches that had been ingested by then; None means all
+    looked_up: Lake | None = None,  # Read before; taken if it is of the same snapshots
 ) -> Lake:  # One frame per source of the problem
     "The problem's events from the lake."
     taken = tuple(snapshot(settings, source.name, ingested_by) for source in problem.sources)
@@ -63,6 +67,8 @@ def load_events(
             + (f" by {ingested_by.isoformat()}" if ingested_by else "")
             + f"; run `mlsys ingest {problem.name}` first"
         )
+    if looked_up and looked_up.snapshots == taken:
+        return looked_up
     return Lake({s.source: read(settings, s) for s in taken}, taken)
 
 # %% ../../nbs/40_problem/44_dataset.ipynb #b8b95f24
@@ -287,7 +293,9 @@ def _outcomes(problem: Problem, rows: pl.DataFrame, lake: Lake, patience: timede
     asked = pl.col("moment") + (problem.horizon if counted else patience)
     later = rows.select(*outcome.keys, asked)
     told = {e.name: lake.events[e.name] for e in outcome.events}
-    events = {name: _known_earlier(frame, patience) for name, frame in told.items()} if counted else told
+    events = lake.events
+    if counted and patience:
+        events = {name: _known_earlier(frame, patience) for name, frame in told.items()}
     return problem.target.labels(as_of(outcome, later, events)["label"])
 
 

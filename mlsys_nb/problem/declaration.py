@@ -27,15 +27,19 @@ from .candidates import CANDIDATES
 from .capacity import Acts, Capacity, check_capacity, policy_hash
 from .lot import Lots, check_lots
 from .occasion import RETRAIN_WHEN, Cadence, Occasion, check_occasions
+from .parts import check_parts
 from .population import Population
 from .replay_plan import ReplayPlan
 from .target import Target, looks_up
 from .tenant import check_per
 from ..system.importing import load_object
+from ..system.kind import known_words
 from ..system.markup import card
 from ..system.settings import ProblemError, Settings
+from ..system.suggestion import did_you_mean
 
 # %% ../../nbs/40_problem/43_declaration.ipynb #3feceedf
+@known_words
 @dataclass(frozen=True, kw_only=True)
 class Problem:
     "One thing to predict, declared once for every room."
@@ -70,8 +74,8 @@ class Problem:
     keys: tuple[str, ...] = field(init=False)  # What names whom it is about: rows of one are not independent
 
     def __post_init__(self) -> None:
-        if self.population.strict and not self.features.strict:
-            _make_strict(self)
+        check_parts(self)
+        _make_strict(self)
         object.__setattr__(self, "entity", self.population.entity(self.features))
         object.__setattr__(self, "keys", tuple(self.together or self.features.keys or self.entity))
         _check(self)
@@ -144,9 +148,10 @@ def _facts(problem: Problem) -> dict[str, Any]:
 
 # %% ../../nbs/40_problem/43_declaration.ipynb #832562d5
 def _make_strict(problem: Problem) -> None:
-    object.__setattr__(problem, "features", replace(problem.features, strict=True))
-    if among := problem.target.among:
-        object.__setattr__(problem, "target", replace(problem.target, among=among.strictly()))  # type: ignore[type-var]
+    if problem.population.strict and not problem.features.strict:
+        object.__setattr__(problem, "features", replace(problem.features, strict=True))
+        if among := problem.target.among:
+            object.__setattr__(problem, "target", replace(problem.target, among=among.strictly()))  # type: ignore[type-var]
 
 
 def _check(problem: Problem) -> None:
@@ -224,10 +229,8 @@ def _check_references(problem: Problem, where: str) -> None:
         check_capacity(problem.capacity, problem.target)
         check_lots(problem.lots, isinstance(problem.target, Acts))
         check_rule(problem.rule, problem.target.learner.link, texts)
-        numbers = [f.name for f in problem.features.features if f.dtype in ("int", "float", "bool")]
-        numbers += [
-            name for name, kind in problem.features.requests.items() if kind in ("int", "float", "bool")
-        ]
+        kinds = {**problem.features.requests, **{f.name: f.dtype for f in problem.features.features}}
+        numbers = [name for name, kind in kinds.items() if kind in ("int", "float", "bool")]
         check_learning(problem.learning, problem.target.learner.link, numbers, numbers)
         rivals_of(problem.learning.rivals)
     except ProblemError as e:
@@ -359,10 +362,11 @@ def load_problem(
     name: str,  # A name of that table
 ) -> Problem:  # The declared problem
     "The problem that is installed under `name`."
-    if name not in settings.problems:
+    if str(name) not in settings.problems:
         known = ", ".join(sorted(settings.problems)) or "none"
         raise ProblemError(
-            f"no problem {name!r} in settings.ini [problems]; known: {known}; add a line name = module:object"
+            f"no problem {name!r:.80} in settings.ini [problems]{did_you_mean(str(name), settings.problems)}; known: {known}; begin one by "
+            "`mlsys new NAME --from FILE`, or add a line name = module:object"
         )
     found = load_object(settings.problems[name], settings.home)
     if not isinstance(found, Problem):

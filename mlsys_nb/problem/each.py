@@ -18,6 +18,7 @@ from ..features.events import Events, normal
 from ..features.feature_set import FeatureSet
 from .calendar import Calendar
 from .population import Frames, Span
+from ..system.kind import known_words
 from ..system.settings import ProblemError
 
 # %% auto #0
@@ -41,6 +42,7 @@ class Unconditional:
         return self
 
 # %% ../../nbs/40_problem/41_each.ipynb #a207d09e
+@known_words
 @dataclass(frozen=True, eq=False)
 class Each(Unconditional):
     "One decision for each event, at the moment at which it became known."

@@ -19,6 +19,7 @@ from ..learning.link import YES_OR_NO, Learner
 from .criterion import Criterion
 from .population import computation
 from .target import Choice, NoOutcome, Plain, by_id
+from ..system.kind import of_kind
 
 # %% auto #0
 __all__ = ['Happens']
@@ -40,6 +41,9 @@ class Happens(Plain):
 
     dtype = property(lambda self: pl.Int8())
 
+    def __post_init__(self) -> None:
+        _check_condition(self)
+
     @classmethod
     def by(
         cls,
@@ -59,9 +63,8 @@ class Happens(Plain):
     def labels(self, found: pl.Series) -> pl.Series:
         "1 where the condition holds, 0 where it does not."
         holds = found.alias(self.feature.name).to_frame().select(self.criterion.expression().cast(pl.Int8))
-        return pl.select(
-            pl.when(found.is_not_null()).then(holds.to_series()).otherwise(self.default)
-        ).to_series()
+        label = pl.when(found.is_not_null()).then(holds.to_series()).otherwise(self.default)
+        return pl.select(label).to_series()
 
     def said(self, value: Any) -> int:
         "1, 0, true or false."
@@ -82,7 +85,6 @@ class Happens(Plain):
         return Choice(p, costs.threshold, costs.action if p >= costs.threshold else costs.otherwise)
 
     def choices(self, p: np.ndarray, costs: Costs) -> pl.DataFrame:
-        "The same for many."
         return _choices(p, costs)
 
     def worth(self, p: np.ndarray, costs: Costs) -> np.ndarray:
@@ -101,6 +103,13 @@ class Happens(Plain):
         return told if self.default == 0 else [*told, self.default]
 
 # %% ../../nbs/40_problem/42_happens.ipynb #4a99e151
+def _check_condition(target: Happens) -> None:
+    of_kind(
+        target.feature, Feature, "a target reads a Feature", 'write Happens(count(events, "7d"), "==", 0)'
+    )
+    target.criterion.check_compared(target.feature.dtype, "the target's ")
+
+
 def _priced(costs: Costs) -> str:
     needless = f"needless {costs.action} {costs.false_positive:g} {costs.unit}"
     missed = f"missed {costs.false_negative:g} {costs.unit}"

@@ -21,6 +21,7 @@ from ..features.events import Events
 from ..learning.link import Learner
 from .population import computation
 from .target import Choice, NoOutcome, Plain, by_id, rows_of
+from ..system.kind import of_kind
 from ..system.settings import ProblemError
 
 # %% auto #0
@@ -44,6 +45,7 @@ class OneOf(Plain):
         return pl.String()
 
     def __post_init__(self) -> None:
+        of_kind(self.classes, (tuple, list), "classes stand in a tuple", 'write ("yes", "no")')
         object.__setattr__(self, "classes", tuple(self.classes))
         check_classes(self)
 

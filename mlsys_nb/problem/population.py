@@ -19,6 +19,7 @@ from ..features.feature_set import FeatureSet
 from ..features.history import as_of
 from .calendar import Calendar
 from .criterion import Criterion
+from ..system.kind import known_words
 from ..system.settings import ProblemError
 
 # %% auto #0
@@ -142,15 +143,10 @@ def _check_criterion(criterion: Criterion, features: FeatureSet, where: str) -> 
         raise ProblemError(
             f"{where}: eligible names feature {criterion.feature!r}, known: {sorted(features.names)}; add or rename it"
         )
-    dtype = features[criterion.feature].dtype
-    kinds: Any = {"int": (int, float), "float": (int, float), "text": str, "bool": bool}[dtype]
-    if not isinstance(criterion.value, kinds) or (isinstance(criterion.value, bool) and dtype != "bool"):
-        raise ProblemError(
-            f"{where}: {criterion.feature!r} is {dtype}, it cannot be compared with {criterion.value!r}; compare it with "
-            f"a value of its type"
-        )
+    criterion.check_compared(features[criterion.feature].dtype, f"{where}: ")
 
 # %% ../../nbs/40_problem/41_population.ipynb #a28e48ff
+@known_words
 @dataclass(frozen=True)
 class Everyone:
     "Each eligible entity at every moment of a grid."

@@ -19,6 +19,7 @@ from ..features.feature_set import FeatureSet
 from ..features.windows import last
 from ..learning.link import Learner
 from .candidates import Candidates
+from ..system.kind import of_kind
 from ..system.settings import ProblemError
 
 # %% auto #0
@@ -113,6 +114,7 @@ def by_id(
     column: str,  # What is looked up
 ) -> Feature:
     "The latest answer to an id, however late."
+    of_kind(events, Events, "an answer is looked up in Events", "hand in their declaration")
     return last(events, column).named(column)
 
 

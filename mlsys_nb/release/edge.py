@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from ..learning import alternatives, bag, correction, link, lookup, neighbours
+from . import exit_leaves as leaves
 from . import inference
 from .package import Model, PackageError
 from ..system.durable import read_sealed, write_folder
@@ -38,11 +39,12 @@ _TEXTS = (
     bag,
     "BUCKETS _MOST _WORD _FACTOR _STIR _bucket _named _runs Bags _read _MANY _joined _whole bags Weights",
 )
-_FORMS: Mapping[str, tuple[ModuleType, str]] = {
-    "Linear": (inference, "SEGMENT MISSING CATEGORY _BLOCK Linear _sums"),
-    "Trees": (inference, "Trees tree_columns _columns_of_one _walk_one _walk_many _sum_one _sum"),
-    "Lookup": (lookup, "Lookup"),
-    "Nearest": (neighbours, "_BLOCK _GRID _FAR Nearest"),
+_ALONE = "_Split _numbered _Asked _of_number _of_category _inputs_asked _MASKS ExitLeaves exit_leaves"
+_FORMS: Mapping[str, tuple[tuple[ModuleType, str], ...]] = {
+    "Linear": ((inference, "SEGMENT MISSING CATEGORY _BLOCK Linear _sums"),),
+    "Trees": ((leaves, _ALONE), (inference, "Trees tree_columns _alone _walk _sum")),
+    "Lookup": ((lookup, "Lookup"),),
+    "Nearest": ((neighbours, "_BLOCK _GRID _FAR Nearest"),),
 }
 
 
@@ -74,11 +76,12 @@ import math
 import re
 import sys
 from binascii import crc32
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -206,7 +209,7 @@ def _predictor_code(model: Model) -> str:
         )
     among = model.link.kind == "among" or getattr(getattr(model.link, "base", None), "kind", "") == "among"
     texts = bool(model.inputs.hashed) or form == "Linear"
-    parts = [*_LINKS, *([_TEXTS] if texts else []), _INPUTS, *([_AMONG] if among else []), _FORMS[form]]
+    parts = [*_LINKS, *([_TEXTS] if texts else []), _INPUTS, *([_AMONG] if among else []), *_FORMS[form]]
     about = {"version": model.version, "problem": model.problem, "digest": model.digest}
     kinds = ", ".join([*_KINDS.split(), *(["Among"] if among else [])])
     told = f"CLASSES = {_classes(model)!r}\nFORM, LINKS = {form}, ({kinds})\n"

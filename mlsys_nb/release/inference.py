@@ -16,6 +16,7 @@ import polars as pl
 
 from ..learning.bag import Bags, Weights, bags
 from ..learning.link import Floats
+from .exit_leaves import ExitLeaves, exit_leaves
 
 # %% auto #0
 __all__ = ['SEGMENT', 'MISSING', 'CATEGORY', 'InputError', 'Inputs', 'Linear', 'linear_of', 'Trees', 'tree_columns', 'trees_of']
@@ -222,11 +223,9 @@ class Trees:
     table_input: np.ndarray
     depth: int
     children: np.ndarray = field(init=False, repr=False)
-    tables: list[tuple[int, list[float]]] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         vars(self)["children"] = np.stack([self.right, self.left], axis=1).ravel()
-        vars(self)["tables"] = [*zip(self.table_input.tolist(), self.table.tolist(), strict=True)]
 
     def raw(
         self,
@@ -234,11 +233,11 @@ class Trees:
         bags: Sequence[Bags] = (),  # Trees do not read words
     ) -> Floats:  # Rows x sums
         "The baselines plus one leaf of every tree, added in the order of the trees."
-        if len(matrix) == 1:
-            return _sum_one(self, _walk_one(self, _columns_of_one(self, matrix[0].tolist())))
+        if len(matrix) == 1 and (alone := _alone(self, matrix.shape[1])) is not None:
+            return alone.raw(matrix[0].tolist())
         parts = [matrix[i : i + 256] for i in range(0, len(matrix), 256)]
         return np.concatenate(
-            [_sum(self, _walk_many(self, tree_columns(self, p))) for p in parts]
+            [_sum(self, _walk(self, tree_columns(self, p))) for p in parts]
             or [np.empty((0, len(self.baseline)))]
         )
 
@@ -254,36 +253,22 @@ def tree_columns(
     return np.concatenate([np.where(absent, -np.inf, matrix), matrix, looked_up], axis=1)
 
 
-def _columns_of_one(trees: Trees, row: list[float]) -> Floats:
-    "What `tree_columns` gives for one row; a dozen numbers are quicker as a list."
-    low = [-math.inf if x != x else x for x in row]
-    looked_up = [table[0 if (x := row[i]) != x else int(x) + 1] for i, table in trees.tables]
-    return np.array([*low, *row, *looked_up])
-
-
-def _walk_one(trees: Trees, columns: Floats) -> np.ndarray:
-    following = np.where(columns.take(trees.column) <= trees.threshold, trees.left, trees.right)
-    node = trees.roots
-    for _ in range(trees.depth):
-        node = following.take(node)
-    return node
+def _alone(trees: Trees, n_inputs: int) -> ExitLeaves | None:
+    "What answers one row at a time, made when it is first needed."
+    known = vars(trees)
+    if "alone" not in known:
+        known["alone"] = exit_leaves(trees, n_inputs)
+    found: ExitLeaves | None = known["alone"]
+    return found
 
 # %% ../../nbs/45_release/45_inference.ipynb #1a91fdda
-def _walk_many(trees: Trees, columns: Floats) -> np.ndarray:
+def _walk(trees: Trees, columns: Floats) -> np.ndarray:
     flat, start = columns.ravel(), (np.arange(len(columns)) * columns.shape[1])[:, None]
     node = np.broadcast_to(trees.roots, (len(columns), len(trees.roots)))
     for _ in range(trees.depth):
         goes_left = flat.take(trees.column.take(node) + start) <= trees.threshold.take(node)
         node = trees.children.take(2 * node + goes_left)
     return node
-
-
-def _sum_one(trees: Trees, leaves: np.ndarray) -> Floats:
-    k = len(trees.baseline)
-    terms = np.empty((len(trees.roots) // k + 1, k))
-    terms[0] = trees.baseline
-    terms[1:] = trees.value.take(leaves).reshape(-1, k)
-    return np.add.accumulate(terms, axis=0)[-1:]
 
 
 def _sum(trees: Trees, leaves: np.ndarray) -> Floats:

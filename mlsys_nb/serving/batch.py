@@ -25,7 +25,7 @@ from ..system.markup import card
 from ..system.settings import MlsysError, Settings
 
 # %% auto #0
-__all__ = ['BatchError', 'BatchScore', 'batch_id_of', 'snapshot_of', 'score_batch']
+__all__ = ['BatchError', 'BatchScore', 'batch_id_of', 'snapshot_of', 'due_rows', 'score_batch']
 
 # %% ../../nbs/55_serving/56_batch.ipynb #fa2bf2d0
 class BatchError(MlsysError):
@@ -70,7 +70,13 @@ def snapshot_of(lake: Lake) -> str:
     return ", ".join(f"{source}={digest}" for source, digest in sorted(lake.digests.items()))
 
 
-def _due(settings: Settings, problem: Problem, model: Model, lake: Lake, now: datetime) -> pl.DataFrame:
+def due_rows(
+    settings: Settings,
+    problem: Problem,  # As the version knows it (see `package.as_trained`)
+    model: Model,
+    lake: Lake,  # The events known by now
+    now: datetime,
+) -> pl.DataFrame:
     "Whom to decide about: entity, moment and the values of a request; nobody twice whom the population asks about once."
     since = problem.population.reach(newest_batched(settings, problem.name), now)
     made = read_decisions(settings, problem.name, since) if since else pl.DataFrame()
@@ -136,7 +142,7 @@ def score_batch(
         frame = read_batch(settings, problem.name, batch_id)
         note = _changed(frame, snapshot_of(lake), problem.policy)
     else:
-        due, room = _due(settings, known, model, lake, now), _room(settings, problem, now)
+        due, room = due_rows(settings, known, model, lake, now), _room(settings, problem, now)
         rows = _rows(known, Pooled(settings, known, model, fallback), lake, due, room)
         frame = append_batch(settings, problem.name, batch_id, rows, list(problem.entity))
     mean = float(frame["score"].to_numpy().mean()) if frame.height else None

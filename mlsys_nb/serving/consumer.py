@@ -193,10 +193,11 @@ def _of(asked: _Asked, found: Decision | Refusal) -> Decision | Refusal:
 _ASKED_BY = "stream"
 
 
-def _there(service: OpenService, names: Sequence[str], begun: Sequence[datetime]) -> dict[str, Decision]:
+def _there(service: OpenService, asked: Sequence[_Asked], begun: Sequence[datetime]) -> dict[str, Decision]:
     "What the log has for some messages: among the newest, or since the last note if they come again."
-    found = {n: waiting.result() for n in names if (waiting := service.log.recall(n)) is not None}
-    found |= earlier_decisions(service, names, begun)
+    recalled = ((one.name, service.log.recall(one.name, _ASKED_BY, one.case)) for one in asked)
+    found = {name: waiting.result() for name, waiting in recalled if waiting is not None}
+    found |= earlier_decisions(service, [one.name for one in asked], begun)
     return {n: d for n, d in found.items() if d.asked_by == _ASKED_BY}
 
 
@@ -204,7 +205,7 @@ def _decisions(
     service: OpenService, predictor: Predictor, asked: Sequence[_Asked], begun: Sequence[datetime], mark: Path
 ) -> dict[str, Decision | Refusal]:  # By entry
     "A decision for each message: that of the log where it has one, else a new one that is in the log now."
-    there = _there(service, [one.name for one in asked], begun)
+    there = _there(service, asked, begun)
     fresh = dict[str, _Asked]()
     for one in (one for one in asked if one.name not in there):
         fresh.setdefault(one.name, one)  # the first of a name counts

@@ -150,7 +150,7 @@ async def predict(
     entity, values = entity_named(predictor.keys, asked), _said(predictor, asked)
     caller.minds(tenant_of_case(service, (entity, values)))
     mind(predictor.forgotten, entity)
-    future = service.log.recall(request_id) if request_id else None
+    future = service.log.recall(request_id, caller.name, (entity, values)) if request_id else None
     if future is None:
         await warmed(predictor, [(entity, values)])
         times += [begun, elapsed()]

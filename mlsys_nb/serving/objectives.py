@@ -107,6 +107,11 @@ class Spent:
         ]
         return fast[0] if fast else ""
 
+    @property
+    def state(self) -> str:
+        "The same in a word: spent, critical, warning, kept, or nobody asked."
+        return "spent" if self.share >= 1 else self.alarm or ("kept" if self.asked else "nobody asked")
+
 # %% ../../nbs/55_serving/54_objectives.ipynb #3812fc02
 _WINDOWS = {"5m": 300, "30m": 1800, "1h": 3600, "2h": 7200, "6h": 21600, "1d": 86400, "3d": 259200}  # Seconds
 BURNS = (

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['PAGE_SIZE', 'QueuedCase', 'MOST_WAITING', 'BATCH_KEPT', 'QueueError', 'BatchWanted', 'HttpBatch', 'find_batch',
            'queued_batches', 'BatchProgress', 'progress_of', 'note_begun', 'note_waits', 'note_ended', 'keep_answers',
-           'page_of', 'BatchesFull', 'OtherBatch', 'case_lines', 'accept', 'batch_channels', 'retire_batches']
+           'answers_found', 'page_of', 'BatchesFull', 'OtherBatch', 'case_lines', 'accept', 'batch_channels',
+           'retire_batches']
 
 # %% ../../nbs/55_serving/57_queued.ipynb #8bc905fe
 import re
@@ -19,6 +20,7 @@ from typing import Any
 import orjson
 
 from ..system.clock import instant, micros
+from ..system.disk import read_file
 from mlsys_nb.system.durable import (
     Log,
     SealError,
@@ -26,10 +28,11 @@ from mlsys_nb.system.durable import (
     read_folder_manifest,
     remove_tree,
     sha256,
-    write_bytes,
     write_folder,
+    write_rows,
 )
 from ..system.settings import MlsysError, Settings
+from ..system.vault import opened
 
 # %% ../../nbs/55_serving/57_queued.ipynb #78187f54
 _FORM = 1
@@ -81,9 +84,7 @@ class HttpBatch:
         "The entities of one part."
         begin, size, told = self.spans[part]
         path = self.folder / "asked" / "entities.jsonl"
-        with path.open("rb") as file:
-            file.seek(begin)
-            content = file.read(size)
+        content = opened(path, read_file(path))[begin : begin + size]
         if sha256(content) != told:
             raise SealError(f"part {part} of {path} is not as it was written; restore the file")
         return [(line[0], line[1]) for line in map(orjson.loads, content.splitlines())]
@@ -195,9 +196,15 @@ def keep_answers(
 ) -> None:
     "The answers of a part, which stand in the decision log already."
     content = b"".join(orjson.dumps(row) + b"\n" for row in rows)
-    digest, bad = write_bytes(batch.answers(part), content), sum("error" in row for row in rows)
+    digest, bad = write_rows(batch.answers(part), content), sum("error" in row for row in rows)
     about = {"part": part, "answered": len(rows) - bad, "refused": bad, "sha256": digest}
     Log(batch.log).append([about])
+
+
+def answers_found(batch: HttpBatch, done: Mapping[str, Any]) -> bytes:
+    "What stands where the answers of a part should, whatever it is."
+    path = batch.answers(done["part"])
+    return opened(path, read_file(path)) if path.is_file() else b""
 
 
 def page_of(
@@ -205,8 +212,7 @@ def page_of(
     done: Mapping[str, Any],  # A part, from `BatchProgress`
 ) -> bytes:  # JSON lines
     "The answers of a part."
-    path = batch.answers(done["part"])
-    content = path.read_bytes() if path.is_file() else b""
+    path, content = batch.answers(done["part"]), answers_found(batch, done)
     if sha256(content) != done["sha256"]:
         raise SealError(f"{path} is not as it was written; restore it")
     return content

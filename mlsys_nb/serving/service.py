@@ -18,15 +18,17 @@ from functools import partial
 from typing import Any
 
 from .access import Access
+from .api_page import interface_of
 from .asynchronous import batch_answers, batch_status, post_batch
 from .batch_worker import BatchWorker
 from .connections import Connections, limited_protocol
 from .endpoints import contradictions, decision, model_card, outcome
 from .events import events
+from .fast_path import StraightLine, predict_at_once, predictions
 from .guard import App, Receive, RequestLimits, Scope, Send, guard
 from .keys import first_key
 from .logbook import noticed, observing_of, set_up_log
-from .openapi import api_page, openapi_document
+from .openapi import openapi_document
 from .problems import Ask, Problems, all_ready
 from .protocols import PROTOCOL_ROUTES
 from .refusal import Refusal, clipped
@@ -40,18 +42,17 @@ from mlsys_nb.serving.routes import (
     refused_answer,
     text_answer,
 )
-from .straight import StraightLine, predict_at_once, predictions
 from .telemetry import measured, shared_counts
 from .whatif import explanation
 from ..system.settings import MlsysError, Settings
 
 logger = logging.getLogger("mlsys_nb.serving.service")
 
-
+# %% ../../nbs/55_serving/59_service.ipynb #a6519cc0
 class ServiceError(MlsysError):
     "The service cannot start."
 
-# %% ../../nbs/55_serving/59_service.ipynb #a6519cc0
+
 async def _end_with(parent: int | None) -> None:
     "End when nobody looks after this process any more."
     while parent is not None and os.getppid() == parent:
@@ -170,7 +171,7 @@ async def _openapi(asked: Ask) -> HttpAnswer:
 
 
 async def _docs(asked: Ask) -> HttpAnswer:
-    return text_answer(api_page(_described(asked)).encode(), "text/html; charset=utf-8")
+    return await interface_of(asked, _described(asked))
 
 
 ROUTES = (

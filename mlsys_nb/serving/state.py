@@ -206,7 +206,7 @@ def open_service(
     if not reloader.look().refused:
         notices.refused("")
     arrivals = common.arrivals_of(problem)
-    ledger, log = Ledger(settings, problem.name), DecisionLog(settings, problem.name)
+    ledger, log = Ledger(settings, problem.name), DecisionLog(settings, problem.name, per=problem.per or "")
     fence = Fence(inbox_folder(settings, name) for name in arrivals)
     now = lambda: open_clock(settings.clock_file).now()
     watched = Damage(log, ledger), Staleness(problem, common.door, now, counted)

@@ -17,6 +17,7 @@ import orjson
 from mlsys_nb.serving.queued import (
     HttpBatch,
     QueuedCase,
+    answers_found,
     case_lines,
     find_batch,
     keep_answers,
@@ -81,7 +82,7 @@ def _ask_without(batch: HttpBatch, change: _Change, at: datetime) -> None:
 def _pages(batch: HttpBatch, change: _Change) -> Iterator[tuple[Mapping[str, Any], list[Any]]]:
     "Pages that change: what is noted of each, and the answers as they shall be."
     for done in progress_of(batch).parts:
-        content = batch.answers(done["part"]).read_bytes()
+        content = answers_found(batch, done)
         if sha256(content) != done.get("was"):
             content = page_of(batch, done)
         rows = [orjson.loads(line) for line in content.splitlines()]

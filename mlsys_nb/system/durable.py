@@ -11,9 +11,9 @@ import hashlib
 import io
 import json
 import os
-import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,13 @@ from . import disk
 from .checked import checked_body, checked_line, is_sound
 from .disk import StorageError, make_folder, sync_folder, write_file
 from .settings import MlsysError
-from .vault import OVERHEAD, Tampered, box_for, opened, shut
+from .unfinished import TEMPORARY, temporary
+from .vault import OVERHEAD, Box, Tampered, box_for, covering, opened, shut
 
 # %% auto #0
-__all__ = ['TEMPORARY', 'MANIFEST', 'LARGEST_MANIFEST', 'SealError', 'sha256', 'json_bytes', 'remove_leftovers', 'temporary',
-           'write_bytes', 'write_text', 'write_json', 'frame_bytes', 'frame_from', 'read_folder_manifest',
-           'write_folder', 'read_sealed', 'verify_folder', 'check_names', 'remove_tree', 'LockedError', 'lock', 'Log']
+__all__ = ['MANIFEST', 'LARGEST_MANIFEST', 'SealError', 'sha256', 'json_bytes', 'LockedError', 'lock', 'keys_kept',
+           'changing_keys', 'write_bytes', 'write_rows', 'write_text', 'write_json', 'frame_bytes', 'frame_from',
+           'read_folder_manifest', 'write_folder', 'read_sealed', 'verify_folder', 'check_names', 'remove_tree', 'Log']
 
 # %% ../../nbs/00_system/02_durable.ipynb #8e195dad
 class SealError(MlsysError):
@@ -55,51 +56,60 @@ def json_bytes(
     except (TypeError, ValueError) as e:
         raise ValueError(f"only plain finite data can be written as JSON, got {value!r:.120}: {e}") from e
 
-# %% ../../nbs/00_system/02_durable.ipynb #d4a7db7c
-TEMPORARY = ".tmp-"
-
-# %% ../../nbs/00_system/02_durable.ipynb #60bff051
-def remove_leftovers(folder: Path) -> None:
-    "Remove what killed writers left half done."
-    for path in folder.glob(f"{TEMPORARY}*"):
-        try:
-            handle = disk.open_file(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-        except FileNotFoundError:
-            continue
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            disk.discard(path)
-        except BlockingIOError:
-            pass
-        finally:
-            os.close(handle)
+# %% ../../nbs/00_system/02_durable.ipynb #b584383c
+class LockedError(MlsysError):
+    "Somebody else is at this work already."
 
 
-def _claim(target: Path, folder: bool, private: bool) -> tuple[Path, int]:
-    while True:
-        path = target.parent / f"{TEMPORARY}{target.name}-{secrets.token_hex(6)}"
-        disk.make_empty(path, folder, private)
-        try:
-            handle = disk.open_file(path, os.O_RDONLY)
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        except FileNotFoundError:  # swept between its making and its locking: take another
-            continue
-        if path.exists():
-            return path, handle
-        os.close(handle)
-
-# %% ../../nbs/00_system/02_durable.ipynb #843a791b
 @contextmanager
-def temporary(target: Path, folder: bool, private: bool = False) -> Iterator[Path]:
-    make_folder(target.parent)
-    remove_leftovers(target.parent)
-    path, handle = _claim(target, folder, private)
+def lock(
+    path: Path,  # The lock's own file; it stays
+    busy: str = "",  # What to say when somebody else holds it; empty means wait
+    shared: bool = False,  # With others who share it
+) -> Iterator[None]:
+    "Hold a lock between processes."
+    make_folder(path.parent)
+    handle = disk.open_file(path)
     try:
-        yield path
+        try:
+            kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+            fcntl.flock(handle, kind | (fcntl.LOCK_NB if busy else 0))
+        except BlockingIOError as e:
+            raise LockedError(busy) from e
+        yield
     finally:
-        if path.exists():
-            disk.discard(path)
         os.close(handle)
+
+# %% ../../nbs/00_system/02_durable.ipynb #cad7a19c
+_ROWS = Path("locks") / "rows.lock"  # Below data/
+_CHANGED: ContextVar[tuple[Path, ...]] = ContextVar("roots whose keys are changed by this thread", default=())
+
+
+@contextmanager
+def keys_kept(
+    path: Path,  # Of a file or folder that is going to be written or to leave
+) -> Iterator[Box | None]:  # Under what it is written; None: as it is
+    "Let no key change until something is written as a whole."
+    data = covering(path)
+    if data is None or data in _CHANGED.get():
+        yield box_for(path)
+        return
+    with lock(data / _ROWS, shared=True):
+        yield box_for(path)
+
+
+@contextmanager
+def changing_keys(
+    data: Path,  # The folder data/ of a root
+    busy: str = "",  # What to say while somebody writes; empty means wait
+) -> Iterator[None]:
+    "Be the only one who writes rows of a root."
+    with lock(data / _ROWS, busy):
+        before = _CHANGED.set((*_CHANGED.get(), data))
+        try:
+            yield
+        finally:
+            _CHANGED.reset(before)
 
 # %% ../../nbs/00_system/02_durable.ipynb #0290ab1b
 def write_bytes(
@@ -112,6 +122,13 @@ def write_bytes(
         write_file(place, content)
         disk.rename(place, path)
     sync_folder(path.parent)
+    return sha256(content)
+
+
+def write_rows(path: Path, content: bytes) -> str:  # SHA-256 of the content
+    "Write a file of rows in one step, under the key of its root where there is one."
+    with keys_kept(path):
+        write_bytes(path, shut(path, content))
     return sha256(content)
 
 
@@ -207,7 +224,7 @@ def write_folder(
     manifest = _manifest(files, meta or {})
     if path.exists():
         return _same_folder(path, manifest)
-    with temporary(path, folder=True) as place:
+    with keys_kept(path), temporary(path, folder=True) as place:
         for name, content in files.items():
             write_file(place / name, shut(place / name, content))
         write_file(place / MANIFEST, shut(place / MANIFEST, json_bytes(manifest)))
@@ -256,7 +273,8 @@ def verify_folder(
 
 def check_names(path: Path, manifest: Mapping[str, Any]) -> None:
     "Refuse a sealed folder with files that its manifest does not name."
-    extra = sorted({p.name for p in path.iterdir()} - {MANIFEST, *manifest["files"]})
+    there = {p.name for p in path.iterdir() if not p.name.startswith(TEMPORARY)}
+    extra = sorted(there - {MANIFEST, *manifest["files"]})
     if extra:
         raise SealError(f"{path} holds files that its manifest does not name: {extra}; remove them")
 
@@ -267,31 +285,9 @@ def remove_tree(
     "Remove a folder with all it holds: at once for readers, then from disk."
     if not path.exists():
         return
-    with temporary(path, folder=True) as place:
+    with keys_kept(path), temporary(path, folder=True) as place:
         disk.rename(path, place / path.name)
         sync_folder(path.parent)
-
-# %% ../../nbs/00_system/02_durable.ipynb #b584383c
-class LockedError(MlsysError):
-    "Somebody else is at this work already."
-
-
-@contextmanager
-def lock(
-    path: Path,  # The lock's own file; it stays
-    busy: str = "",  # What to say when somebody else holds it; empty means wait
-) -> Iterator[None]:
-    "Hold an exclusive lock between processes."
-    make_folder(path.parent)
-    handle = disk.open_file(path)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
-        except BlockingIOError as e:
-            raise LockedError(busy) from e
-        yield
-    finally:
-        os.close(handle)
 
 # %% ../../nbs/00_system/02_durable.ipynb #db904f9a
 def _body_of(records: Sequence[Mapping[str, Any]]) -> bytes:
@@ -329,6 +325,21 @@ def _cut_torn(handle: int, path: Path) -> int:
     disk.cut(handle, sound, path)
     return sound
 
+
+def _add_line(path: Path, line: bytes) -> None:
+    handle = disk.open_file(path, os.O_RDWR)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        end = _cut_torn(handle, path)
+        try:
+            disk.put(handle, line, end, path)
+            disk.sync_file(handle, path)
+        except OSError:
+            disk.cut(handle, end, path)
+            raise
+    finally:
+        os.close(handle)
+
 # %% ../../nbs/00_system/02_durable.ipynb #2c53f4de
 class Log:
     "An append-only file of JSON records; what was appended is on disk and is never half there."
@@ -345,19 +356,9 @@ class Log:
         "Add records, all or none; they are on disk when this returns."
         if not records:
             return
-        line = checked_line(_body_of(records), box_for(self.path))
-        handle = disk.open_file(self.path, os.O_RDWR)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
-            end = _cut_torn(handle, self.path)
-            try:
-                disk.put(handle, line, end, self.path)
-                disk.sync_file(handle, self.path)
-            except OSError:
-                disk.cut(handle, end, self.path)
-                raise
-        finally:
-            os.close(handle)
+        body = _body_of(records)
+        with keys_kept(self.path) as box:
+            _add_line(self.path, checked_line(body, box))
 
     @staticmethod
     def read(path: Path) -> list[dict[str, Any]]:  # In the order of their appending

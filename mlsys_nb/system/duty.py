@@ -15,7 +15,7 @@ from .database import Data, Database, put_row, table_of, thing_of
 
 # %% auto #0
 __all__ = ['DELIVERIES', 'NOTES', 'DUES', 'Dispatch', 'AlertNote', 'DueRun', 'due_in', 'claim', 'settle_due', 'renew',
-           'note_missed', 'dues']
+           'note_missed', 'forget_missed', 'dues']
 
 # %% ../../nbs/00_system/05_duty.ipynb #95f9bad4
 @dataclass(frozen=True)
@@ -133,6 +133,16 @@ def note_missed(
         return True
 
     return database.write(noted)
+
+
+def forget_missed(
+    database: Database,
+    name: str,  # Of the entry in the schedule
+    after: datetime,  # What is due later has not come yet
+) -> None:
+    "Take back that dues were missed."
+    later = (DUES.c.name == name, DUES.c.due > micros(after), DUES.c.status == "missed")
+    database.write(lambda connection: connection.execute(DUES.delete().where(*later)))
 
 
 def dues(

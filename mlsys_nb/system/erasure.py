@@ -20,8 +20,9 @@ from typing import Any
 from .checked import checked_line, is_sound, replaced_body, shown_body
 from .clock import instant
 from .disk import exchange, sync_folder
-from .durable import Log, temporary, write_folder
+from .durable import Log, keys_kept, write_folder
 from .settings import MlsysError, Settings
+from .unfinished import temporary
 
 # %% ../../nbs/00_system/05_erasure.ipynb #ca12af07
 class ForgetError(MlsysError, ValueError):
@@ -164,7 +165,7 @@ def replace_folder(
     meta: Mapping[str, Any],  # What else its manifest says
 ) -> dict[str, Any]:  # The manifest
     "Put a sealed folder in the place of another."
-    with temporary(path, folder=True) as place:
+    with keys_kept(path), temporary(path, folder=True) as place:
         made = write_folder(
             place / path.name, files, {k: v for k, v in meta.items() if k not in ("files", "seal")}
         )

@@ -16,7 +16,7 @@ from typing import IO, Any, cast
 import polars as pl
 
 from . import disk
-from .durable import temporary
+from .unfinished import temporary
 
 # %% ../../nbs/00_system/03_joined.ipynb #c6c7562e
 class Growing(io.RawIOBase):

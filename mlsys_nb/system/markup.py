@@ -260,6 +260,7 @@ def document(
     body: str,  # Html: everything below the title bar of the window
     script: str = "",  # JavaScript of ours; nothing else runs
     look: str = "",  # More style
+    asks: bool = False,  # Whether the script may ask the server that the page came from
 ) -> Html:  # A whole document
     "The shell of a self-contained page."
     if "</" in script:
@@ -268,6 +269,7 @@ def document(
         )
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = f"{POLICY}; script-src 'sha256-{digest}'" if script else POLICY
+    policy += "; connect-src 'self'" if asks else ""
     run = f"<script>{script}</script>" if script else ""
     return Html(
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>\n'

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COVERED', 'VAULT', 'VAULT_FORMAT', 'MAGIC', 'OVERHEAD', 'VaultError', 'Tampered', 'Box', 'master_of', 'wrapped',
-           'unwrapped', 'boxes_of', 'box_for', 'box_named', 'shut', 'opened', 'key_of']
+           'unwrapped', 'boxes_of', 'covering', 'box_for', 'box_named', 'shut', 'opened', 'key_of']
 
 # %% ../../nbs/00_system/01_vault.ipynb #af2b4f31
 import base64
@@ -19,7 +19,7 @@ from typing import Any
 from .settings import MASTER_KEYS, MlsysError
 
 # %% ../../nbs/00_system/01_vault.ipynb #573954fe
-COVERED = ("lake", "inbox", "decisions", "labels")  # Folders of data/
+COVERED = ("lake", "inbox", "decisions", "labels", "batches")  # Folders of data/
 VAULT, VAULT_FORMAT = "vault.json", 1
 MAGIC = b"\x93mlsys1 "  # Before an encrypted file; then the key's id, the nonce, what is hidden
 OVERHEAD = len(MAGIC) + 8 + 12 + 16  # Bytes that a file grows by
@@ -140,15 +140,23 @@ def boxes_of(
     return there[1]
 
 # %% ../../nbs/00_system/01_vault.ipynb #9e16a67b
+def covering(
+    path: Path,  # Of something
+) -> Path | None:  # None: its folder is not one of COVERED
+    "The folder data/ of the root whose keys something is written under."
+    for folder in (path, *path.parents):
+        if folder.name in COVERED and folder.parent.name == "data":
+            return folder.parent
+    return None
+
+
 def box_for(
     path: Path,  # Where something is going to be written
 ) -> Box | None:  # None: as it is
     "Under what a file is written."
-    for folder in (path, *path.parents):
-        if folder.name in COVERED and folder.parent.name == "data":
-            found = boxes_of(folder.parent)
-            return found[-1] if found else None
-    return None
+    data = covering(path)
+    found = boxes_of(data) if data is not None else ()
+    return found[-1] if found else None
 
 
 def box_named(

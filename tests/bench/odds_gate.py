@@ -10,6 +10,7 @@ they can only forbid. `odds_years.py` beside this file fits real models for whol
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 from rates import line, printed
@@ -76,6 +77,22 @@ class World:
         return (100 + 10 * told)[:, None] + np.array([0.0, -12.8, 12.8])
 
 
+@cache
+def too_steep(world: World) -> float:
+    "The slope above one that loses in the long run as much as one that is too flat: of yes and no, slopes as far off are not as wrong."
+    if world.kind != "yes or no":
+        return 1 + world.apart
+    (z, wz), (e, we) = (np.polynomial.hermite_e.hermegauss(n) for n in (60, 30))
+    came = (1 / (1 + np.exp(-z[:, None] * (1 + world.steep * e)))) @ (we / we.sum())
+    said = lambda slope: 1 / (1 + np.exp(-(z[:, None] * slope + 0.1 * e)))
+    loss = lambda slope: float(wz @ -(came[:, None] * np.log(said(slope)) + (1 - came[:, None]) * np.log(1 - said(slope))) @ we)  # fmt: skip
+    low, high = 1.0, 1 + 2 * world.apart
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (middle, high) if loss(middle) < loss(1 - world.apart) else (low, middle)
+    return low
+
+
 @dataclass(frozen=True)
 class Lived:
     "What was judged, by whom, and what is known of such periods."
@@ -94,7 +111,8 @@ def lived(world: World, seed: int, challengers: int = 1, more: int = 0) -> Lived
     wobble = wobble_of(world.judge, y[:known].ravel(), np.repeat(np.arange(known), ENTITIES))
     sides, caught = rng.choice([-1, 1]) * world.apart * np.array([1.0, -(1 - world.gain)]), world.caught(rng, shocks, n)  # fmt: skip
     level = [0.0, 0.0] if world.steep else sides
-    slope = 1 + sides if world.steep else [1.0, 1.0]
+    steeper = (too_steep(world) - 1) / world.apart if world.steep else 1.0
+    slope = 1 + np.where(sides > 0, steeper, 1.0) * sides if world.steep else [1.0, 1.0]
     tell = lambda i: [world.said(rng, z, level[i] + caught[i][t], slope[i]) for t in range(n)]
     return Lived(y[KNOWN:], tell(0), [tell(1) for _ in range(challengers)], wobble)
 
@@ -102,7 +120,12 @@ def lived(world: World, seed: int, challengers: int = 1, more: int = 0) -> Lived
 def asked(world: World, found: Lived, challenger: list, question: Question, look: int):
     "What loss and money say of a challenger, and what is stated."
     k, judge = world.periods, world.judge
-    rows = Clustered(np.tile(np.arange(ENTITIES), k), np.repeat(np.arange(k), ENTITIES), found.wobble)
+    wobble = (
+        replace(found.wobble, least_between=judge.least_between)
+        if question is Question.CHANGE
+        else found.wobble
+    )
+    rows = Clustered(np.tile(np.arange(ENTITIES), k), np.repeat(np.arange(k), ENTITIES), wobble)
     truth = found.y[:k].ravel()
     lost = float(judge.losses(truth, np.concatenate(found.champion[:k])).mean())
     limits = sized_limits(Limits(), judge, truth, lost)

@@ -4,8 +4,9 @@
 
 A linear model of 200 customers a month, monthly looks. In a *quiet* year nothing changes but the months' own shocks; in one that
 *moves* what is known means something else from month to month. Each look asks the policy; a refresh or another recipe (of
-like worth) is judged by `contest.play` and `contest.verdict_on`, as in production, and what ships serves. A shipped version is
-held against what its verdict stated in the first month that it serves.
+like worth) is judged by `contest.play` and `contest.verdict_on`, as in production, and what ships serves. Where another recipe is
+refused, the refresh of what serves is asked in the same run, as a second look. A shipped version is held against what its verdict
+stated in the first month that it serves.
 
 The two recipes differ in how much they shrink. Over all years that move they are equal, within one they are not: where the effect
 grows, who shrinks less gains month after month. So each change is held against the truth of the three months that follow.
@@ -48,6 +49,9 @@ class Year:
     changed: int = 0  # Of these, shipped
     worthless: int = 0  # Changes asked for that gain nothing in the months to come, by the truth
     mistaken: int = 0  # Of these, shipped
+    after: list = field(
+        default_factory=list
+    )  # Of each refused search with a refresh behind it: shipped, what it gains by the truth, the margin
     shipped: list = field(
         default_factory=list
     )  # Of each: whether the stated interval held, and what was gained
@@ -99,33 +103,44 @@ def lived(problem, seed, shock, moves) -> Year:
         days = {"age_days": 30.0 * (k - fitted), "searched_days": 30.0 * (k - searched)}
         labels = {"trained_rows": fitted * CUSTOMERS, "new_labels": (k - fitted) * CUSTOMERS}
         state = ChampionState(problem=problem.name, champion=number, now=now, performance="as promised", attempts=attempts, **days, **labels)  # fmt: skip
-        action = decide(state, WHEN, CADENCE).action
-        if action not in ("refresh", "search"):
+        plan = decide(state, WHEN, CADENCE)
+        if plan.action not in ("refresh", "search"):
             continue
-        question, wanted = (Question.REFRESH, recipe(which)) if action == "refresh" else (Question.CHANGE, recipe(which + 1))  # fmt: skip
-        found.trainings, found.asked = found.trainings + 1, found.asked + (action == "search")
-        searched = k if action == "search" else searched
-        try:
-            played = play(contest := Contest(problem, known, wanted, before, question, seed=seed))
-        except TooLittleData:
-            continue
-        verdict = verdict_on(contest, played)
-        if action == "search":
-            old = fit("linear", known, problem.inputs, params=RECIPES[which % 2], **engine)
+        searched = k if plan.action == "search" else searched
+        labelled, number_then = labels["new_labels"], number
+        for action in (plan.action, *([plan.then] if plan.then else [])):
+            question, wanted = (Question.REFRESH, recipe(which)) if action == "refresh" else (Question.CHANGE, recipe(which + 1))  # fmt: skip
+            second = action != plan.action
+            found.trainings, found.asked = found.trainings + 1, found.asked + (action == "search")
+            try:
+                played = play(contest := Contest(problem, known, wanted, before, question, seed=seed))
+            except TooLittleData:
+                continue
+            verdict = verdict_on(contest, played, look=1 + second)
             later = rows.filter(pl.col("period").is_in(MOMENTS[k : k + 3]))
-            stays, goes = expected(judge, later, old, played.shipped)
-            found.worthless += goes >= stays
-            found.mistaken += goes >= stays and verdict.promotes
-        outcome = {"promote": "promoted", "refuse": "refused"}.get(verdict.decision, verdict.decision)
-        attempts = with_attempt(attempts, Attempt(now, action, number, labels["new_labels"], outcome))
-        if not verdict.promotes:
-            continue
-        next_one = rows.filter(period=MOMENTS[k])
-        y = judge.outcomes(next_one["label"])
-        gain = float((judge.losses(y, before.predict(next_one)) - judge.losses(y, played.shipped.predict(next_one))).mean())  # fmt: skip
-        found.shipped.append((verdict.stated.ahead_low <= gain <= verdict.stated.ahead_high, gain))
-        found.changed, which = found.changed + (action == "search"), which + (action == "search")
-        before, fitted, number = Incumbent(wanted, MOMENTS[k - 1], played.shipped.predict), k, number + 1
+            if action == "search":
+                old = fit("linear", known, problem.inputs, params=RECIPES[which % 2], **engine)
+                stays, goes = expected(judge, later, old, played.shipped)
+                found.worthless += goes >= stays
+                found.mistaken += goes >= stays and verdict.promotes
+            if second:
+                stays, goes = expected(judge, later, before, played.shipped)
+                found.after.append((verdict.promotes, stays - goes, problem.limits.same * stays))
+            outcome = {"promote": "promoted", "refuse": "refused"}.get(verdict.decision, verdict.decision)
+            attempts = with_attempt(attempts, Attempt(now, action, number_then, labelled, outcome))
+            if not verdict.promotes:
+                continue
+            next_one = rows.filter(period=MOMENTS[k])
+            y = judge.outcomes(next_one["label"])
+            gain = float((judge.losses(y, before.predict(next_one)) - judge.losses(y, played.shipped.predict(next_one))).mean())  # fmt: skip
+            found.shipped.append((verdict.stated.ahead_low <= gain <= verdict.stated.ahead_high, gain))
+            found.changed, which = found.changed + (action == "search"), which + (action == "search")
+            before, fitted, number = (
+                Incumbent(wanted, MOMENTS[k - 1], played.shipped.predict),
+                k,
+                number + 1,
+            )
+            break
     return found
 
 
@@ -145,6 +160,12 @@ def rows(n: int = 20, seed: int = 0, worlds=tuple(WORLDS)) -> Iterator[dict]:
         yield line("a refresh ships, of all trainings", about, len(shipped), sum(y.trainings for y in years), "as it is")  # fmt: skip
         yield line("another recipe ships, of all asked", about, sum(y.changed for y in years), sum(y.asked for y in years), "as it is")  # fmt: skip
         yield line("a recipe that gains nothing in the next three months ships", about, sum(y.mistaken for y in years), sum(y.worthless for y in years), "<= 0.025")  # fmt: skip
+        after = [one for year in years for one in year.after]
+        yield line("a refresh ships behind a refused search", about, sum(a[0] for a in after), len(after), "as it is")  # fmt: skip
+        worse = [shipped for shipped, gain, margin in after if gain <= -margin]
+        yield line("... that is worse by the margin in the next three months", about, sum(worse), max(len(after), 1), "<= 0.025")  # fmt: skip
+        kept = float(np.mean([gain if shipped else 0.0 for shipped, gain, _ in after])) if after else 0.0
+        yield line(f"... it gains {kept:+.4f} nats a decision; more than none", about, sum(a[0] and a[1] > 0 for a in after), sum(a[0] for a in after), "as it is")  # fmt: skip
         yield line(
             "a year has more than 14 trainings", about, sum(y.trainings > 14 for y in years), n, "<= 0"
         )
