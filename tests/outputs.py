@@ -1,7 +1,7 @@
 """Save the outputs of the lessons in the notebooks: `python tests/outputs.py [NAME ...]`, all chapters without a name.
 
-A chapter is run twice, each time in a process of its own, with another temporary folder and, the second time, on another
-day; what differs between the two is not saved. What the calls of lessons give is written to tests/values/ (values.py); `pages` writes there what
+A chapter is run three times, each time in a process of its own, with another temporary folder, on another day and with another
+order of sets; what differs between them is not saved. What the calls of lessons give is written to tests/values/ (values.py); `pages` writes there what
 the pages and commands of a planted system say (test_panels.py). Exported and hidden cells, jobs and dashboards have no outputs.
 """
 
@@ -12,6 +12,7 @@ import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from functools import reduce
 from pathlib import Path
 
 from lessons import CHAPTERS, NBS, difference, kept, run
@@ -32,7 +33,7 @@ def in_child(path: Path, days: int) -> dict[str, dict]:
     with tempfile.TemporaryDirectory(prefix=f"lesson{days}-") as folder:
         out = Path(folder, "outputs.json")
         plain = {name: value for name, value in os.environ.items() if not name.startswith("MLSYS_")}
-        env = plain | {"IN_TEST": "1", "TMPDIR": folder, "MPLBACKEND": "agg"}
+        env = plain | {"IN_TEST": "1", "TMPDIR": folder, "MPLBACKEND": "agg", "PYTHONHASHSEED": str(days)}
         command = [sys.executable, __file__, "--child", str(path), str(days), str(out)]
         done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=path.parent)
         if done.returncode:
@@ -45,21 +46,21 @@ def save(path: Path) -> str:
     from fastcore.nbio import write_nb
     from nbdev.clean import clean_nb, read_nb
 
-    runs = [in_child(path, days) for days in (0, 401)]
-    first, second = (found["outputs"] for found in runs)
+    runs = [in_child(path, days) for days in (0, 401, 802)]
+    first, *others = (found["outputs"] for found in runs)
     notebook, said, count, size = read_nb(path), [], 0, 0
     for cell in notebook.cells:
         if cell.cell_type != "code":
             continue
         new, refused = kept(first.get(cell.id, []))
-        if difference(new, kept(second.get(cell.id, []))[0]):
-            new, refused = [], ["not the same in two runs"]
+        if any(difference(new, kept(other.get(cell.id, []))[0]) for other in others):
+            new, refused = [], ["not the same in three runs"]
         cell["outputs"] = new
         said += [f"\n    {cell.id}: {why}" for why in refused]
         count, size = count + bool(new), size + len(json.dumps(new))
     clean_nb(notebook)
     write_nb(notebook, path)
-    write(path, agreed(*(found["values"] for found in runs)))
+    write(path, reduce(agreed, (found["values"] for found in runs)))
     return f"{path.relative_to(NBS)}: {count} outputs, {size / 1000:.0f} kB{''.join(said)}"
 
 

@@ -9,6 +9,7 @@ import httpx
 import polars as pl
 import pytest
 import visits_world as world
+from conftest import until
 from serving_world import JUNE, MOMENTS, lake, lines, make
 
 from mlsys_nb.cases.churn import bought, problem
@@ -60,21 +61,14 @@ def history(declared, customers):
     return {row["customer_id"]: row for row in rows.filter(pl.col("customer_id").is_in(customers)).to_dicts()}
 
 
-def wait_for(look, wanted):
-    import time
-
-    for _ in range(200):
-        if wanted(found := look()):
-            return found
-        time.sleep(0.05)
-    raise AssertionError(f"it did not come to that: {found}")
-
-
 def test_features_change_while_the_service_runs_and_change_back(tmp_path):
     here = replace(make(tmp_path, families=("linear",)), reload_seconds=0.05)
     control, later = open_control(here), changed()
     customers = everybody(lake().events, problem.features, [JUNE])["customer_id"].head(12).to_list()
     with running(here, "churn") as url, httpx.Client(base_url=url) as client:
+
+        def now():
+            return client.get("/readyz").json()["problems"]["churn"]
 
         def served(version, declared):
             expected = history(declared, customers)
@@ -91,20 +85,17 @@ def test_features_change_while_the_service_runs_and_change_back(tmp_path):
         served(1, problem)
         second = register(control, here, trained(later), "test", JUNE)
         promote(control, "churn", second.version, expected_epoch=1, **SAID)
-        ready = wait_for(
-            lambda: client.get("/readyz").json()["problems"]["churn"],
-            lambda r: r["version"] == 2 or r["warnings"],
-        )
+        ready = until(lambda: (r := now()) and (r["version"] == 2 or r["warnings"]) and r)
         if ready["version"] == 1:  # the store lacks something: the old version serves, and the reason is said
             assert "it lacks" in ready["warnings"][0] and ready["ready"]
             served(1, problem)
         with open_online(here.online) as store:
             store.keep(later.features)
             refill(store, events, lines(), {})
-        wait_for(lambda: client.get("/readyz").json()["problems"]["churn"], lambda r: r["version"] == 2)
+        until(lambda: now()["version"] == 2)
         served(2, later)
         rollback(control, champion(control, "churn"), check=lambda version: None, **SAID)
-        wait_for(lambda: client.get("/readyz").json()["problems"]["churn"], lambda r: r["version"] == 1)
+        until(lambda: now()["version"] == 1)
         served(1, problem)
     hashes = read_decisions(here, "churn").group_by("version").agg(pl.col("feature_set_hash").unique())
     assert dict(hashes.sort("version").iter_rows()) == {1: [problem.features.hash], 2: [later.features.hash]}
@@ -199,9 +190,7 @@ def visitors(address, members):
 def settled(answers, version):
     "Until that version has answered a while."
     start = len(answers)
-    wait_for(
-        lambda: [a.get("version") for _, a in answers[start:]][-20:], lambda seen: seen == 20 * [version]
-    )
+    until(lambda: [a.get("version") for _, a in answers[start:]][-20:] == 20 * [version])
 
 
 def test_the_service_is_never_down_while_features_change_and_change_back(gym):

@@ -14,7 +14,8 @@ import httpx
 import polars as pl
 import pytest
 from caller import head, post
-from test_forget import at, everywhere, fill, filled, forget, others, shop, wait_for  # noqa: F401
+from conftest import until
+from test_forget import at, everywhere, fill, filled, forget, others, shop  # noqa: F401
 from test_problems import served
 
 from mlsys_nb.data.lake import read, snapshot
@@ -198,7 +199,7 @@ def test_several_workers_at_work_forget_and_nothing_comes_back(root, request, mo
         for thread in threads:
             thread.start()
         try:
-            wait_for(lambda: sum(status == 200 for _, status, _ in told) > 60, 1200)
+            until(lambda: sum(status == 200 for _, status, _ in told) > 60)
             code = "import sys; from mlsys_nb.doors.cli import main; sys.exit(main(sys.argv[1:]))"
             words = [
                 "forget",
@@ -221,7 +222,7 @@ def test_several_workers_at_work_forget_and_nothing_comes_back(root, request, mo
             )
             done = len(told)
             assert made.returncode == 0, made.stdout + made.stderr
-            wait_for(lambda: len(told) > done + 40, 1200)
+            until(lambda: len(told) > done + 40)
         finally:
             stop.set()
             for thread in threads:

@@ -2,7 +2,7 @@
 
 A lesson asserts what it teaches. Whatever else its calls give is kept beside it, short values in words and long ones by a
 digest, so a change that no sentence speaks of is seen too. `python tests/outputs.py NAME` writes them with the saved
-outputs: what differs between two runs, on two days and in two folders, is not kept. A chapter whose cells have changed
+outputs: what differs between three runs, on three days and in three folders, is not kept. A chapter whose cells have changed
 since is not held until it is written again, and none is held under other versions of the libraries that compute; floors
 whose lessons fit models or start servers are not held at all: their last digits and moments are not those of the code.
 """

@@ -197,4 +197,4 @@ def runs_there(
         found |= {name: (str(info.run_id), bool(info.end_time)) for name, info in ours.items()}
         token = page.token
         if not token:
-            return found
+            return dict(sorted(found.items()))
