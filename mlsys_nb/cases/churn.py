@@ -39,11 +39,7 @@ contract = Contract(
         Column("country", "category", meaning="Country of the customer"),
     ),
     rules=(
-        RowRule(
-            "real product",
-            lambda: ~pl.col("stock_code").str.starts_with("TEST"),
-            "test entries are not sales",
-        ),
+        RowRule("real product", lambda: ~pl.col("stock_code").str.starts_with("TEST"), "tests are not sales"),
         RowRule("pieces", lambda: pl.col("quantity") != 0, "a line is about at least one piece"),
     ),
 )
@@ -60,12 +56,7 @@ def with_amount(
 
 
 source = ReplaySource(
-    "lines",
-    contract,
-    path="online_retail_year1_lines.parquet",
-    time="invoice_ts",
-    every="1d",
-    derive=with_amount,
+    "lines", contract, path="online_retail_year1_lines.parquet", time="invoice_ts", derive=with_amount
 )
 
 # %% ../../nbs/cases/churn.ipynb #5b460b57
@@ -133,9 +124,7 @@ problem = Problem(
     sources=(source,),
     features=features,
     population=Everyone(
-        every=timedelta(days=7),
-        start=datetime(2010, 1, 1, tzinfo=UTC),
-        eligible=Criterion("orders_90d", ">=", 1),
+        every="7d", start=datetime(2010, 1, 1, tzinfo=UTC), eligible=Criterion("orders_90d", ">=", 1)
     ),
     target=Happens(
         f.count_distinct(lines, "invoice", "30d", where=bought).named("orders_next_30d"),
