@@ -4,10 +4,12 @@
 The always-run part posts 1,500 events; the acceptance figure is `TEST_MLSYS_EVENTS=10000 pytest -s tests/test_events.py`.
 """
 
+import asyncio
 import fcntl
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,24 +19,34 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import datetime, timedelta
+from types import SimpleNamespace
 
 import httpx
 import polars as pl
 import pytest
+from conftest import until
 from pages_world import HERE, features, make, problem, views
 
+from mlsys_nb.data.columns import Column
+from mlsys_nb.data.contract import Contract
 from mlsys_nb.data.entries import inbox_folder, verify_inbox
+from mlsys_nb.data.inbox import InboxSource
+from mlsys_nb.data.ingest import ingest
 from mlsys_nb.data.lake import quarantine, read, snapshot, verify_lake
-from mlsys_nb.features import promise, store
+from mlsys_nb.data.stream import JsonLines, take_in
+from mlsys_nb.features import Events, FeatureSet, count, promise, store
 from mlsys_nb.features.history import as_of
 from mlsys_nb.features.online import open_online, stored_rows, sync
 from mlsys_nb.features.promise import LEAD, VISIBLE_LOCK
 from mlsys_nb.loop.arrivals import ingest_due
 from mlsys_nb.loop.skew import served_again
 from mlsys_nb.loop.step import Context
+from mlsys_nb.serving.events import events
 from mlsys_nb.serving.service import running
+from mlsys_nb.serving.shared import Shared
 from mlsys_nb.system import disk
 from mlsys_nb.system.clock import SystemClock
+from mlsys_nb.system.settings import load_settings
 
 EVENTS = int(os.environ.get("TEST_MLSYS_EVENTS", "1500"))
 START = """
@@ -456,3 +468,120 @@ def test_a_full_disk_is_a_503_and_nothing_acknowledged_is_lost(world):
             assert web.post("/v1/events/views", json=events[: i + 1]).json()["accepted"] == 1, verb
     ingest_due(Context(world, problem, SystemClock().now()))
     same_everywhere(world, {f"full{i}" for i in range(4)}, "full")
+
+
+ODD = (
+    "v-1",
+    "12",
+    13,
+    14.0,
+    15.5,
+    "",
+    None,
+    True,
+    "ü" * 250,
+    2**53 + 1,
+    2**63,
+    -(2**63),
+    "1e3",
+    " 7",
+    "007",
+    "-0",
+    [1],
+    {},
+)
+TYPES = {
+    "numbers": ("int", "int"),
+    "texts": ("text", "text"),
+    "ids of text": ("text", "int"),
+    "keys of text": ("int", "text"),
+    "no ids": (None, "text"),
+}
+
+
+def of_types(here, id_type, key_type):
+    "A source whose contract and features agree, and what reads it."
+    columns = (Column("who", key_type), Column("at", "time"), Column("n", "int"))
+    named = (Column("name", id_type), *columns) if id_type else columns
+    source = InboxSource("odd", Contract("odd", named, id="name" if id_type else None))
+    odd = Events("odd", keys={"who": key_type}, time="at", columns={"n": "int"})
+    asked = FeatureSet("odd", (count(odd, "lifetime").named("n"),))
+    shared = Shared(here)
+    shared.door.store().keep(asked)
+    (arrival,) = shared.arrivals_of(SimpleNamespace(name="odd", sources=(source,))).values()
+    return shared, arrival, source
+
+
+def oddly(column, id_type, key_type):
+    "Events whose id or key comes in every form."
+    plain = {
+        "at": "2026-01-01",
+        "n": 1,
+        "name": 5 if id_type == "int" else "five",
+        "who": 5 if key_type == "int" else "five",
+    }
+    return [
+        {**plain, **({} if column == "name" else {"name": 100 + i}), column: value, "n": i}
+        for i, value in enumerate(ODD)
+    ]
+
+
+@pytest.mark.parametrize("door", ["one by one", "many at once", "a stream"])
+@pytest.mark.parametrize("types", TYPES)
+def test_whatever_form_an_id_or_a_key_comes_in_it_is_refused_at_the_door_or_stored(tmp_path, types, door):
+    here, taken, refused = load_settings(root=tmp_path), 0, 0
+    shared, arrival, source = of_types(here, *TYPES[types])
+    sent = [e for c in ("name", "who")[not TYPES[types][0] :] for e in oddly(c, *TYPES[types])]
+    post = lambda some: asyncio.run(
+        events({"odd": arrival}, "odd", json.dumps(some).encode(), shared.metrics)
+    )
+    if door == "a stream":
+        path = tmp_path / "odd.jsonl"
+        path.write_text("".join(json.dumps(e) + "\n" for e in sent))
+        for receipt in take_in(JsonLines(path), {"odd": arrival.intake})["odd"]:
+            taken, refused = (
+                taken + receipt.count("accepted") + receipt.count("corrected"),
+                refused + receipt.count("quarantined"),
+            )
+    else:
+        for some in ([e] for e in sent) if door == "one by one" else [sent]:
+            status, told = post(some)
+            assert status == (202 if told["accepted"] + told["corrected"] + told["repeated"] else 422), told
+            assert status == 202 or set(told["error"]) == {"rule", "got", "remedy"}
+            taken, refused = taken + told["accepted"] + told["corrected"], refused + len(told["quarantined"])
+    assert taken >= 8 and refused >= 3
+    shared.close()
+    ingest(here, source, SystemClock().now())
+    rows = read(here, snapshot(here, "odd"))
+    with open_online(here.online_url) as store:
+        held = stored_rows(store, store.kinds()["odd"])
+        assert len(held.cells[0]) == len(rows) == taken, "what was accepted is in the store and in the lake"
+        assert sync(store, here, store.kinds()["odd"].declared, snapshot(here, "odd")) == 0
+
+
+def test_fault_a_store_of_another_form_dropped_every_event_that_was_acknowledged(tmp_path):
+    here = load_settings(root=tmp_path)
+    shared, _, _ = of_types(here, "int", "text")
+    post = lambda name, arrival: asyncio.run(
+        events(
+            {"odd": arrival},
+            "odd",
+            json.dumps({"name": name, "who": "a", "at": "2026-01-01", "n": 1}).encode(),
+            shared.metrics,
+        )
+    )
+    post(1, shared.arrivals["odd"])
+    shared.close()
+    shared, arrival, _ = of_types(
+        here, "text", "text"
+    )  # the contract has changed, the store has not been made anew
+    assert post("one", arrival)[0] == 202
+    assert "event ids of 'odd' are int, got text" in until(lambda: arrival.trouble, 20)[0]
+    assert len(arrival.intake.box.waiting) == 1
+    shared.close()
+    shutil.rmtree(here.online)
+    shared, arrival, source = of_types(here, "text", "text")
+    until(lambda: not arrival.trouble and not arrival.intake.box.waiting, 20)
+    shared.close()
+    with open_online(here.online_url) as store:
+        assert "one" in list(stored_rows(store, store.kinds()["odd"]).ids)

@@ -160,6 +160,10 @@ MISTAKES: dict[str, tuple[Mistake, tuple[str, ...]]] = {
     "an outcome that no source delivers": (
         desk(target=Happens.by(Events("letters", {"call": "text"}, "at", {"again": "bool"}), "again")), ("no source", "letters", "sources"),
     ),
+    "a key that its source delivers as a number": (
+        gym(target=Happens(count(Events("visits", {"member": "text"}, "at", {}), "7d"), "==", 0)),
+        ("as their contract delivers", "member is int in the contract and text in the events", "declare both alike"),
+    ),
     "a column that is not there": (lambda: Happens.by(ANSWERS, "solved"), ("no column", "'solved'", "known")),
     "an amount of texts": (lambda: Amount.by(ANSWERS, "desk"), ("an amount is a number", "text", "OneOf")),
     "an interval that never holds": (lambda: Amount(WEEK, coverage=0.2), ("interval", "0.2", "0.8")),

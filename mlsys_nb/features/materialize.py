@@ -21,6 +21,7 @@ from ..data.intake import Intake, Receipt, arriving_rows
 from ..data.lake import source_folder
 from ..data.sources import Source
 from .events import Events
+from .layout import StoreMismatch
 from .promise import VISIBLE_LOCK, promised, wait_until_due
 from .store import OnlineStore, write_events
 from ..system.clock import Clock, elapsed, micros, pause
@@ -77,6 +78,8 @@ def _step(box: Inbox, where: tuple[Source, OnlineStore, Clock], waiting: Sequenc
         try:
             known = _admitted(box, where, waiting[:n])
             break
+        except StoreMismatch:
+            raise
         except ValueError as e:
             if n == 1:
                 logger.error("the store cannot hold %r of %s: %s", waiting[0].event_id, box.source, e)

@@ -27,7 +27,7 @@ from .candidates import CANDIDATES
 from .capacity import Acts, Capacity, check_capacity, policy_hash
 from .lot import Lots, check_lots
 from .occasion import RETRAIN_WHEN, Cadence, Occasion, check_occasions
-from .parts import check_parts
+from .parts import check_parts, check_sources
 from .population import Population
 from .replay_plan import ReplayPlan
 from .target import Target, looks_up
@@ -168,7 +168,7 @@ def _check(problem: Problem) -> None:
     _check_times(problem, where)
     _check_label(problem, where)
     _check_leaks(problem, where)
-    _check_sources(problem, where)
+    check_sources(problem, where)
     _check_candidates(problem, where)
     check_per(problem, where)
     check_occasions(problem.retrain_when, problem.cadence, where)
@@ -316,23 +316,6 @@ def _check_leaks(problem: Problem, where: str) -> None:
 
 def _asked(problem: Problem) -> tuple[str, ...]:
     return tuple(events.name for events in problem.population.about)
-
-# %% ../../nbs/40_problem/43_declaration.ipynb #45c5affe
-def _check_sources(problem: Problem, where: str) -> None:
-    "A source delivers whatever events are read."
-    outcome = FeatureSet("label", (problem.target.feature,))
-    among = problem.target.among
-    chosen = (*among.items.events, *among.history.events) if among else ()
-    asked = {*_asked(problem), *(e.name for e in (*problem.features.events, *outcome.events, *chosen))}
-    delivered = [source.name for source in problem.sources]
-    if asked - set(delivered):
-        raise ProblemError(
-            f"{where}: no source delivers the events {sorted(asked - set(delivered))}; sources: {sorted(delivered)}"
-        )
-    if len(set(delivered)) < len(delivered):
-        raise ProblemError(
-            f"{where}: each events have one source, got {sorted(delivered)}; rename one of them"
-        )
 
 # %% ../../nbs/40_problem/43_declaration.ipynb #ec37838a
 def _check_candidates(problem: Problem, where: str) -> None:
