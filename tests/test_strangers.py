@@ -46,6 +46,10 @@ TITLE = "Report of orders\nGenerated 2024-05-05\n\n"
 TABLES = {
     "a year of two digits is no year 3": (
         table("id,day,x,won", IDS, at("%d-%b-%y"), KILOS, some("y", "n")), ("day", None, "won"), ("day", "time")),
+    "a short year behind dashes is no year 30": (
+        table("id,closed,x,won", IDS, at("%d-%m-%y %H:%M:%S"), KILOS, some("y", "n")), ("closed", None, "won"), ("closed", "time")),
+    "a year before points is a time": (
+        table("nº;dia;x;won", IDS, at("%Y.%m.%d %H:%M"), KILOS, some("y", "n"), split=";"), ("dia", None, "won"), ("dia", "time")),
     "a month alone is a time": (
         table("id,month,x,won", IDS, at("%Y-%m"), KILOS, some("y", "n")), ("month", None, "won"), ("month", "time")),
     "Chinese times and sentences without blanks": (

@@ -126,8 +126,8 @@ def _numeric(guess: ColumnGuess, counted: pl.DataFrame) -> ColumnGuess | None:
 
 # %% ../../nbs/10_data/16_guess.ipynb #8519e8eb
 _CLOCKS = ("", " %H:%M", " %H:%M:%S", " %H:%M:%S%.f", " %I:%M %p", " %I:%M:%S %p", " %H:%M Uhr")
-_DAYS = ("%d/%m/%Y", "%m/%d/%Y", "%d.%m.%Y", "%d-%m-%Y", "%m-%d-%Y", "%Y/%m/%d", "%d %b %Y", "%d-%b-%Y", "%d %B %Y",
-         "%b %d, %Y", "%B %d, %Y", "%d/%m/%y", "%m/%d/%y", "%d.%m.%y", "%d-%b-%y", "%Y年%m月%d日", "%Y-%m", "%Y/%m", "%m/%Y")  # fmt: skip
+_DAYS = ("%d/%m/%Y", "%m/%d/%Y", "%d.%m.%Y", "%d-%m-%Y", "%m-%d-%Y", "%Y/%m/%d", "%Y.%m.%d", "%d %b %Y", "%d-%b-%Y", "%d %B %Y",
+         "%b %d, %Y", "%B %d, %Y", "%d/%m/%y", "%m/%d/%y", "%d.%m.%y", "%d-%m-%y", "%m-%d-%y", "%d-%b-%y", "%Y年%m月%d日", "%Y-%m", "%Y/%m", "%m/%Y")  # fmt: skip
 _ZONED = r"\d:\d\d\S*?\s?([+-]\d\d(:?\d\d)?|[Zz]|UTC|GMT)$"
 _LIKE_TIME = r"^\w{1,9}[-/. ]\w{1,9}[-/., ]+\d{1,4}|^\d{4}[-年/]\d\d?|^\d\d?[/.]\d{4}$"
 

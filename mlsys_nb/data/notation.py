@@ -193,6 +193,7 @@ def iso_moments(
         .str.replace(r"\s*([Zz]|UTC|GMT)$", "+00:00")
     )
     iso = iso.str.replace(r"\s+([+-][0-9:]+)$", "${1}").str.replace(r"(:[0-9.]+[+-]\d\d)$", "${1}:00")
+    iso = pl.when(iso.str.contains(r"^\d{4}-")).then(iso)  # 30-07-25 is no day of the year 30
     local = [iso.str.to_datetime(f, time_unit="us", strict=False) for f in (*_CLOCKS, "%Y-%m-%d")]
     known = [iso.str.to_datetime(f"{f}%z", time_unit="us", time_zone="UTC", strict=False) for f in _CLOCKS]
     return local, known

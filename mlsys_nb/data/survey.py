@@ -118,7 +118,7 @@ def concerns(
             found.append(f"{name} is skewed: 1 % of the rows hold more than a quarter of its total")
     if look.target and 1 < look[look.target].distinct <= FEW:
         rare = _rare(look.sample[look.target])
-        found += [f"only {n} rows have {look.target} = {v!r}" for v, n in rare.items()]
+        found += [f"rows that have {look.target} = {v!r}: only {n}" for v, n in rare.items()]
     return found
 
 # %% ../../nbs/10_data/17_survey.ipynb #4852dcda
