@@ -50,6 +50,15 @@ TABLES = {
         table("id,closed,x,won", IDS, at("%d-%m-%y %H:%M:%S"), KILOS, some("y", "n")), ("closed", None, "won"), ("closed", "time")),
     "a year before points is a time": (
         table("nº;dia;x;won", IDS, at("%Y.%m.%d %H:%M"), KILOS, some("y", "n"), split=";"), ("dia", None, "won"), ("dia", "time")),
+    "a line of sums below is no third outcome": (
+        table("id,day,x,won", [*IDS[:-1], "Total"], [*at("%Y-%m-%d")[:-1], ""], [*KILOS[:-1], ""], [*some("y", "n")[:-1], "4711"]),
+        ("day", None, "won"), ("won", "category")),
+    "blanks between thousands": (
+        table("id;day;x;won", IDS, at("%Y-%m-%d"), [f"{1 + i % 7} {i % 900 + 100},5" for i in range(N)], some("y", "n"), split=";"),
+        ("day", None, "won"), ("x", "float")),
+    "Swiss thousands": (
+        table("id,day,x,won", IDS, at("%Y-%m-%d"), [f"{1 + i % 7}'{i % 900 + 100}.05" for i in range(N)], some("y", "n")),
+        ("day", None, "won"), ("x", "float")),
     "a month alone is a time": (
         table("id,month,x,won", IDS, at("%Y-%m"), KILOS, some("y", "n")), ("month", None, "won"), ("month", "time")),
     "Chinese times and sentences without blanks": (
@@ -81,12 +90,16 @@ def test_a_strangers_table_is_seen_for_what_it_is(tmp_path: Path, fault: str) ->
     assert len(frame) == N
     assert (look.time, look.entity, look.target) == wanted
     assert look[column].dtype == dtype
+    assert look.target != "won" or look["won"].distinct == 2
     if column == "内容":
         assert look[column].prose
     proposal = propose(look, "found", NOW)
     assert not proposal.suspects
     assert proposal.start.year >= 2023
-    exec("\n".join(declared_code(proposal, Origin("found/x.csv"))), {})
+    said: dict[str, Any] = {}
+    exec("\n".join(declared_code(proposal, Origin("found/x.csv"))), said)
+    taken = check(said["found_source"].contract, frame, text=True)
+    assert len(taken.quarantine) <= 0.03 * N, "what is guessed is what the contract reads"
 
 
 def test_what_was_guessed_of_a_table_stays_when_rows_get_a_time() -> None:

@@ -28,6 +28,7 @@ from mlsys_nb.data.number_format import (
     number_format,
     recurring_words,
     share_fitting,
+    thousands_sign,
     unit_of,
 )
 
@@ -119,8 +120,7 @@ def _numeric(guess: ColumnGuess, counted: pl.DataFrame) -> ColumnGuess | None:
     notes += (mixed,) * (len(mark) == 2)
     notes += tuple(f"{word!r} is taken for a missing value: all else are numbers" for word in told)
     words = tuple(sorted({*words, *told}))
-    sign = {",": ".", ".": ","}.get(mark, "")
-    thousands = sign if sign and rest.select(bare.str.contains(sign, literal=True).any()).item() else ""
+    thousands = thousands_sign(rest, mark, money)
     found = replace(guess, dtype=kind, marks=words, scale=digits or 2 * (kind == "decimal"), notes=notes)
     return replace(found, decimal=mark, thousands=thousands, money=money)
 

@@ -5,6 +5,7 @@
 # %% ../../nbs/10_data/15_number_format.ipynb #98551088
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import polars as pl
@@ -13,7 +14,7 @@ from .notation import Numeral, plain_number
 
 # %% auto #0
 __all__ = ['NOTHING', 'NO_NUMBER', 'ENOUGH', 'CURRENCY', 'missing_words', 'counted_values', 'share_fitting', 'bare_number',
-           'unit_of', 'is_written', 'number_format', 'as_number', 'recurring_words']
+           'unit_of', 'is_written', 'thousands_sign', 'number_format', 'as_number', 'recurring_words']
 
 # %% ../../nbs/10_data/15_number_format.ipynb #4a71e73b
 NOTHING = {"?", "n/a", "#n/a", "null", "(null)", "nan", "\\n"}
@@ -47,10 +48,16 @@ def share_fitting(
 # %% ../../nbs/10_data/15_number_format.ipynb #89cbbcf0
 ENOUGH = 0.97  # of the values that are there must fit; the contract names those that do not
 CURRENCY = r"[$€£¥₹%]|USD|EUR|GBP|CHF|JPY|Rs\.?"
+_APART = r"|\d{1,3}(\s\d{3})+|\d{1,3}('\d{3})+|\d{1,3}(’\d{3})+"  # thousands, beside points and commas
 _STYLES = {
-    ".": r"^[+-]?(\d+|\d{1,3}(,\d{3})+)(\.\d+)?([eE][+-]?\d+)?$|^[+-]?\.\d+$",
-    ",": r"^[+-]?(\d+|\d{1,3}(\.\d{3})+)(,\d+)?$|^[+-]?,\d+$",
+    ".": rf"^[+-]?(\d+|\d{{1,3}}(,\d{{3}})+{_APART})(\.\d+)?([eE][+-]?\d+)?$|^[+-]?\.\d+$",
+    ",": rf"^[+-]?(\d+|\d{{1,3}}(\.\d{{3}})+{_APART})(,\d+)?$|^[+-]?,\d+$",
 }
+
+
+def _shown(value: pl.Expr, money: str) -> pl.Expr:
+    shown = value.str.replace_all(money, "", literal=True) if money else value
+    return shown.str.strip_chars().str.replace(r"^([+-])\s+", "$1")
 
 
 def bare_number(
@@ -58,7 +65,7 @@ def bare_number(
     money: str,  # Currency, percent sign or unit
 ) -> pl.Expr:
     "A number without what stands around it."
-    return (value.str.replace_all(money, "", literal=True) if money else value).str.replace_all(r"\s", "")
+    return _shown(value, money).str.replace_all(r"[\s'’]", "")
 
 
 _UNIT = r"^[+-]?[\d.,]*\d\s*([^\W\d_][^\d\s,;:]{0,7})$"
@@ -83,7 +90,20 @@ def is_written(
     money: str,  # Currency, percent sign or unit
 ) -> pl.Expr:
     "Whether a value is a number with one of these decimal marks."
-    return bare_number(value, money).str.contains("|".join(_STYLES[m] for m in mark))
+    return _shown(value, money).str.contains("|".join(_STYLES[m] for m in mark))
+
+
+def thousands_sign(
+    counted: pl.DataFrame,  # value, n
+    mark: str,  # Decimal marks
+    money: str,  # Currency, percent sign or unit
+) -> str:  # Empty: none is written
+    "What stands between thousands."
+    shown, other = counted.select(_shown(pl.col("value"), money)).to_series(), {",": ".", ".": ","}.get(mark)
+    signs = {" ": r"\d\s\d{3}", "'": r"\d'\d{3}", "’": r"\d’\d{3}"} | (
+        {other: re.escape(other)} if other else {}
+    )
+    return next((sign for sign, written in signs.items() if shown.str.contains(written).any()), "")
 
 
 def number_format(

@@ -318,6 +318,34 @@ def _with_item(look: Survey, given: str | None) -> Survey:
     return replace(look, item=met[0], ranks=first and met[0] == fit[0].name) if met else look
 
 # %% ../../nbs/10_data/17_survey.ipynb #105725ca
+_LOST = 0.02  # of the rows may have no moment and be none that happened: a line of sums, a note below
+
+
+def _guessed(rows: pl.DataFrame) -> list[ColumnGuess]:
+    columns = []
+    for i, name in enumerate(rows.columns, 1):
+        LOG.info("looking at column %d of %d: %s", i, rows.width, name)
+        columns.append(column_guess(rows[name]))
+    return columns
+
+
+def _typed(rows: pl.DataFrame, columns: Sequence[ColumnGuess]) -> pl.DataFrame:
+    return pl.DataFrame([read_as(rows[c.name], c) for c in columns])
+
+
+def _dated(
+    rows: pl.DataFrame, columns: list[ColumnGuess], when: str
+) -> tuple[pl.DataFrame, list[ColumnGuess]]:
+    "The rows that have a moment and what they look like, where only a few have none."
+    there = read_as(rows[when], next(c for c in columns if c.name == when)).is_not_null()
+    none = int((~there).sum())
+    if not 0 < none <= _LOST * rows.height:
+        return rows, columns
+    told = f"{none} of {rows.height:,} rows have none; they count nowhere"
+    rows = rows.filter(there)
+    return rows, [replace(c, notes=(*c.notes, told)) if c.name == when else c for c in _guessed(rows)]
+
+
 def survey(
     frame: Any,  # A frame of polars or pandas, as it came
     *,
@@ -336,12 +364,11 @@ def survey(
     told = (("time", time), ("entity", entity), ("target", target), ("item", item))
     given = {word: _named(came, word, name) for word, name in told}
     looked = came if came.height <= SAMPLE else came.sample(SAMPLE, seed=0, shuffle=False)
-    columns = []
-    for i, name in enumerate(came.columns, 1):
-        LOG.info("looking at column %d of %d: %s", i, came.width, name)
-        columns.append(column_guess(looked[name]))
-    typed = pl.DataFrame([read_as(looked[c.name], c) for c in columns])
+    columns = _guessed(looked)
+    typed = _typed(looked, columns)
     when = given["time"] or _time([c for c in columns if c.name != given["target"]], typed)
+    looked, columns = _dated(looked, columns, when) if when else (looked, columns)
+    typed = _typed(looked, columns)
     free = [c for c in columns if c.name not in (given["target"], given["item"], when)]
     measured = _measured(free, typed, when) if when else None
     whom = given["entity"] or measured or _entity(free) or _visitor(free if when else [])
