@@ -345,7 +345,6 @@ def _dated(
     rows = rows.filter(there)
     return rows, [replace(c, notes=(*c.notes, told)) if c.name == when else c for c in _guessed(rows)]
 
-
 # %% ../../nbs/10_data/17_survey.ipynb #c5a9fc3c
 def survey(
     frame: Any,  # A frame of polars or pandas, as it came
