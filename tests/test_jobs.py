@@ -13,8 +13,10 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from test_markup import acting
 
 from mlsys_nb.jobs.kernels import Ahead, Kernels, thread_limits
+from mlsys_nb.jobs.run_index import index
 from mlsys_nb.jobs.runner import JobFailed, Runner, run_job
 from mlsys_nb.system.control import open_control
 from mlsys_nb.system.durable import verify_folder
@@ -184,6 +186,16 @@ def test_reports_request_nothing_and_run_nothing(runner):
     assert "<b>ok</b>" in page
     assert dangers(page) == []
     assert "default-src 'none'" in page
+
+
+def test_what_acts_unseen_or_never_ends_fills_no_report(runner):
+    "Ten megabytes that begin by turning the line around: as a parameter, in the code, printed, as HTML, in the list of runs."
+    run = runner.run("evil", {"name": "\u202e\x1b[2J<script>" + "x" * 10_000_000 + "\u2066"})
+    folder = runner.settings.root / run.report
+    page, listed = (path.read_text() for path in (folder / "report.html", index(runner.settings)))
+    assert len(page) < 1_000_000 and not acting(page) and not acting(listed)
+    assert "[U+202E][U+001B]" in page and "characters are left out" in page and dangers(page) == []
+    assert len((folder / "notebook.ipynb").read_text()) > 10_000_000, "what ran is kept whole"
 
 
 def test_the_overhead_of_a_run_is_small(runner):

@@ -1,6 +1,7 @@
 "Whatever is put into a table, a card or a page is text; whatever comes from outside cannot run."
 
 from html.parser import HTMLParser
+from unicodedata import bidirectional, category
 
 import polars as pl
 import pytest
@@ -17,6 +18,9 @@ PAYLOADS = [
     "<a href=javascript:alert(1)>x</a>",
     "{{7*7}}${7*7}<%= 7*7 %>",
     "\x00<b\x00>",
+    "\u202efdp.exe\u2066",
+    "\x1b]0;x\x07" + "9" * 20_000,
+    "&#x202e;&#8238;\ud800",
 ]
 texts = st.text() | st.sampled_from(PAYLOADS)
 
@@ -38,6 +42,12 @@ def parsed(html: str) -> Tags:
     return tags
 
 
+def acting(text: str) -> set[str]:
+    "What a reader would not see, and would be led astray by."
+    steers = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
+    return {c for c in set(text) - set("\n\t") if bidirectional(c) in steers or category(c) in ("Cc", "Cs")}
+
+
 @given(texts, texts, texts, texts)
 @settings(max_examples=200, deadline=None)
 def test_text_stays_text(title: str, name: str, value: str, caption: str) -> None:
@@ -51,6 +61,7 @@ def test_text_stays_text(title: str, name: str, value: str, caption: str) -> Non
     names = set(parsed(drawn).tags)
     assert names <= set(parsed(harmless).tags)
     assert not any(a.startswith("on") for a, _ in parsed(drawn).attributes)
+    assert not acting(drawn)
 
 
 @given(st.sampled_from(PAYLOADS), texts)
@@ -66,6 +77,12 @@ def test_foreign_html_cannot_run(payload: str, text: str) -> None:
             assert (value or "").startswith("data:image/")
         if name == "href":
             assert not (value or "").lower().replace("\t", "").startswith(("javascript", "data", "vbscript"))
+
+
+@given(st.text())
+@settings(max_examples=200, deadline=None)
+def test_foreign_html_does_not_turn_its_lines_around(text: str) -> None:
+    assert not acting(sanitize(f"<p>{text}&#x202e;&#8295;</p><pre>{text}</pre>"))
 
 
 def test_sanitize_keeps_what_shows() -> None:

@@ -4,8 +4,10 @@ import json
 import re
 from datetime import timedelta
 
+import dashboards_world
 import pytest
-from dashboards_world import HOSTILE, MONTHS, PAGES, SEPTEMBER, lived, ran, run_at, told, training
+from dashboards_world import HOSTILE, LOOKS, MONTHS, PAGES, SEPTEMBER, lived, ran, run_at, told, training
+from test_markup import acting
 
 from mlsys_nb.decisions.opinions import Opinion, agreement, give_opinion, read_opinions
 from mlsys_nb.decisions.outcomes import OutcomeError, conflicts, read_outcomes
@@ -82,6 +84,32 @@ def test_hostile_text_is_text(system, name):
     shown = dashboard(views(system), name, "churn")
     assert HOSTILE not in shown
     assert "&lt;script&gt;" in shown or name in ("reviews", "kpi"), "these show no free text here"
+
+
+def test_what_acts_unseen_or_never_ends_fills_no_page_and_no_terminal(tmp_path, monkeypatch, capsys):
+    "Ten megabytes that begin by turning the line around, in every place that `HOSTILE` stands in."
+    endless = "\u202e\x1b[2J<script>" + "x" * 10_000_000 + "\u2066"
+    monkeypatch.setattr(dashboards_world, "HOSTILE", endless)
+    monkeypatch.setitem(dashboards_world.PARTS["LabelFree"], "blind", endless)
+    monkeypatch.setitem(dashboards_world.PARTS["OperatingPoint"]["ways"][1], "way", endless)
+    settings = load_settings(root=tmp_path / "system")
+    lived(settings)
+    at, seen = ["--root", str(settings.root)], {}
+    assert main([*at, "dashboard", "--static", str(tmp_path / "pages")]) == 0
+    seen |= {page.name: page.read_text() for page in (tmp_path / "pages").glob("*.html")}
+    capsys.readouterr()
+    for look in LOOKS:
+        main([*at, *look.split()])
+        seen[look] = "".join(capsys.readouterr())
+        main([*at, *look.split(), "--json"])
+        assert json.loads(capsys.readouterr().out) is not None
+    for name, text in seen.items():
+        assert len(text) < 1_000_000, name
+        assert not acting(text), name
+        assert name in LOOKS or "<script>x" not in text, name
+    assert (
+        sum("[U+202E][U+001B]" in text and "characters are left out" in text for text in seen.values()) >= 10
+    )
 
 
 @pytest.mark.parametrize("name", [OVERVIEW, *SHEETS])

@@ -14,7 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .arguments import json_text, name_values, named_entity, now_of, say
+from .arguments import name_values, named_entity, now_of, say, say_data
 from ..system.settings import MlsysError, Settings
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def predict_case(settings: Settings, options: argparse.Namespace) -> None:
         answer = answered_there(options.service, problem, case, _key_in(settings, options.key_file))
     else:
         answer = answered_here(settings, problem, case, now_of(settings, options))
-    say(json_text(answer))
+    say_data(answer)
 
 # %% ../../nbs/80_doors/81_asking.ipynb #bf186ccf
 def answer_stream(settings: Settings, options: argparse.Namespace) -> None:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from . import asking, beginnings, completion, oncall
-from .arguments import number_within, say
+from .arguments import complain, number_within, say
 from mlsys_nb.doors.commands import (
     comparing,
     custody,
@@ -320,9 +320,7 @@ def perform(
     settings = load_settings(options.root)
     if "looks" not in command.kind:
         check_root(settings)
-    watched = (
-        nullcontext() if "stays" in command.kind else Progress(lambda line: sys.stderr.write(line + "\n"))
-    )
+    watched = nullcontext() if "stays" in command.kind else Progress(complain)
     with stoppable(), watched:
         return command.action(settings, options) or 0
 
@@ -344,5 +342,5 @@ def main(
         if "--debug" in typed and not isinstance(error, KeyboardInterrupt):
             raise
         code, text = failure(error)
-        sys.stderr.write(text + "\n")
+        complain(text)
         return code

@@ -25,6 +25,7 @@ from urllib.parse import urlsplit
 from .alerts import SEVERITIES
 from ..system.clock import length_from, micros
 from ..system.durable import json_bytes
+from ..system.legible import legible
 from ..system.redaction import redacted
 from ..system.secret import SecretError, is_named, revealed
 from ..system.settings import MlsysError, Settings, SettingsError
@@ -153,7 +154,7 @@ class News:
         worst = min((e["severity"] for e in self.events), key=SEVERITIES.index)
         first = self.events[0]
         more = f" and {len(self.events) - 1} more" if len(self.events) > 1 else ""
-        return f"[{worst}] {self.problem}: {first['what']}: {first['sentence']}{more}"
+        return legible(f"[{worst}] {self.problem}: {first['what']}: {first['sentence']}{more}")
 
     @property
     def lines(self) -> list[str]:
@@ -176,12 +177,13 @@ def _told(event: Mapping[str, Any]) -> list[str]:
         f"{word}: {event[name]}" for name, word in _SAID.items() if event.get(name) not in (None, "", "all")
     ]
     ours = f"mlsys alerts {event['problem']} --ack {event['id']} --note 'looking at it'"
-    return [
+    told = [
         head,
         f"since {event['opened_at'][:16]}, id {event['id']}",
         *facts,
         *([ours] if event["what"] != "closed" else []),
     ]
+    return [legible(line) for line in told]
 
 # %% ../../nbs/60_monitoring/64_channel.ipynb #f403ce53
 def signature(

@@ -58,7 +58,7 @@ def whole_file(
 TABLE_FORMS = (".parquet", ".csv", ".jsonl")
 
 
-_FORMULA, _NUMBER = r"^[=+\-@\t\r]", r"^[+-]?\d[\d.,]*$"
+_FORMULA, _NUMBER = r"^[\s\p{Cf}\p{Cc}]*[=+\-@＝＋－＠]|^[\t\r]", r"^[+-]?\d[\d.,]*$"
 
 
 def _harmless(frame: pl.DataFrame) -> pl.DataFrame:
@@ -72,6 +72,7 @@ def _written(frame: pl.DataFrame, form: str, first: bool) -> bytes:
     if form == ".csv":
         return (
             _harmless(frame)
+            .rename(dict(zip(frame.columns, _harmless(pl.DataFrame(frame.columns)).to_series(), strict=True)))
             .write_csv(include_header=first, datetime_format="%Y-%m-%dT%H:%M:%S%.6f%:z")
             .encode()
         )

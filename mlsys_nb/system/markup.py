@@ -15,6 +15,8 @@ from typing import Any
 import markupsafe
 import polars as pl
 
+from .legible import legible, marked
+
 # %% auto #0
 __all__ = ['TONES', 'BOX', 'STYLE', 'POLICY', 'SHOWS', 'Html', 'shown', 'escape', 'address', 'tag', 'table', 'card', 'link',
            'figure', 'drawing', 'document', 'page', 'styled', 'sanitize']
@@ -56,13 +58,14 @@ def escape(
     value: object,  # Text, or anything that can be shown as text
 ) -> Html:
     "`value` as HTML that means just its text."
-    return value if isinstance(value, Html) else Html(markupsafe.escape(shown(value)))
+    return value if isinstance(value, Html) else Html(markupsafe.escape(legible(shown(value))))
 
 # %% ../../nbs/00_system/03_markup.ipynb #7a9e1b02
 _NAME = re.compile(r"[a-z][a-zA-Z0-9]*")
 _ATTRIBUTE = re.compile(r"(?!on)[a-zA-Z][a-zA-Z0-9:-]*")
 _EMPTY = frozenset({"br", "col", "hr", "img", "input"})
 _ADDRESSES = frozenset({"href", "src", "action", "formaction", "xlink:href"})
+_READ = frozenset({"alt", "aria-label", "placeholder", "title"})
 _KEPT_OUT = frozenset({"script", "style", "iframe", "object", "embed", "base", "meta", "link", "form"})
 
 
@@ -84,6 +87,7 @@ def _attribute(name: str, value: object) -> str:
     if value is True:
         return f" {name}"
     text = f"{value:.6g}" if isinstance(value, float) else str(value)
+    text = legible(text) if name in _READ else text
     return f' {name}="{markupsafe.escape(address(text) if name in _ADDRESSES else text)}"'
 
 
@@ -329,7 +333,7 @@ def sanitize(
         return None if value.lower().strip().startswith("data:") else value
 
     clean = nh3.clean(
-        foreign,
+        marked(foreign),  # and once more below: a reference to a character is none until it is read
         tags=set(SHOWS.split()),
         clean_content_tags={"script", "style", "svg", "math", "iframe", "object", "template"},
         attributes=attributes,
@@ -340,4 +344,4 @@ def sanitize(
         url_schemes={"http", "https", "data"},
         link_rel="noopener noreferrer",
     )
-    return Html(clean.replace("<img>", ""))  # a picture of which nothing is left
+    return Html(marked(clean.replace("<img>", "")))  # a picture of which nothing is left

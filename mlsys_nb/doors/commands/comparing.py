@@ -9,7 +9,7 @@ __all__ = ['DIFF_OPTIONS', 'diff_runs']
 import argparse
 from typing import TYPE_CHECKING
 
-from ..arguments import json_text, say
+from ..arguments import say, say_data
 from .reproducing import run_named, store_filled
 from ...system.settings import Settings
 
@@ -49,7 +49,7 @@ def diff_runs(settings: Settings, options: argparse.Namespace) -> int:
         rows = [vars(d) for d in (*found.causes, *found.effects)]
         more = {"swapped": [part.sentence for part in why.parts], "explained": why.finding} if why else {}
         told = {"job": found.job, "runs": found.runs, "finding": found.finding, "differences": rows}
-        say(json_text(told | more))
+        say_data(told | more)
     else:
         _told(found, why)
     return 0 if found.same else 1

@@ -16,7 +16,7 @@ from typing import Any
 import polars as pl
 
 from ...decisions.log import read_decisions
-from ..arguments import json_text, now_of, say
+from ..arguments import now_of, say, say_data
 from ..privacy.documents import mirror_file
 from mlsys_nb.doors.privacy.forgetting import (
     Erasure,
@@ -131,7 +131,7 @@ def _said(settings: Settings, found: Whereabouts, options: argparse.Namespace) -
     "What is there, for a person or a program."
     if options.json:
         said = {"person": {found.asked.person.key: found.asked.person.value}, "places": found.rows}
-        say(json_text({**said, "learnt": [dict(row) for row in found.learnt], "done": False}))
+        say_data({**said, "learnt": [dict(row) for row in found.learnt], "done": False})
         return
     say(f"{found.asked.person.key}={found.asked.person.value} in {settings.root}:")
     for row in found.rows:
@@ -142,16 +142,8 @@ def _said(settings: Settings, found: Whereabouts, options: argparse.Namespace) -
 # %% ../../../nbs/80_doors/86_commands/17_forget.ipynb #05e80eae
 def _result(settings: Settings, run: Run, made: Erasure, options: argparse.Namespace) -> None:
     if options.json:
-        say(
-            json_text(
-                {
-                    **run.outputs,
-                    "places": [dict(row) for row in made.done],
-                    "report": run.report,
-                    "done": True,
-                }
-            )
-        )
+        places = [dict(row) for row in made.done]
+        say_data({**run.outputs, "places": places, "report": run.report, "done": True})
         return
     say(_headline(made))
     for row in made.done:

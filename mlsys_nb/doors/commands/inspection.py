@@ -9,11 +9,10 @@ __all__ = ['problem_row', 'list_problems', 'list_jobs', 'list_recorded_runs', 'l
 
 # %% ../../../nbs/80_doors/86_commands/13_inspection.ipynb #da87e475
 import argparse
-import sys
 from collections.abc import Mapping
 from typing import Any
 
-from ..arguments import json_text, listing, named_entity, now_of, say
+from ..arguments import complain, listing, named_entity, now_of, say, say_data
 from ..recovery.verification import CHECKS, findings
 from ...system.settings import MlsysError, Settings, begun
 
@@ -341,7 +340,7 @@ def show_features(settings: Settings, options: argparse.Namespace) -> None:
             f"no {problem.name} entity {entity} is known at {moment.isoformat()}; check the key, or a later --at"
         )
     row = as_of(problem.features, known, lake.events).select(*problem.features.names).row(0, named=True)
-    say(json_text({"entity": entity, "moment": moment, "features": row}))
+    say_data({"entity": entity, "moment": moment, "features": row})
 
 # %% ../../../nbs/80_doors/86_commands/13_inspection.ipynb #0c4d9c20
 def list_catalog(settings: Settings, options: argparse.Namespace) -> int:
@@ -358,7 +357,7 @@ def list_catalog(settings: Settings, options: argparse.Namespace) -> int:
         rows = [entry.row() for entry in matching(known.entries, options.words)]
         listing(rows, options, catalog_line, f"none of {len(known.entries)} features says all of these words")
     for name, why in known.broken.items():
-        sys.stderr.write(f"cannot be read: {name}: {why}\n")
+        complain(f"cannot be read: {name}: {why}")
     return 1 if known.broken else 0
 
 # %% ../../../nbs/80_doors/86_commands/13_inspection.ipynb #332c06ea

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from ..arguments import json_text, listing, number_within, say
+from ..arguments import listing, number_within, say, say_data
 from ...system.settings import MlsysError, Settings
 
 if TYPE_CHECKING:
@@ -168,7 +168,7 @@ def _told(settings: Settings, options: argparse.Namespace, key: str) -> None:
     from mlsys_nb.serving.keys import LOCAL
 
     if options.json:
-        say(json_text({"name": options.name, "key": key}))
+        say_data({"name": options.name, "key": key})
         return
     say(key)
     where = (

@@ -18,7 +18,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..arguments import job_values, now_of, number_within, say
+from ..arguments import job_values, now_of, number_within, say, say_data
 from ...system.settings import MlsysError, Settings, load_settings
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ def prove_parity(settings: Settings, options: argparse.Namespace) -> int:
     at = context(options.problem, settings=settings)
     made, served = certificate(at, options.cases, options.seed, anew=True), served_again(at)
     again = asdict(served) if served else "no decision has been made yet"
-    say(json.dumps({"cases": made, "served against history": again}, indent=1))
+    say_data({"cases": made, "served against history": again})
     return 0 if made["passed"] and (served is None or served.share == 1) else 1
 
 # %% ../../../nbs/80_doors/86_commands/11_operations.ipynb #8b59d000

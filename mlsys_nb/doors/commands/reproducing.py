@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ..arguments import json_text, say
+from ..arguments import say, say_data
 from ...system.settings import MlsysError, Settings, begun
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def reproduce_runs(settings: Settings, options: argparse.Namespace) -> int:
             say(f"{run.run_id}  {run.job:10} {run.problem:10} {when:16}  {rows[-1]['found']}")
     same = sum(bool(row["same"]) for row in rows)
     if options.json:
-        say(json_text(rows))
+        say_data(rows)
     elif options.all:
         say(f"{same} of {len(rows)} came out the same ({same / len(rows):.0%})")
     return 0 if same == len(rows) else 1

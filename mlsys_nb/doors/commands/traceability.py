@@ -10,7 +10,7 @@ import argparse
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from ..arguments import json_text, listing, now_of, say
+from ..arguments import listing, now_of, say, say_data
 from ...system.settings import MlsysError, Settings
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def show_decision(settings: Settings, options: argparse.Namespace) -> None:
     terms = get_document(open_control(settings), "costs", made.costs or "")
     told = posted(settings, problem, now_of(settings, options)).filter(decision_id=made.decision_id)
     rest = {"terms": terms, "outcomes": told.drop("decision_id").to_dicts()}
-    say(json_text({**vars(made), **rest, "trained": _version_of(settings, made)}))
+    say_data({**vars(made), **rest, "trained": _version_of(settings, made)})
 
 # %% ../../../nbs/80_doors/86_commands/15_traceability.ipynb #b6ace1d0
 def replay_decision(settings: Settings, options: argparse.Namespace) -> int:
@@ -110,7 +110,7 @@ def replay_decision(settings: Settings, options: argparse.Namespace) -> int:
     found = reproduce(context(made.problem, options.now or "", settings), made)
     if options.json:
         both = {"answered": vars(found.decision), "again": vars(found.again)}
-        say(json_text({"same": found.same, "differing": found.differing, "left": found.left, **both}))
+        say_data({"same": found.same, "differing": found.differing, "left": found.left, **both})
     else:
         say(f"{made.decision_id} of {made.problem}, {made.moment:%Y-%m-%d %H:%M:%S} UTC: {found}")
     return 0 if found.same else 1
@@ -128,7 +128,7 @@ def explain_decision(settings: Settings, options: argparse.Namespace) -> None:
     why = explain(load_version(open_control(settings), settings, problem, made.version), made.features)
     if options.json:
         facts = {"decision_id": made.decision_id, "version": made.version, "score": made.score}
-        say(json_text({**facts, **vars(why)}))
+        say_data({**facts, **vars(why)})
         return
     of = f" of {why.about}" if why.about else ""
     say(
