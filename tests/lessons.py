@@ -40,6 +40,9 @@ VOLATILE = {
 }
 PICTURE = re.compile(r'<figure class="mls-figure"><img src="data:image/svg\+xml;base64,([\w+/=]+)"[^>]*>(?:<figcaption>.*?</figcaption>)?</figure>', re.S)  # fmt: skip
 PARTS = re.compile(r"\b[mp][0-9a-f]{10}\b")  # of a picture: named by a digest of their last digits
+EACH_TIME = re.compile(
+    r"\bh\d+-\d+-[0-9a-f]{16}\b|[\d.]+(?= ms per prediction)"
+)  # the id of an answer, how long one takes
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e[+-]?\d+)?")
 
 
@@ -124,7 +127,7 @@ def plain(output: dict) -> str:
         return base64.b64decode(match[1]).decode("utf-8", "replace")
 
     whole = re.sub(r"data:image/svg\+xml;base64,([\w+/=]+)", unpacked, text(content))
-    return f"{form}\n{PARTS.sub('#part', whole)}"
+    return f"{form}\n{EACH_TIME.sub('#', PARTS.sub('#part', whole))}"
 
 
 def difference(saved: list[dict], new: list[dict]) -> str:
