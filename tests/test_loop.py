@@ -1,7 +1,11 @@
 "The loop in a generated world with its own periods and delays: who looks when, data that ends, days on which nobody comes."
 
+import shutil
+import tempfile
 from dataclasses import replace
 from datetime import timedelta
+from functools import cache
+from pathlib import Path
 
 import polars as pl
 import pytest
@@ -33,7 +37,7 @@ from mlsys_nb.problem.happens import Happens
 from mlsys_nb.release.registry import RegistryError, champion, promote, versions
 from mlsys_nb.system.control import get_document, put_document
 from mlsys_nb.system.pointers import StalePointer
-from mlsys_nb.system.settings import MlsysError
+from mlsys_nb.system.settings import MlsysError, load_settings
 
 FIRST, DAY = world.START + 50 * world.DAY, world.DAY
 
@@ -46,14 +50,27 @@ def at(settings, day=0, problem=world.problem) -> Context:
     return found
 
 
-def lived(folder, visits=None):
+def live(folder):
     "Fifty days of the gym, a first champion, a batch of decisions, and eleven more days."
-    settings = world.make(folder, visits)
+    settings = world.make(folder)
     ingest_due(at(settings))
     assert train(at(settings), n_trials=3).decision == "promoted"
     score(at(settings))
     ingest_due(at(settings, 11))
     return settings
+
+
+@cache
+def _lived():
+    folder = tempfile.TemporaryDirectory(prefix="mlsys-gym-")
+    live(Path(folder.name))
+    return folder
+
+
+def lived(folder):
+    "A copy of what was lived through once."
+    shutil.copytree(_lived().name, folder, dirs_exist_ok=True)
+    return load_settings(root=folder / "root", home=folder)
 
 
 @pytest.fixture(scope="module")

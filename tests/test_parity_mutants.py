@@ -35,7 +35,7 @@ from mlsys_nb.features.masked_column import MaskedColumn
 from mlsys_nb.features.packing import ORDERLY, TIME
 from mlsys_nb.features.parity import certify
 
-CASES, SEED = 220, 4
+CASES, FEW, SEED = 220, 40, 4
 strict = replace(features, strict=True)
 
 
@@ -196,9 +196,9 @@ def another_log_provider(m):
 def float_sums(m):
     real = window_values.reduced
 
-    def reduced(t, part, view, wide):
+    def reduced(t, part, view, *more):
         if part.op != "sum" or not isinstance(view, window_values.Ranges):
-            return real(t, part, view, wide)
+            return real(t, part, view, *more)
         values = t.events.columns[part.column][view.rows].astype(np.float64)
         sums = np.append(0.0, np.cumsum(values))
         return (sums[view.hi] - sums[view.lo]).astype(np.int64), None
@@ -427,11 +427,10 @@ def test_the_unchanged_floor_passes():
 def test_is_rejected(mutant, monkeypatch):
     mutant(monkeypatch)
     declared = strict if "strict" in mutant.__name__ else features
-    try:
-        certificate = parity.certify(declared, CASES, SEED)
-        if certificate.passed:  # a rare case; a certificate that ships has a thousand of each feature
-            certificate = parity.certify(declared, 1_000, SEED)
+    try:  # a few cases find most; a rare mistake is looked for in as many as a certificate that ships has
+        draws = (parity.certify(declared, FEW, SEED + i) for i in range(1_000 // FEW + 5))
+        certificate = next((found for found in draws if not found.passed), None)
     except Exception as refusal:  # an evaluation that refuses to go on has noticed the mistake
-        assert not isinstance(refusal, (NameError, ImportError)), refusal
+        assert not isinstance(refusal, (NameError, ImportError, AttributeError, TypeError)), refusal
         return
-    assert not certificate.passed, f"{mutant.__name__} survived"
+    assert certificate, f"{mutant.__name__} survived"

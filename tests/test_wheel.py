@@ -1,5 +1,6 @@
 """The wheel: it builds, and installs and works without nbdev, JupyterLab or Voila."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,10 @@ UV = shutil.which("uv")
 
 
 def run(*words, **more):
-    done = subprocess.run([str(w) for w in words], capture_output=True, text=True, timeout=900, **more)
+    kept = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}  # What is compiled is kept
+    done = subprocess.run(
+        [str(w) for w in words], capture_output=True, text=True, timeout=900, env=kept, **more
+    )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return done.stdout
 

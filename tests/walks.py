@@ -23,7 +23,7 @@ LIMIT = 180  # seconds of machine time that the whole walk may take
 
 def run(words: Sequence[Any], cwd: Path, ok: bool = True) -> str:
     "What a command says; it must succeed."
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("MLSYS_", "PYTHONPATH"))}
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("MLSYS_", "PYTHON"))}
     environment["JUPYTER_PATH"] = str(Path(sys.prefix) / "share/jupyter")  # templates are no Python files
     done = subprocess.run(
         list(map(str, words)), capture_output=True, text=True, timeout=300, cwd=cwd, env=environment

@@ -11,6 +11,7 @@ import os.path
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from .rendering import Rendered
@@ -85,13 +86,19 @@ class Map:
         return written or (made if made in self.titles else near if near == "reports/index.html" else None)
 
 
+# %% ../../../nbs/80_doors/84_docs/11_linking.ipynb #a597e1d6
 def relative(
     start: str,  # A place
     target: str,  # A place, or a file of the site
 ) -> str:
     "The way from one page to another."
     ending = "" if re.search(r"\.(html|css|js|svg|png)$", target) else ".html"
-    return os.path.relpath(target + ending, os.path.dirname(start) or ".")
+    return _way(os.path.dirname(start), target + ending)
+
+
+@cache  # Pages of one folder have the same way to each other page
+def _way(folder: str, file: str) -> str:
+    return os.path.relpath(file, folder or ".")
 
 # %% ../../../nbs/80_doors/84_docs/11_linking.ipynb #49856627
 def linked(

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from itertools import count
 from typing import Any
 
 from ...system.markup import Html, escape, sanitize
@@ -112,7 +113,7 @@ def heading_of(
     shown = OWN_ID.sub("", shown)
     words = plain_words(shown)
     name = own[1] if own else re.sub(r"[^\w]+", "-", words.lower()).strip("-") or "section"
-    ids = [name, *(f"{name}-{n}" for n in range(2, 1000))]
+    ids = (f"{name}-{n}" if n > 1 else name for n in count(1))
     name = next(i for i in ids if i not in taken)
     taken.add(name)
     return Heading(level, name, words, bool(own and own[2])), shown

@@ -142,8 +142,10 @@ def group_of(
     page: SitePage,
 ) -> str:  # Empty for the front page
     "The door behind which a page stands."
-    named = (group for group, sections in GROUPS.items() if page.section in sections)
-    return "" if not page.section else next(named, "The house")
+    return _DOORS.get(page.section, "The house") if page.section else ""
+
+
+_DOORS = {section: group for group, sections in GROUPS.items() for section in sections}
 
 
 def navigation(
@@ -153,10 +155,11 @@ def navigation(
 ) -> list[dict[str, Any]]:  # Sections of its group, with their pages where they are open
     "What stands at the left of a page."
     group = group_of(page) or "Start"
-    near = [p for p in pages if group_of(p) == group]
-    found = []
-    for section in dict.fromkeys(p.section for p in near):
-        inside = [p for p in near if p.section == section]
+    near, found = dict[str, list[SitePage]](), []
+    for p in pages:
+        if group_of(p) == group:
+            near.setdefault(p.section, []).append(p)
+    for section, inside in near.items():
         floor = re.match(r"\d+", inside[0].path.parent.name)
         opened = section == page.section or group != "The house"
         rows = [
@@ -222,7 +225,8 @@ def framed_page(
 ) -> str:  # A whole document
     "A page with everything around it."
     n = pages.index(page)
-    doors = {group_of(p): relative(page.place, p.place) for p in reversed(pages) if p.section}
+    first = {group_of(p): p.place for p in reversed(pages) if p.section}
+    doors = {group: relative(page.place, place) for group, place in first.items()}
     beside = {name: pages[i] for name, i in (("before", n - 1), ("after", n + 1)) if 0 <= i < len(pages)}
     around = {
         name: {"title": places.titles[p.place], "to": relative(page.place, p.place)}
