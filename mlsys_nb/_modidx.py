@@ -1899,6 +1899,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                               'mlsys_nb/doors/docs/linking.py'),
                                              'mlsys_nb.doors.docs.linking.SitePage.section': ( '80_doors/84_docs/linking.html#sitepage.section',
                                                                                                'mlsys_nb/doors/docs/linking.py'),
+                                             'mlsys_nb.doors.docs.linking._way': ( '80_doors/84_docs/linking.html#_way',
+                                                                                   'mlsys_nb/doors/docs/linking.py'),
                                              'mlsys_nb.doors.docs.linking.linked': ( '80_doors/84_docs/linking.html#linked',
                                                                                      'mlsys_nb/doors/docs/linking.py'),
                                              'mlsys_nb.doors.docs.linking.relative': ( '80_doors/84_docs/linking.html#relative',

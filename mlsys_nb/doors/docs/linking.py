@@ -85,7 +85,6 @@ class Map:
         made = near.removesuffix(".md")
         return written or (made if made in self.titles else near if near == "reports/index.html" else None)
 
-
 # %% ../../../nbs/80_doors/84_docs/11_linking.ipynb #a597e1d6
 def relative(
     start: str,  # A place
