@@ -202,7 +202,7 @@ def test_ranking_forbids_only_where_it_is_lost_beyond_doubt(low, high, passed):
     from types import SimpleNamespace
 
     from mlsys_nb.evaluation.bootstrap import Estimate
-    from mlsys_nb.evaluation.gate import ranking
+    from mlsys_nb.evaluation.vetoes import ranking
 
     found = SimpleNamespace(ranks="auc", rank_gain=Estimate((low + high) / 2, low, high))
     assert ranking(found, Limits(), "the champion").passed is passed

@@ -14,15 +14,12 @@ import pytest
 
 from mlsys_nb.evaluation.bootstrap import Estimate
 from mlsys_nb.evaluation.gate import (  # fmt: skip
+    Gains,
     _decided,
-    _Gains,
     _over_rule,
-    calibration,
-    enough,
     gained,
     kept,
     money_check,
-    slice_check,
 )
 from mlsys_nb.evaluation.limits import Limits
 from mlsys_nb.evaluation.number import LARGEST_AMOUNT, Number
@@ -30,6 +27,7 @@ from mlsys_nb.evaluation.probability import Probability
 from mlsys_nb.evaluation.question import Question
 from mlsys_nb.evaluation.two_way import MeanGain
 from mlsys_nb.evaluation.verdict import RefitMove, at_most, refit_check
+from mlsys_nb.evaluation.vetoes import calibration, enough, slice_check
 from mlsys_nb.jobs.schedule import _too_late, entry_from
 from mlsys_nb.monitoring.alerts import Alert
 from mlsys_nb.monitoring.channel import SEVERITIES, Channel
@@ -91,14 +89,14 @@ def test_what_is_kept_is_not_lost_by_more_than_makes_a_difference(low, high, ans
     ],
 )
 def test_money_answers_where_loss_cannot_and_does_no_harm(question, loss, money, answer):
-    gains = _Gains(loss, gain(money, 9.0), "log loss gain", "GBP", "the champion")
+    gains = Gains(loss, gain(money, 9.0), "log loss gain", "GBP", "the champion")
     checks = _decided(question, gains, replace(LIMITS, same=0.01))
     assert [check.passed for check in checks] == [answer, True]
     assert ("saves" in checks[0].meaning) == (answer is True)
 
 
 def test_a_loss_forbids_only_beyond_doubt():
-    over = partial(_Gains, money=gain(0, 1), unit="gain", currency="GBP", over="the rule")
+    over = partial(Gains, money=gain(0, 1), unit="gain", currency="GBP", over="the rule")
     for check in (lambda g: money_check(g, "GBP", "the rule"), lambda g: _over_rule(over(loss=g))):
         assert [check(gain(-1.0, high)).passed for high in (0.0, -1e-9)] == [True, False]
 

@@ -11,14 +11,19 @@ import visits_world as world
 from test_loop import FIRST, at, lived
 
 from mlsys_nb.doors.cli import main
+from mlsys_nb.evaluation.question import Question
+from mlsys_nb.evaluation.two_way import PERIODS
 from mlsys_nb.loop import pipeline
 from mlsys_nb.loop.arrivals import ingest_due
+from mlsys_nb.loop.contest import verdict_on
 from mlsys_nb.loop.follow_up import newly_matured
 from mlsys_nb.loop.memory import attempts_of
 from mlsys_nb.loop.pipeline import monitor, retrain, score, train
+from mlsys_nb.loop.power import note_power, power_before
 from mlsys_nb.loop.realised import realised_of
 from mlsys_nb.loop.step import anew
 from mlsys_nb.loop.succession import looks, note_look, succession
+from mlsys_nb.loop.training_tables import gain_table
 from mlsys_nb.loop.upkeep import decisions_made, less_lost, state_of, waiting_days, worse_than
 from mlsys_nb.monitoring.alerts import Alert, alerts, open_alerts, record
 from mlsys_nb.problem.occasion import Age, Cadence, Growth, NoLabels, WorseThan
@@ -348,6 +353,23 @@ def test_what_a_gate_can_see_is_said_before_anything_is_trained(own, monkeypatch
         done.outputs["power"] == stated and decisions_made(at(own).control, "visits")[-1]["power"] == stated
     )
     assert stated in done._repr_html_()
+
+
+def test_what_is_stated_is_what_a_change_would_be_judged_by(own, monkeypatch):
+    "The fault: the figure of what serves was stated, and a refresh or first model is not charged with what so few periods hide."
+    gate_says(monkeypatch, "promote")
+    done = train(later(own, 11), n_trials=1)
+    candidate = done.candidate
+    change, other = (
+        replace(candidate.contest, question=asked) for asked in (Question.CHANGE, Question.REFRESH)
+    )
+    judged, first = (verdict_on(one, candidate.played).stated for one in (change, other))
+    assert judged.periods < PERIODS and "so few may hide" in judged.covers and first.seen < judged.seen
+    note_power(at(own).control, replace(candidate.contest, question=Question.FIRST), candidate.played)
+    assert power_before(at(own)) == done.outputs["power"]
+    assert f"gains under {judged.seen:.2g} " in done.outputs["power"]
+    drawn = gain_table(change, candidate.played).row(0, named=True)
+    assert (drawn["gain"], drawn["low"], drawn["high"]) == (judged.value, judged.low, judged.high)
 
 
 def test_every_version_that_was_shipped_is_held_against_what_was_stated(own, monkeypatch):

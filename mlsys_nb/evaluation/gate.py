@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 
 from .bootstrap import clusters
-from .evaluate import Comparison, Evaluation, compare, evaluate
+from .evaluate import Comparison, compare, evaluate
 from .judge import Judge, in_words
 from .limits import Limits
 from .question import Question, level_at
@@ -28,10 +28,11 @@ from mlsys_nb.evaluation.two_way import (
     wobble_of,
 )
 from .verdict import Check, RefitMove, Verdict, at_most, refit_check, verdict_of
+from .vetoes import calibration, enough, ranking, slice_check
 
 # %% auto #0
-__all__ = ['MONEY', 'gained', 'kept', 'money_check', 'enough', 'ranking', 'calibration', 'slice_check', 'sized_limits',
-           'Predictions', 'Inquiry', 'gate', 'takeover']
+__all__ = ['MONEY', 'gained', 'kept', 'Gains', 'money_check', 'sized_limits', 'Predictions', 'Inquiry', 'GateCase', 'case_of',
+           'gate', 'takeover']
 
 # %% ../../nbs/30_evaluation/34_gate.ipynb #ca532f63
 def _shown(found: MeanGain, unit: str, over: str) -> str:
@@ -78,7 +79,7 @@ MONEY = 0.2  # Share of the budget of error that is kept for money
 
 
 @dataclass(frozen=True)
-class _Gains:
+class Gains:
     "What is gained over a rival, in loss and in money."
 
     loss: MeanGain
@@ -94,7 +95,7 @@ def money_check(found: MeanGain, unit: str, over: str) -> Check:
     return Check("money", found.high >= 0, found.value, 0.0, shown)
 
 
-def _decided(question: Question, gains: _Gains, limits: Limits) -> list[Check]:
+def _decided(question: Question, gains: Gains, limits: Limits) -> list[Check]:
     "What loss and money say to the question."
     loss, money = gains.loss, money_check(gains.money, gains.currency, gains.over)
     if question is Question.REFRESH:
@@ -105,71 +106,6 @@ def _decided(question: Question, gains: _Gains, limits: Limits) -> list[Check]:
     if first.passed is None and gains.money.low > 0 and harmless:
         first = replace(first, passed=True, meaning=f"{money.meaning}; {first.meaning}")
     return [first, money]
-
-# %% ../../nbs/30_evaluation/34_gate.ipynb #196dc194
-def enough(judge: Judge, y: np.ndarray, groups: np.ndarray, n_moments: int, limits: Limits) -> Check:
-    "Whether the holdout can carry a decision."
-    asked = {
-        "rows": (len(groups), limits.rows),
-        "entities": (len(np.unique(groups)), limits.entities),
-        **{what: (n, limits.outcomes) for what, n in judge.enough(y).items()},
-        "moments": (n_moments, limits.moments),
-    }
-    short = {what: pair for what, pair in asked.items() if pair[0] < pair[1]}
-    meaning = ", ".join(f"{n} {what} of at least {least}" for what, (n, least) in (short or asked).items())
-    remedy = "wait for more, or ask for less in the problem's Limits(...)"
-    said = f"too little to decide: {meaning}; {remedy}" if short else f"enough: {meaning}"
-    return Check("enough data", None if short else True, float(len(groups)), float(limits.rows), said)
-
-# %% ../../nbs/30_evaluation/34_gate.ipynb #61211e9b
-def ranking(found: Comparison, limits: Limits, over: str) -> Check:
-    "Whether ranking is lost beyond doubt, by more than the margin."
-    gain, least = found.rank_gain, -limits.ranking
-    if gain.value is None or gain.low is None or gain.high is None:
-        return Check("ranking", True, None, least, "the ranking cannot be compared on these rows")
-    shown = f"{in_words(found.ranks)} {gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}] against {over} (holds for other entities)"
-    return Check("ranking", gain.high >= least, gain.value, least, f"{shown}, at least {least:+.4f} asked")
-
-
-def calibration(judge: Judge, new: Evaluation, old: Evaluation, limits: Limits, chance: float) -> Check:
-    "Whether predictions promise on average what happens, at least as well as what serves now."
-    gaps = [name for name, watched in judge.watched.items() if watched.promised == 0.0]
-    name = max(gaps, key=lambda gap: abs(new[gap].value or 0.0))
-    gap, limit, shown = new[name], limits.calibration, in_words(name)
-    off, low, high = gap.value or 0.0, (gap.low or 0.0) - chance, (gap.high or 0.0) + chance
-    if name == "calibration_gap":
-        facts = new.facts
-        shown = f"mean prediction {facts['mean_prediction']:.3f}, mean outcome {facts['mean_label']:.3f}, gap"
-    shown = f"{shown} {off:+.3f} within {limit:.3g}"
-    if min(abs(low), abs(high)) <= limit or low * high < 0:
-        beyond = "" if abs(off) <= limit else " is exceeded, but not beyond chance"
-        return Check("calibration", True, off, limit, shown + beyond)
-    before = old[name].value or 0.0
-    if abs(off) <= abs(before):
-        return Check(
-            "calibration",
-            True,
-            off,
-            limit,
-            f"{shown} is exceeded, but what serves now is off by {before:+.3f}",
-        )
-    return Check("calibration", False, off, limit, f"{shown} is exceeded")
-
-# %% ../../nbs/30_evaluation/34_gate.ipynb #f9d59400
-def slice_check(gains: pl.DataFrame, limits: Limits, over: str, loss: str) -> Check:
-    "Whether any slice is clearly worse than before."
-    gains = gains.filter(pl.col("entities") >= limits.slice_entities)
-    worst = gains.filter(pl.col("high") < -limits.slice_loss).sort("gain")
-    if worst.height:
-        w = worst.row(0, named=True)
-        gain = f"{loss} gain {w['gain']:+.4f} [{w['low']:+.4f}, {w['high']:+.4f}]"
-        said = f"worse in {w['slice']} = {w['value']} (n={w['n']}): {gain} against {over}"
-        return Check("slices", False, w["gain"], -limits.slice_loss, said)
-    least = min(gains["gain"].to_list(), default=None)
-    said = (
-        f"no slice of {gains.height} is worse than {over} by more than {limits.slice_loss:.3g} beyond doubt"
-    )
-    return Check("slices", True, least, -limits.slice_loss, said)
 
 # %% ../../nbs/30_evaluation/34_gate.ipynb #f2f1baa4
 _LEAST = 0.05  # Share of the spread that what serves is taken to lose at least: nothing is a share of nothing
@@ -210,9 +146,9 @@ class Inquiry:
     moved: RefitMove | None = None  # Where the fit that ships exists already
     limits: Limits = field(default_factory=Limits)  # The problem's
 
-
+# %% ../../nbs/30_evaluation/34_gate.ipynb #31d477e1
 @dataclass(frozen=True)
-class _Case:
+class GateCase:
     "The judged rows, to whom and when they belong, and in what units they are judged."
 
     judge: Judge
@@ -223,26 +159,33 @@ class _Case:
     level: float
     cap: float | None  # A period's gain in loss counts as so much at most, see `two_way.capped`
 
-    def gain(self, new: np.ndarray, old: np.ndarray, over: str) -> _Gains:
+    def gain(self, new: np.ndarray, old: np.ndarray, over: str) -> Gains:
         "What one gains over another, in loss and in money."
         judge, y = self.judge, self.y
-        said, each = (judge.checked(y, new)[1], judge.checked(y, old)[1]), (1 - MONEY, MONEY)
-        gains = [judge.losses(y, said[1]) - judge.losses(y, said[0])]
-        gains += [1000 * (judge.money(y, said[1], self.costs) - judge.money(y, said[0], self.costs))]
-        loss, money = (
-            judged_mean(g, self.rows, sensitivity(judge, y, g, said), 1 - (1 - self.level) * share, cap)
-            for g, share, cap in zip(gains, each, (self.cap, None), strict=True)
-        )
-        return _Gains(loss, money, f"{in_words(judge.loss)} gain", self.costs.unit, over)
+        said = (judge.checked(y, new)[1], judge.checked(y, old)[1])
+        lost = judge.losses(y, said[1]) - judge.losses(y, said[0])
+        doubt = 1 - (1 - self.level) * (1 - MONEY)
+        loss = judged_mean(lost, self.rows, sensitivity(judge, y, lost, said), doubt, self.cap)
+        money = self.saved(judge.money(y, said[1], self.costs), new, old)
+        return Gains(loss, money, f"{in_words(judge.loss)} gain", self.costs.unit, over)
+
+    def saved(self, spent: np.ndarray, *said: np.ndarray) -> MeanGain:
+        "What the first of some predictions saves in 1,000 decisions, where each row would have cost so much."
+        judge, y = self.judge, self.y
+        told = [judge.checked(y, p)[1] for p in said]
+        less = 1000 * (spent - judge.money(y, told[0], self.costs))
+        doubt = 1 - (1 - self.level) * MONEY
+        return judged_mean(less, self.rows, sensitivity(judge, y, less, told), doubt)
 
 # %% ../../nbs/30_evaluation/34_gate.ipynb #587dcf68
-def _case(
+def case_of(
     judge: Judge,
-    rows: pl.DataFrame,
+    rows: pl.DataFrame,  # Judged rows: keys, period, label
     pair: tuple[Any, Any],  # What is new, and what serves now
     costs: Any,
-    about: tuple[Sequence[str], str, Inquiry],
-) -> _Case:
+    about: tuple[Sequence[str], str, Inquiry],  # Key columns, the column of the periods, and what is asked
+) -> GateCase:
+    "What is judged, and the one place that says how: the verdict, the power stated before it and the report's tables ask here."
     (new, old), (entity, period, asked) = pair, about
     y = judge.checked(judge.outcomes(rows["label"]), new)[0]
     lost = float(judge.losses(y, judge.checked(y, old)[1]).mean())
@@ -253,11 +196,11 @@ def _case(
     )
     sized, level = sized_limits(asked.limits, judge, y, lost), level_at(asked.limits.level, asked.look)
     cap = sized.same if asked.question is Question.REFRESH else None
-    return _Case(judge, y, costs, Clustered(groups, block, wobble), sized, level, cap)
+    return GateCase(judge, y, costs, Clustered(groups, block, wobble), sized, level, cap)
 
 
 def _forbids(
-    case: _Case, rows: pl.DataFrame, p: Predictions, slices: Sequence[str], seed: int
+    case: GateCase, rows: pl.DataFrame, p: Predictions, slices: Sequence[str], seed: int
 ) -> tuple[list[Check], Comparison]:
     "What may stand against a release, beside loss and money: against what serves now."
     judge, y, limits = case.judge, case.y, case.limits
@@ -294,7 +237,7 @@ def gate(
     p, asked = predictions, asked or Inquiry()
     question = Question.FIRST if p.champion is None else asked.question
     old, over = (p.rule, "the rule") if p.champion is None else (p.champion, "the champion")
-    case = _case(judge, rows, (p.challenger, old), costs, (entity, moment, asked))
+    case = case_of(judge, rows, (p.challenger, old), costs, (entity, moment, asked))
     limits = case.limits
     checks = [enough(judge, case.y, case.rows.entity, case.rows.periods, limits)]
     if checks[0].passed is None:
@@ -317,7 +260,7 @@ def gate(
     return replace(said, stated=gains.loss, against=over)
 
 # %% ../../nbs/30_evaluation/34_gate.ipynb #0692f1cc
-def _over_rule(gains: _Gains) -> Check:
+def _over_rule(gains: Gains) -> Check:
     "Whether the simplest rule is better beyond doubt."
     found = gains.loss
     return Check(
@@ -349,7 +292,7 @@ def takeover(
             "the rule takes over from a champion, none has predicted; let the rule serve instead"
         )
     asked = replace(asked, question=Question.CHANGE)
-    case = _case(judge, rows, (p.rule, p.champion), costs, (entity, moment, asked))
+    case = case_of(judge, rows, (p.rule, p.champion), costs, (entity, moment, asked))
     checks = [enough(judge, case.y, case.rows.entity, case.rows.periods, case.limits)]
     if checks[0].passed is None:
         return verdict_of(checks, "")

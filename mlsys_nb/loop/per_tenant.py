@@ -16,9 +16,10 @@ import polars as pl
 
 from ..evaluation.bootstrap import clusters
 from ..evaluation.evaluate import evaluate
-from ..evaluation.gate import Inquiry, Predictions, enough, gate, takeover
+from ..evaluation.gate import Inquiry, Predictions, gate, takeover
 from ..evaluation.question import Question
 from ..evaluation.verdict import Verdict
+from ..evaluation.vetoes import enough
 from .interim_looks import noted_look
 from .retrain import Candidate
 from .step import Context

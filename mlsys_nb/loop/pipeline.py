@@ -31,7 +31,7 @@ from .stand_in import against_champion, stand_by, stand_in
 from .step import Context, anew, reaching
 from .step_results import Monitored, Scored, Trained
 from .training_tables import training_tables
-from .upkeep import ask_for_labels, consult, power_before, rolled_back, told_besides, tried
+from .upkeep import ask_for_labels, consult, rolled_back, told_besides, tried
 from .watch import watch_drift
 from ..monitoring.alerts import close_replaced, from_drift, from_performance, record
 from ..problem.capacity import Acts
@@ -44,6 +44,7 @@ from ..serving.terms import note_stop, note_terms
 from ..system.control import get_document, put_document
 
 # %% ../../nbs/75_loop/79_pipeline.ipynb #2ebe90f0
+from .power import power_before
 from .promotion import Release, carry_out, note_release, noted_release
 from .retrain import learnt, recipe_of, train_candidate
 

@@ -32,6 +32,7 @@ from ..learning.tune import Effort, Tuned, tune
 from .contest import Contest, Incumbent, Machine, Played, play, verdict_on
 from .examination import Examination, examined_in, with_checks
 from .interim_looks import counted_look
+from .power import note_power
 from .realised import note_realised
 from .shortage import saying_how_much_more
 from .step import Context, seen_by
@@ -226,6 +227,7 @@ def judged_candidate(
     parts, lives_on = _parts_and_features(contest, played)
     weighs = Machine(latency_ms(model, played.newest), trial.size, memory_bytes(trial))
     told = verdict_on(contest, played, look=counted_look(at.control, contest, played), machine=weighs)
+    note_power(at.control, contest, played)
     examined = examined_in(contest, played, lives_on, model)
     verdict = with_checks(told, examined.checks)
     package = with_verdict(trial, verdict.to_dict(measured=False), examined.to_dict())

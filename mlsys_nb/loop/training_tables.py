@@ -12,13 +12,11 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from ..evaluation.bootstrap import clusters
 from ..evaluation.costs import Costs, PerHit
-from ..evaluation.gate import MONEY
-from ..evaluation.question import level_at
-from ..evaluation.two_way import Clustered, MeanGain, judged_mean, sensitivity
+from ..evaluation.gate import case_of
+from ..evaluation.two_way import MeanGain
 from ..learning.tune import Tuned
-from .contest import Played
+from .contest import Contest, Played, inquiry
 from .retrain import Candidate
 from ..problem.declaration import Problem
 
@@ -43,31 +41,24 @@ def without_a_model(
 
 
 def gain_table(
-    problem: Problem,
+    contest: Contest,
     played: Played,
     look: int = 1,  # Which look at these rows it is
 ) -> pl.DataFrame:  # against, figure, gain, low, high, unit
     "What the recipe gained in all judged periods."
-    judge, p, rows = problem.target.judge, played.predictions, played.rows
-    y, new = judge.checked(judge.outcomes(rows["label"]), p.challenger)
-    whose = Clustered(clusters(rows, problem.keys), clusters(rows, ["origin"]), played.wobble)
-    unit, spent, found = f"{problem.costs.unit} per 1,000", judge.money(y, new, problem.costs), []
-
-    doubt = 1 - level_at(problem.limits.level, look)
-
-    def judged(gain: np.ndarray, share: float, *said: Any) -> MeanGain:
-        return judged_mean(gain, whose, sensitivity(judge, y, gain, said), 1 - doubt * share)
-
+    problem, p = contest.problem, played.predictions
+    judge, unit, found = problem.target.judge, f"{problem.costs.unit} per 1,000", []
+    pair = (p.challenger, p.rule if p.champion is None else p.champion)
+    about = (problem.keys, "origin", inquiry(contest, played, look))
+    case = case_of(judge, played.rows, pair, problem.costs, about)
     for against, other in (("champion", p.champion), ("rule", p.rule)):
         if other is not None:
-            old = judge.checked(y, other)[1]
-            lost = judge.losses(y, old) - judge.losses(y, new)
-            saved = 1000 * (judge.money(y, old, problem.costs) - spent)
-            found += [_row(against, judge.loss, judged(lost, 1 - MONEY, new, old), judge.unit)]
-            found += [_row(against, "money", judged(saved, MONEY, new, old), unit)]
-    idle = without_a_model(problem, y)
+            gains = case.gain(p.challenger, other, against)
+            found += [_row(against, judge.loss, gains.loss, judge.unit)]
+            found += [_row(against, "money", gains.money, unit)]
+    idle = without_a_model(problem, case.y)
     if idle is not None:
-        found.append(_row("none", "money", judged(1000 * (idle - spent), MONEY, new), unit))
+        found.append(_row("none", "money", case.saved(idle, p.challenger), unit))
     return pl.DataFrame(found, schema={**_GAIN, "unit": pl.String})
 
 # %% ../../nbs/75_loop/78_training_tables.ipynb #6a991027
@@ -134,7 +125,7 @@ def training_tables(
 ) -> Mapping[str, pl.DataFrame]:
     "The tables behind the figures of a training."
     judge, p, costs = problem.target.judge, candidate.played.predictions, problem.costs
-    found = {"gain": gain_table(problem, candidate.played, candidate.verdict.look)}
+    found = {"gain": gain_table(candidate.contest, candidate.played, candidate.verdict.look)}
     tables = candidate.evaluation.tables
     if "reliability" in tables:
         found["reliability"] = tables["reliability"].rename({"bin": "group"})

@@ -8,7 +8,7 @@ the long run.
 
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
@@ -18,11 +18,10 @@ from rates import line, printed
 
 from mlsys_nb.evaluation.classes import Classes
 from mlsys_nb.evaluation.costs import CostMatrix, PerHit
-from mlsys_nb.evaluation.gate import _Case, _decided, sized_limits
-from mlsys_nb.evaluation.limits import Limits
-from mlsys_nb.evaluation.question import Question, level_at
+from mlsys_nb.evaluation.gate import Inquiry, _decided, case_of
+from mlsys_nb.evaluation.question import Question
 from mlsys_nb.evaluation.ranked import Ranked, Ranking
-from mlsys_nb.evaluation.two_way import Clustered, wobble_of
+from mlsys_nb.evaluation.two_way import wobble_of
 
 
 @dataclass(frozen=True)
@@ -90,12 +89,12 @@ def passes(world: Choices, seed: int) -> bool:
     tell = lambda slope: np.concatenate([shares(x * slope + rng.normal(0, 0.1, x.shape)) for _ in range(k)])
     old, new = (world.said(tell(slope)) for slope in pair)
     truth = y[KNOWN:].ravel()
-    limits = sized_limits(Limits(), judge, truth, float(judge.losses(truth, old).mean()))
+    label = np.array(judge.names)[truth] if world.kind == "classes" else truth
     who, when = np.tile(np.arange(ENTITIES), k), np.repeat(np.arange(k), ENTITIES)
-    rows = Clustered(who, when, replace(wobble, least_between=judge.least_between))
-    case = _Case(judge, truth, world.costs, rows, limits, level_at(0.95, 1), None)
+    rows = pl.DataFrame({"entity": who, "moment": when, "label": list(label)})
+    case = case_of(judge, rows, (new, old), world.costs, (["entity"], "moment", Inquiry(wobble=wobble)))
     gains = case.gain(new, old, "the champion")
-    return all(check.passed is True for check in _decided(Question.CHANGE, gains, limits))
+    return all(check.passed is True for check in _decided(Question.CHANGE, gains, case.limits))
 
 
 def rows(n: int = 400, seed: int = 0) -> Iterator[dict]:

@@ -13,15 +13,16 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
+import polars as pl
 from rates import line, printed
 
 from mlsys_nb.evaluation.costs import Costs, OverUnder
-from mlsys_nb.evaluation.gate import _Case, _decided, sized_limits
+from mlsys_nb.evaluation.gate import Inquiry, _decided, case_of
 from mlsys_nb.evaluation.limits import Limits
 from mlsys_nb.evaluation.number import Number
 from mlsys_nb.evaluation.probability import Probability
-from mlsys_nb.evaluation.question import Question, level_at
-from mlsys_nb.evaluation.two_way import Clustered, wobble_of
+from mlsys_nb.evaluation.question import Question
+from mlsys_nb.evaluation.two_way import wobble_of
 
 ENTITIES, KNOWN, BEFORE = (
     300,
@@ -120,19 +121,14 @@ def lived(world: World, seed: int, challengers: int = 1, more: int = 0) -> Lived
 def asked(world: World, found: Lived, challenger: list, question: Question, look: int):
     "What loss and money say of a challenger, and what is stated."
     k, judge = world.periods, world.judge
-    wobble = (
-        replace(found.wobble, least_between=judge.least_between)
-        if question is Question.CHANGE
-        else found.wobble
+    who, when = np.tile(np.arange(ENTITIES), k), np.repeat(np.arange(k), ENTITIES)
+    pair = np.concatenate(challenger[:k]), np.concatenate(found.champion[:k])
+    rows = pl.DataFrame({"entity": who, "moment": when, "label": found.y[:k].ravel()})
+    case = case_of(
+        judge, rows, pair, world.costs, (["entity"], "moment", Inquiry(question, look, found.wobble))
     )
-    rows = Clustered(np.tile(np.arange(ENTITIES), k), np.repeat(np.arange(k), ENTITIES), wobble)
-    truth = found.y[:k].ravel()
-    lost = float(judge.losses(truth, np.concatenate(found.champion[:k])).mean())
-    limits = sized_limits(Limits(), judge, truth, lost)
-    cap = limits.same if question is Question.REFRESH else None
-    case = _Case(judge, truth, world.costs, rows, limits, level_at(0.95, look), cap)
-    gains = case.gain(np.concatenate(challenger[:k]), np.concatenate(found.champion[:k]), "the champion")
-    return all(check.passed is True for check in _decided(question, gains, limits)), gains.loss
+    gains = case.gain(*pair, "the champion")
+    return all(check.passed is True for check in _decided(question, gains, case.limits)), gains.loss
 
 
 def passes(world: World, seed: int, question=Question.CHANGE, looks: int = 1, more: int = 0):
@@ -187,6 +183,19 @@ def rows(n: int = 400, seed: int = 0) -> Iterator[dict]:
         for gain, periods in ((0.5, 3), (1.0, 3), (0.5, 6), (1.0, 6), (1.0, 8)):
             world = World(kind, 0.10, periods, apart=0.6, gain=gain)
             yield share("a real gain is seen", world, n, seed, "power", f", {gain:.0%} nearer")
+        for shock, periods, apart in ((0.0, 3, 0.8), (0.05, 8, 0.6), (0.20, 3, 3.0)):
+            yield foretold(World(kind, shock, periods, apart=apart), n, seed)
+
+
+def foretold(world: World, n: int, seed: int) -> dict:
+    "How often a change passes that truly gains what such a contest says will be seen (`loop.power`), where that is found by halving."
+    low, high = 0.0, 1.0
+    for _ in range(6):
+        told = replace(world, gain=(low + high) / 2)
+        stated = [asked(told, found, found.others[0], Question.CHANGE, 1)[1] for found in (lived(told, seed + 10_000 + i) for i in range(40))]  # fmt: skip
+        short = np.mean([one.value for one in stated]) < np.mean([one.seen for one in stated])
+        low, high = (told.gain, high) if short else (low, told.gain)
+    return share("a gain that was said to be seen is seen", told, n, seed, ">= 0.80")
 
 
 def _worse(world: World, n: int, seed: int) -> dict:
