@@ -9,7 +9,7 @@ __all__ = ['logger', 'DecisionLog']
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, suppress
 from functools import partial
@@ -118,12 +118,10 @@ def _resumed(folder: Path, n: int) -> list[Decision]:
 # %% ../../nbs/50_decisions/51_writer.ipynb #bccd10d6
 def _named(
     segment: Segment, waiting: Sequence[Decision]
-) -> tuple[bytes, list[Decision | Exception], list[int]]:
+) -> tuple[list[bytes], list[Decision | Exception], list[int]]:
     "Lines with the ids that say where they stand, and their moments; for those that cannot be written at all, why."
-    lines: list[bytes] = []
     made: list[Decision | Exception] = []
-    moments: list[int] = []
-    place = segment.size
+    lines, moments, place = list[bytes](), list[int](), segment.size
     for decision in waiting:
         one = with_id(decision, id_of(segment.number, place))
         try:
@@ -137,7 +135,14 @@ def _named(
         made.append(one)
         moments.append(record["moment"])
         place += len(line)
-    return b"".join(lines), made, moments
+    return lines, made, moments
+
+# %% ../../nbs/50_decisions/51_writer.ipynb #ffec5807
+def _tally(written: dict[int, tuple[int, int]], made: Iterable[Decision], lines: Sequence[bytes]) -> None:
+    "Count what was written, by version."
+    for one, line in zip(made, lines, strict=True):
+        n, size = written.get(one.version, (0, 0))
+        written[one.version] = (n + 1, size + len(line))
 
 # %% ../../nbs/50_decisions/51_writer.ipynb #1e53afca
 _DAY = 86_400_000_000
@@ -163,6 +168,7 @@ class _Files:
         self.folder, self.problem, self.rotate = folder, problem, rotate
         self._segment: Segment | None = None
         self._day = 0
+        self.written: dict[int, tuple[int, int]] = {}  # By version: records, and their bytes
         self.turn = threading.RLock()  # One writes, or lets go, at a time
 
     def open(self, day: int) -> Segment:
@@ -186,9 +192,10 @@ class _Files:
         for part in _by_day(waiting):
             with self.turn:
                 segment = self.open(micros(part[0].moment) // _DAY)
-                content, made, moments = _named(segment, part)
-                if content:
-                    segment.append(content, moments, sync)
+                lines, made, moments = _named(segment, part)
+                if lines:
+                    segment.append(b"".join(lines), moments, sync)
+                    _tally(self.written, (one for one in made if isinstance(one, Decision)), lines)
             yield made
 
     def sync(self) -> None:
@@ -314,7 +321,7 @@ class DecisionLog:
         self._files = _Files(self._folder, problem, rotate)
         write = partial(_remembered, self._files, self._memory)
         self._disk = GroupCommit(f"decisions of {problem}", write, most, self._files.let_go)
-        self.durable = settings.durable
+        self.durable, self.written = settings.durable, self._files.written
         self._later = None if self.durable == DURABLE[0] else _Later(self._files, self.durable == DURABLE[1])
 
     def submit(self, decision: Decision, future: "Waiting[Decision] | None" = None) -> "Waiting[Decision]":

@@ -164,7 +164,7 @@ async def predict(
         raise Refusal(409, "a request_id names one request", got, "use a new request_id for a new request")
     told = {"because": await asyncio.to_thread(_because, service, decision)} if why else {}
     shown = answer_shown(service, decision, with_features) | told
-    service.metrics.timed(decision.problem, times, elapsed())
+    service.metrics.timed(decision, times, elapsed())
     return shown
 
 # %% ../../nbs/55_serving/58_endpoints.ipynb #16753fde

@@ -173,7 +173,7 @@ def _answer(turn: Turn, decision: Decision) -> HttpAnswer:
     answer = HttpAnswer(orjson.dumps(answer_shown(turn.service, decision, turn.features)))
     now = elapsed()
     metrics.predicted(decision.problem, decision.version, decision.action)
-    metrics.timed(decision.problem, marks, now)
+    metrics.timed(decision, marks, now)
     if turn.standing.timed:
         answer = answer._replace(headers=(*answer.headers, *server_timing(marks, now)))
     return answer

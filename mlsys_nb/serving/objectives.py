@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from .expense import Expense
 from ..system.settings import Settings, SettingsError
 
 # %% ../../nbs/55_serving/54_objectives.ipynb #53af8733
@@ -81,6 +82,8 @@ class Minute:
     asked: int
     failed: int
     within: Mapping[str, int]  # By bound in seconds, as text
+    took: tuple[Expense, ...] = ()  # What the answers took
+    memory: int = 0  # Bytes that the process held; 0: not known
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,11 @@ __all__ = ['logger', 'FORMAT_OF_MINUTES', 'Pulse', 'minutes_since', 'budgets']
 # %% ../../nbs/55_serving/58_pulse.ipynb #ab9a21ec
 import asyncio
 import logging
+from dataclasses import astuple
 from datetime import datetime, timedelta
 from typing import Any
 
+from .expense import Expense, Meter, memory_held
 from .objectives import UNCOUNTED, Minute, Spent, objectives_of, spent
 from .telemetry import Metrics
 from ..system.clock import SystemClock, instant
@@ -44,11 +46,12 @@ class Pulse:
     "One process of the service, as it counts."
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
-        self._folder, self._metrics = settings.data / "service", metrics
+        self._folder, self._metrics, self._meter = settings.data / "service", metrics, Meter(metrics)
         self._before: dict[str, int] = {}
 
     def note(self, now: datetime) -> None:
         "Write what was counted since the last time."
+        took = self._meter.read()
         after = _counted(self._metrics)
         new = {name: n - self._before.get(name, 0) for name, n in after.items()}
         if not new.get("asked"):
@@ -56,7 +59,7 @@ class Pulse:
         within = {name: n for name, n in new.items() if name not in ("asked", "failed")}
         record: dict[str, Any] = {
             "format": FORMAT_OF_MINUTES, "at": now.isoformat(timespec="seconds"), "asked": new["asked"], "failed": new.get("failed", 0),
-            "within": within,
+            "within": within, "took": [astuple(one) for one in took], "memory": memory_held(),
         }  # fmt: skip
         path = self._folder / f"{now:%Y-%m-%d}.log"
         first = not path.exists()
@@ -100,7 +103,9 @@ def minutes_since(
                     f"figures of the service have format {FORMAT_OF_MINUTES}, {path} has {told.get('format')!r:.20}; use the mlsys_nb "
                     "that wrote them, or move that file away"
                 )
-            found.append(Minute(instant(told["at"]), told["asked"], told["failed"], told["within"]))
+            took = tuple(Expense(*one) for one in told.get("took", ()))
+            about = (told["asked"], told["failed"], told["within"], took, told.get("memory", 0))
+            found.append(Minute(instant(told["at"]), *about))
     return [minute for minute in found if minute.at > since]
 
 

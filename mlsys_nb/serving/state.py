@@ -199,14 +199,15 @@ def open_service(
     "Open the log, and load the champion with its features if there is one."
     common, control = shared or Shared(settings), open_control(settings)
     counted = common.metrics
-    counted.about(problem.name)
+    log = DecisionLog(settings, problem.name, per=problem.per or "")
+    counted.about(problem.name, log.written)
     note_terms(control, problem)
     notices = Notices(settings, control, problem.name, counted)
     reloader = Reloader((control, settings, problem), common.door.reader, notices)
     if not reloader.look().refused:
         notices.refused("")
     arrivals = common.arrivals_of(problem)
-    ledger, log = Ledger(settings, problem.name), DecisionLog(settings, problem.name, per=problem.per or "")
+    ledger = Ledger(settings, problem.name)
     fence = Fence(inbox_folder(settings, name) for name in arrivals)
     now = lambda: open_clock(settings.clock_file).now()
     watched = Damage(log, ledger), Staleness(problem, common.door, now, counted)

@@ -9,12 +9,13 @@ __all__ = ['STAGES', 'asks_for_times', 'server_timing', 'shared_counts', 'Metric
 import os
 import tempfile
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from threading import Lock
 from typing import Any
 
+from ..decisions.record import Decision
 from .guard import App, Message, Receive, Scope, Send
 from .objectives import BOUNDS
 from ..system.clock import elapsed
@@ -54,6 +55,17 @@ def _about_events(own: Any) -> tuple[Any, Any]:
     return (
         Counter("mlsys_events", "Events taken in", ["source", "status"], registry=own),
         Histogram("mlsys_event_visible_seconds", about, ["source"], buckets=_WAITS, registry=own),
+    )
+
+
+def _about_costs(own: Any) -> tuple[Any, Any]:
+    "What the answers of each version took of the machine; brought up to date once a minute."
+    from prometheus_client import Counter
+
+    of = ["problem", "version"]
+    return (
+        Counter("mlsys_cpu_seconds", "Processor that answers took", of, registry=own),
+        Counter("mlsys_log_bytes", "Bytes of the decision log that answers took", of, registry=own),
     )
 
 # %% ../../nbs/55_serving/57_telemetry.ipynb #2c9f1ab0
@@ -134,6 +146,8 @@ class _Counts:
         self._answered: dict[tuple[str, int], tuple[_Count, _Times]] = {}
         self._made: dict[tuple[str, int, str], _Count] = {}
         self._staged: dict[str, tuple[_Times, ...]] = {}
+        self.written: dict[str, Mapping[int, tuple[int, int]]] = {}  # By problem: its log's, by version
+        self.worked: dict[tuple[str, int], tuple[int, float]] = {}  # By problem and version: answers, seconds
         self._guard = Lock()
 
     def predicted(self, problem: str, version: int, action: str) -> None:
@@ -155,14 +169,16 @@ class _Counts:
         known[0].n += 1
         known[1].add(seconds)
 
-    def timed(self, problem: str, marks: list[float], end: float) -> None:
+    def timed(self, made: Decision, marks: list[float], end: float) -> None:
         "When the stages of a prediction began, and the last one ended; one that was broken off, or made before, has fewer."
         if len(marks) != len(STAGES):
             return
-        stages = self._staged.get(problem)
+        stages = self._staged.get(made.problem)
         if stages is None:
-            stages = tuple(_Times(self.stages.labels(problem, stage), _OF_STAGES) for stage in STAGES)
-            self._staged[problem] = stages
+            stages = tuple(_Times(self.stages.labels(made.problem, stage), _OF_STAGES) for stage in STAGES)
+            self._staged[made.problem] = stages
+        n, seconds = self.worked.get(of := (made.problem, made.version), (0, 0.0))
+        self.worked[of] = (n + 1, seconds + marks[4] - marks[1])  # features, model and decision
         for stage, begun, ended in zip(stages, marks, (*marks[1:], end), strict=True):
             stage.add(ended - begun)
 
@@ -222,9 +238,11 @@ class Metrics(_Counts):
         self._served: dict[str, tuple[str, str, str]] = {}
         self.model, self.refused, self.damaged, self.stale = _states(own)
         self.events, self.visible = _about_events(own)
+        self.cpu, self.logged = _about_costs(own)
 
-    def about(self, problem: str) -> None:
-        "From now on a problem has its figures, though nothing has happened yet."
+    def about(self, problem: str, written: Mapping[int, tuple[int, int]]) -> None:
+        "From now on a problem has its figures, though nothing has happened yet; its log counts for itself."
+        self.written[problem] = written
         self.refused.labels(problem).set(0)
         self.damaged.labels(problem).set(0)
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EPOCH', 'instant', 'micros', 'stamp', 'length_from', 'Clock', 'SystemClock', 'ReplayClock', 'open_clock', 'elapsed',
-           'pause']
+           'processor', 'pause']
 
 # %% ../../nbs/00_system/01_clock.ipynb #ace8f25d
 import json
@@ -108,6 +108,11 @@ def open_clock(
 def elapsed() -> float:  # Seconds from an arbitrary start; only differences mean something
     "A monotonic stopwatch, for durations."
     return _time.perf_counter()
+
+
+def processor() -> float:  # Seconds; only differences mean something
+    "What this process has computed, in all its threads."
+    return _time.process_time()
 
 
 def pause(
