@@ -171,6 +171,7 @@ STEP = Command(do.execute_job, (PROBLEM, GIVEN, KEY), "dates")
 
 # %% ../../nbs/80_doors/89_cli.ipynb #89cl0001
 KEPT_UP = {"slo": Command(promises.show_objectives, (), "looks lists")}
+KEPT_UP["costs"] = Command(promises.show_costs, (), "looks lists")
 KEPT_UP["deploy"] = Command(deploying.write_deployment, deploying.DEPLOY_OPTIONS, "looks")
 KEPT_UP["tenants"] = Command(tenants.list_tenants, (PROBLEM, LIMIT), "looks lists")
 KEPT_UP["encrypt"] = Command(custody.encrypt_rows, custody.ENCRYPT_OPTIONS)
