@@ -97,8 +97,8 @@ def show_costs(settings: Settings, options: argparse.Namespace) -> None:
     from mlsys_nb.system.control import open_control
 
     minutes = minutes_since(settings, SystemClock().now() - timedelta(days=_DAYS))
-    control = open_control(settings)
-    rows = [_cost(settings, control, one) for one in summed(one for m in minutes for one in m.took)]
+    took = summed(one for m in minutes for one in m.took)
+    rows = [_cost(settings, open_control(settings), one) for one in took]
     listing(rows, options, lambda row: _cost_line(dict(row)), f"no answer in {_DAYS} days")
     if rows and not options.json:
         held = max(m.memory for m in minutes) / 2**20
