@@ -52,6 +52,7 @@ STEPS = (
     Step("walks", "tables never seen before, six kinds in many forms: the tutorial by its printed commands, from the wheel", (sys.executable, "-m", "pytest", "-q", "-s", "-p", "no:cacheprovider", "tests/test_own_problem.py"), (("TEST_MLSYS_WALKS", "6"),)),
     Step("odds", "every rate that is stated, measured anew: gate, performance, drift", (sys.executable, "tests/bench/odds.py", "-n", "200")),
     Step("diff", "ten planted causes beside an idle one: named by swapping one input at a time", (*PYTEST, "tests/test_swap.py"), (("TEST_MLSYS_FULL", "1"),)),
+    Step("causes", "what `mlsys diff` names on shipped cases: ten planted causes each, and trainings again without one", (sys.executable, "tests/causes.py")),
     Step("retrain", "retraining cold, again, after one more trial, feature, month, beside naive", (sys.executable, "tests/bench/retrain.py")),
     Step("drift", "drift over 1M rows x 20 columns beside a scan", (sys.executable, "tests/bench/drift.py")),
     Step("leaks", "columns known only afterwards in three worlds, and honest tables: how often each is named", (sys.executable, "tests/leaky_tables.py", "30")),

@@ -78,6 +78,11 @@ def commands(text: str) -> Iterator[str]:
         yield words.rstrip(".'\"")
 
 
+def as_typed(words: str) -> list[str]:
+    "The words of a command; where the pattern cut a quoted one short, it is closed."
+    return shlex.split(words + next((q for q in ('"', "'") if words.count(q) % 2), ""))
+
+
 FOUND = [(where, words) for where, text in texts() for words in commands(text)]
 SMALL = [(w, c) for w, c in dict.fromkeys(FOUND) if c]
 
@@ -89,10 +94,7 @@ def test_there_are_commands_to_check():
 
 @pytest.mark.parametrize(("where", "words"), SMALL, ids=[f"{w}: {c}"[:90] for w, c in SMALL])
 def test_fault_21_a_printed_command_can_be_typed(where, words):
-    quoted = next(
-        (q for q in ("", '"', "'") if words.count(q or "|") % 2), ""
-    )  # the pattern cut a quoted word short
-    typed = shlex.split(words + quoted)
+    typed = as_typed(words)
     try:
         parser().parse_args(typed)
     except SystemExit as ended:
