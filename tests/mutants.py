@@ -231,13 +231,22 @@ def seed_of_rooms() -> int:
     return int(hashlib.sha256(b"".join(path.read_bytes() for path in rooms().values())).hexdigest()[:6], 16)
 
 
+@cache
+def possible(floor: str) -> list[tuple[str, Any, str, ast.AST]]:
+    "Every bug that could be planted in the rooms of a floor, in their order."
+    trees = {r: ast.parse(p.read_text(encoding="utf-8")) for r, p in rooms().items() if r.startswith(floor)}
+    return [(room, *change) for room, tree in trees.items() for change in changes(tree)]
+
+
 def drawn(seed: int, n: int, floor: str) -> list[Mutant]:
     "Mutants in proportion to the rooms' sizes; a seed always draws the same."
-    rng, found = random.Random(seed), list[tuple[str, Any, str, ast.AST]]()
-    for room, path in rooms().items():
-        if room.startswith(floor):
-            found += [(room, *change) for change in changes(ast.parse(path.read_text(encoding="utf-8")))]
-    return [planted(*change) for change in rng.sample(found, min(n, len(found)))]
+    found = possible(floor)
+    return [planted(*change) for change in random.Random(seed).sample(found, min(n, len(found)))]
+
+
+def listed(mutants: list[Mutant]) -> str:
+    "One a line, by room."
+    return "\n".join(map(str, sorted(mutants, key=lambda m: (m.room, m.line))))
 
 
 @dataclass(frozen=True)
@@ -454,7 +463,7 @@ def main() -> int:
     seed = given.seed if given.seed is not None else seed_of_rooms()
     mutants = drawn(seed, given.n, given.floor)
     if given.show:
-        print("\n".join(map(str, sorted(mutants, key=lambda m: (m.room, m.line)))))
+        print(listed(mutants))
         return 0
     given.keep.mkdir(parents=True, exist_ok=True)
     record, started = known(given.keep), monotonic()

@@ -6,5 +6,5 @@ from datetime import UTC, datetime
 from mlsys_nb.cases.churn import problem as churn
 from mlsys_nb.problem.replay_plan import ReplayPlan
 
-plan = ReplayPlan(datetime(2010, 4, 1, tzinfo=UTC), datetime(2010, 7, 1, tzinfo=UTC), "1mo")
+plan = ReplayPlan(datetime(2010, 4, 1, tzinfo=UTC), datetime(2010, 6, 1, tzinfo=UTC), "1mo")
 problem = replace(churn, name="short", title="A short year", replay=plan)
