@@ -9106,6 +9106,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                          'mlsys_nb/serving/shared.py'),
                                          'mlsys_nb.serving.shared.Shared.close': ( '55_serving/shared.html#shared.close',
                                                                                    'mlsys_nb/serving/shared.py'),
+                                         'mlsys_nb.serving.shared.Shared.control': ( '55_serving/shared.html#shared.control',
+                                                                                     'mlsys_nb/serving/shared.py'),
                                          'mlsys_nb.serving.shared.StoreDoor': ( '55_serving/shared.html#storedoor',
                                                                                 'mlsys_nb/serving/shared.py'),
                                          'mlsys_nb.serving.shared.StoreDoor.__init__': ( '55_serving/shared.html#storedoor.__init__',

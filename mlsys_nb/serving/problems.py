@@ -17,7 +17,6 @@ from .access import Caller
 from .refusal import Refusal, clipped
 from .shared import Arrival, Shared
 from .state import OpenService, not_served, open_service, readiness
-from ..system.control import open_control
 from ..system.database import Database
 from ..system.settings import MlsysError, ProblemError, Settings
 
@@ -65,7 +64,7 @@ class Problems:
     def open(self) -> None:
         "Open what can be opened."
         _check_names(self.settings, self.names)
-        self._control = open_control(self.settings)
+        self._control = self.shared.control
         self._add(_wanted(self.settings, self.names, self._control))
         if self.failed and not self.services:
             raise MlsysError("; ".join(dict.fromkeys(self.failed.values())))

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from threading import Lock
 
@@ -24,6 +25,8 @@ from .refusal import Refusal
 from .shortlist import reader_for
 from .telemetry import Metrics
 from ..system.clock import Clock, elapsed, open_clock
+from ..system.control import open_control
+from ..system.database import Database
 from ..system.settings import MlsysError, Settings
 
 # %% ../../nbs/55_serving/57_shared.ipynb #3a6d51e6
@@ -109,6 +112,11 @@ class Shared:
         self.door, self.clock = StoreDoor(settings), WatchedClock(settings.clock_file)
         self.lookups = Lookups()
         self.arrivals: dict[str, Arrival] = {}
+
+    @cached_property
+    def control(self) -> Database:
+        "The control tables: held against their journal once, however many problems are served."
+        return open_control(self.settings)
 
     def arrivals_of(self, problem: Problem) -> Mapping[str, Arrival]:
         "The inboxes of a problem's sources, opened where they are not open yet."

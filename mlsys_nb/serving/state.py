@@ -27,7 +27,7 @@ from .shared import Arrival, Lookups, Shared, StoreDoor
 from .telemetry import Metrics
 from .terms import note_terms
 from ..system.clock import elapsed, instant, open_clock
-from ..system.control import AlertRow, alert_rows, open_control, put_alert
+from ..system.control import AlertRow, alert_rows, put_alert
 from ..system.database import Database
 from ..system.settings import MlsysError, Settings
 
@@ -197,7 +197,8 @@ def open_service(
     shared: Shared | None = None,  # With the other problems of the process; None: it is alone
 ) -> OpenService:
     "Open the log, and load the champion with its features if there is one."
-    common, control = shared or Shared(settings), open_control(settings)
+    common = shared or Shared(settings)
+    control = common.control
     counted = common.metrics
     log = DecisionLog(settings, problem.name, per=problem.per or "")
     counted.about(problem.name, log.written)

@@ -128,9 +128,11 @@ def _stored(field: Field[Any], value: Any) -> Any:
     return json.dumps(value, sort_keys=True) if isinstance(value, Mapping) else value
 
 
-def _usual(field: Field[Any]) -> Any:
-    default = field.default_factory() if field.default_factory is not MISSING else field.default
-    return _stored(field, default) if default is not MISSING else MISSING
+@cache
+def _usual(kind: Any) -> dict[str, Any]:
+    "By field: what a row keeps of its default; thousands of rows are asked about one after the other."
+    given = {f: f.default_factory() if f.default_factory is not MISSING else f.default for f in fields(kind)}
+    return {f.name: _stored(f, d) if d is not MISSING else MISSING for f, d in given.items()}
 
 
 def crc_of(
@@ -138,7 +140,7 @@ def crc_of(
     row: Mapping[str, Any],  # What its table keeps of an instance
 ) -> int:
     "The checksum of a row."
-    told = [(f.name, row[f.name]) for f in fields(kind) if f.name in row and row[f.name] != _usual(f)]
+    told = [(name, row[name]) for name, usual in _usual(kind).items() if name in row and row[name] != usual]
     return zlib.crc32(json.dumps(sorted(told)).encode())
 
 # %% ../../nbs/00_system/04_database.ipynb #245b4350
