@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from mlsys_nb.monitoring.deviation import charted
+from mlsys_nb.monitoring.deviation import _unheard, charted
 from mlsys_nb.monitoring.drift import Odds, drift_check, drift_of
 from mlsys_nb.monitoring.lens import DriftError
 from mlsys_nb.monitoring.profile import profile_from, reference_profile
@@ -494,3 +494,15 @@ def test_a_column_that_grew_fast_and_then_stands_still_is_told_and_one_that_grow
     assert (row["feature"], row["direction"]) == ("tenure", "down") and report.growing == ()
     assert row["current"] < row["reference"]  # what there is, and the least that growth leads to
     assert cause_of(profile, row, Witness(later)).word == "growth ended"
+
+
+def test_unheard_values_that_were_usual_and_strayed_are_no_news_at_ten_times_their_odds():
+    "The fault: under heavy tails ten times the odds of the fullest day come once in five thousand days, and an alert has one in seventy thousand."
+    rows, days = np.full(60, 5000), np.arange(60)
+    told = lambda share, unheard: np.c_[rows - share, share] if unheard else np.c_[rows, 0 * rows]
+    strayed = told(np.where(days % 2, 150, 400), True)
+    drawn = told(np.random.default_rng(0).binomial(5000, 0.05, 60), True)
+    much, some = np.array([[1500, 3500]]), np.array([[4000, 1000]])
+    assert _unheard(strayed, much)[0] < 3  # its chart has the say
+    assert _unheard(drawn, much)[0] > 10  # no more than drawing rows explains: rows alone say it
+    assert _unheard(told(days, False), some)[0] > 10  # nobody ever had one

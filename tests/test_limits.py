@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from mlsys_nb.data.fingerprint import fingerprint_of, fingerprints
 from mlsys_nb.evaluation.bootstrap import Estimate
 from mlsys_nb.evaluation.gate import (  # fmt: skip
     Gains,
@@ -29,10 +30,13 @@ from mlsys_nb.evaluation.two_way import MeanGain
 from mlsys_nb.evaluation.verdict import RefitMove, at_most, refit_check
 from mlsys_nb.evaluation.vetoes import calibration, enough, slice_check
 from mlsys_nb.jobs.schedule import _too_late, entry_from
+from mlsys_nb.loop.memory import Attempt
+from mlsys_nb.loop.policy import ChampionState, _spent
 from mlsys_nb.monitoring.alerts import Alert
 from mlsys_nb.monitoring.channel import SEVERITIES, Channel
 from mlsys_nb.monitoring.delivery import TRIES, _Known, _news, postponed
 from mlsys_nb.problem.capacity import Capacity, best_within
+from mlsys_nb.problem.occasion import Cadence
 from mlsys_nb.system.settings import ProblemError
 
 NOON = datetime(2011, 6, 1, 12, tzinfo=UTC)
@@ -216,3 +220,17 @@ def test_a_message_waits_twice_as_long_each_time_until_it_is_given_up():
     assert len(waits) == TRIES and waits[:4] == [30, 60, 120, 240] and max(waits) == 3600
     asked = [postponed(new, SimpleNamespace(after=x), NOON).next_at - NOON for x in (31.0, 10**6)]
     assert asked == [timedelta(seconds=31), timedelta(days=1)], "as it said, but at most a day"
+
+
+@pytest.mark.parametrize(("ago", "spent"), [(timedelta(days=30) - SECOND, 1), (timedelta(days=30), 0)])
+def test_a_training_leaves_the_budget_when_its_time_is_over(ago, spent):
+    tried = Attempt(NOON - ago, "refresh", 1, 100, "promoted", "")
+    state = ChampionState(problem="p", champion=1, now=NOON, attempts=(tried,))
+    assert _spent(state, Cadence(per="30d")) == spent
+
+
+@pytest.mark.parametrize("columns", [63, 64, 65, 128, 129])
+def test_a_row_has_the_mark_of_its_table_however_many_columns_it_has(columns):
+    row = {f"c{i:03}": None if i % 3 == 0 else i for i in range(columns)}
+    frame = pl.DataFrame([row], schema=dict.fromkeys(row, pl.Int64))
+    assert fingerprints(frame, list(row)).to_list() == [fingerprint_of(row, ())]

@@ -197,8 +197,24 @@ def _standing(before: np.ndarray, now: np.ndarray) -> np.ndarray:  # Periods x c
 
 def _unheard(before: np.ndarray, now: np.ndarray) -> np.ndarray:
     "How surely more rows hold values that nobody knows than wobble would make them."
-    most = _most(before[:, -1], before.sum(axis=1))
-    return _row_by_row(now[:, -1], now.sum(axis=1), max(0.1, 10 * most / (1 + 9 * most)))
+    rows = before.sum(axis=1)
+    most = _most(before[:, -1], rows)
+    share = max(0.1, 10 * most / (1 + 9 * most), _reached(before[:, -1], rows))
+    return _row_by_row(now[:, -1], now.sum(axis=1), share)
+
+
+def _reached(count: np.ndarray, rows: np.ndarray) -> float:
+    "The share that one quiet period in a million reaches if the odds of periods stray with the tails of three degrees of freedom."
+    full, usual = rows * _THIN >= np.median(rows), float(count.sum() / max(rows.sum(), 1))
+    m, noise = int(full.sum()), usual * (1 - usual) * float((1 / np.maximum(rows[full], 1)).mean())
+    if m < 2 or noise <= 0 or (count[full] > 0).mean() < 0.75:  # an event is no wobble
+        return usual
+    strays = float((count[full] / rows[full]).var(ddof=1)) - noise * (1 + (2 / (m - 1)) ** 0.5)
+    odds = np.log(usual / (1 - usual)) + _FAR * max(strays, 0.0) ** 0.5 / (usual * (1 - usual))
+    return float(1 / (1 + np.exp(-odds)))
+
+
+_FAR = 60.0  # Standard deviations: Student's 103 at three degrees of freedom
 
 
 _BY_ROWS = {"stuck": _standing, "new": _unheard}
