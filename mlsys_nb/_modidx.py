@@ -6850,6 +6850,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                         'mlsys_nb/monitoring/deviation.py'),
                                                'mlsys_nb.monitoring.deviation._near': ( '60_monitoring/deviation.html#_near',
                                                                                         'mlsys_nb/monitoring/deviation.py'),
+                                               'mlsys_nb.monitoring.deviation._reached': ( '60_monitoring/deviation.html#_reached',
+                                                                                           'mlsys_nb/monitoring/deviation.py'),
                                                'mlsys_nb.monitoring.deviation._row_by_row': ( '60_monitoring/deviation.html#_row_by_row',
                                                                                               'mlsys_nb/monitoring/deviation.py'),
                                                'mlsys_nb.monitoring.deviation._solid': ( '60_monitoring/deviation.html#_solid',
