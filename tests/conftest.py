@@ -30,12 +30,27 @@ if "DRAW_ANEW" not in os.environ:
     settings.load_profile("same")
 
 
-DEAR = "own_problem replay parity_mutants chapters guide site_walk wheel forget site kills parity".split()
+DEAR = "own_problem replay parity_mutants guide site_walk wheel forget site kills parity".split()
 
 
 def pytest_collection_modifyitems(items):
-    "Files of a minute and more first, so two processes that take file after file end together."
-    items.sort(key=lambda item: item.path.stem.removeprefix("test_") not in DEAR)
+    "Files of a minute and more first, chapters last, so two processes that share the work end together."
+    name = lambda item: item.path.stem.removeprefix("test_")
+    items.sort(key=lambda item: (name(item) == "chapters", name(item) not in DEAR))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    "A process takes a whole file, so that what its tests share is made once; chapters share nothing."
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Files(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            file = nodeid.split("::")[0]
+            return nodeid if file.endswith("test_chapters.py") else file
+
+    config.option.loadscopereorder = False
+    return Files(config, log)
 
 
 def free_port():
