@@ -9,10 +9,8 @@ __all__ = ['check_parts', 'check_sources']
 from collections.abc import Iterator
 from typing import Any
 
-from ..data.columns import POLARS_TYPES
 from ..data.contract import Contract
 from ..evaluation.limits import Limits
-from ..features.dtypes import accepts
 from ..features.events import Events
 from ..features.feature_set import FeatureSet
 from ..learning.brief import Learning
@@ -54,6 +52,12 @@ def check_parts(
             )
 
 # %% ../../nbs/40_problem/42_parts.ipynb #c7922ada
+_WORDS, _WHOLE = ("text", "category", "list"), ("int", "decimal")
+_READ_FROM = {  # What events call a column -> what its contract may call it; asked without an engine
+    "int": _WHOLE, "float": (*_WHOLE, "float"), "text": _WORDS, "list": _WORDS, "bool": ("bool",), "time": ("time",),
+}  # fmt: skip
+
+
 def _events_of(problem: Any) -> Iterator[Events]:
     "All events that a problem reads."
     yield from problem.population.about
@@ -70,7 +74,7 @@ def _unlike(contract: Contract, events: Events) -> list[str]:
     return [
         f"{name} is {came[name]} in the contract and {dtype} in the events"
         for name, dtype in wanted.items()
-        if name in came and not accepts(dtype, POLARS_TYPES[came[name]])
+        if name in came and came[name] not in _READ_FROM[dtype]
     ]
 
 # %% ../../nbs/40_problem/42_parts.ipynb #a6b4d4ac
