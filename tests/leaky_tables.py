@@ -1,7 +1,8 @@
-"""Tables whose every column is known to be honest or not, drawn from three worlds as the words of the matter tell them.
+"""Tables whose every column is known to be honest or not, drawn from four worlds as the words of the matter tell them.
 
 Nothing here is taken from how leaks are looked for: a shop's parcels (sent back or not), a clinic's appointments (kept, late,
-missed), a workshop's repairs (hours). What is honest is drawn before the outcome, what leaks after it.
+missed), a workshop's repairs (hours), a carrier's freight (what the invoice came to: heavy tails, and an honest quote that tells
+most of it). What is honest is drawn before the outcome, what leaks after it.
 
     python tests/leaky_tables.py 100      # how often each planted column is named, and how often an honest one
 """
@@ -45,7 +46,9 @@ def sentences(rng: np.random.Generator, n: int, topic: np.ndarray) -> list[str]:
 
 
 def world(kind: str, seed: int, n: int = 0) -> World:
-    "A table of one of the three worlds."
+    "A table of one of the worlds."
+    if kind == "freight":
+        return freight(seed, n)
     rng = np.random.default_rng([seed, len(kind)])
     n = n or int(rng.choice([800, 2000, 5000]))
     who = rng.integers(0, max(n // 5, 30), n)
@@ -76,6 +79,32 @@ def world(kind: str, seed: int, n: int = 0) -> World:
         "voucher": [f"V{v}" if v < 40 else None for v in rng.integers(0, 200, n)],
     }, strict=False)  # fmt: skip
     return World(rows, outcome, rng)
+
+
+def freight(seed: int, n: int = 0) -> World:
+    "Shipments and what their invoices came to: a few are far dearer than all others, and the quote of before tells most of it."
+    rng = np.random.default_rng([seed, 4711])
+    n = n or int(rng.choice([800, 2000, 5000]))
+    who, kind = (
+        rng.integers(0, max(n // 8, 30), n),
+        rng.choice(["dry", "chilled", "oversize", "dangerous"], n, p=[0.6, 0.2, 0.15, 0.05]),
+    )
+    dearer = rng.normal(0, 0.15, who.max() + 1)[who]
+    tons, km = np.exp(rng.normal(1.5, 0.8, n)), np.round(rng.gamma(2, 250, n) + 20)
+    customs, waiting = rng.random(n) < 0.25, rng.exponential(1.0, n)
+    plain = (
+        4 + 0.6 * np.log(tons) + 0.5 * np.log(km) + 0.5 * (kind == "oversize") + 0.8 * (kind == "dangerous")
+    )
+    quote = np.exp(plain + dearer + rng.choice([0.05, 0.15, 0.4]) * rng.normal(size=n))
+    amount = np.exp(plain + dearer + 0.3 * customs + 0.1 * waiting + 0.2 * rng.standard_t(3, n))
+    at = [BEGIN + timedelta(minutes=int(m)) for m in np.sort(rng.integers(0, 500_000, n))]
+    rows = pl.DataFrame({
+        "id": np.arange(n) + 700_000, "at": at, "who": [f"S{w}" for w in who], "region": kind, "tons": tons.round(2), "km": km,
+        "customs": customs, "quote": pl.Series(np.where(rng.random(n) < 0.1, np.nan, quote.round(0)), nan_to_null=True),
+        "truck": [("own", "hired", None)[k] for k in rng.integers(0, 3, n)], "pallets": np.ceil(tons * rng.uniform(1, 2, n)).astype(int),
+        "order": sentences(rng, n, np.log(tons) - 1.5), "asked": [t - timedelta(hours=int(h)) for t, h in zip(at, rng.integers(1, 300, n), strict=True)],
+    }, strict=False)  # fmt: skip
+    return World(rows, pl.Series("invoice", amount.round(2)), rng)
 
 
 def hit(w: World, share: float) -> np.ndarray:
@@ -184,12 +213,50 @@ PLANTS: dict[str, Callable[[World], pl.Series]] = {
     "copies of it in 30 %": copies(0.30),
     "copies of it in 1 %": copies(0.01),
 }  # fmt: skip
-KINDS = ("parcels", "clinic", "repairs")
+KINDS = ("parcels", "clinic", "repairs", "freight")
+
+
+def blurred(spread: float) -> Callable[[World], pl.Series]:
+    "Something that was counted afterwards and goes with the number, apart from errors."
+    return lambda w: pl.Series(
+        np.round(w.outcome.to_numpy() / 65 * np.exp(spread * w.rng.normal(size=w.rows.height)), 4)
+    )
+
+
+def signed(w: World) -> pl.Series:
+    "Who had to approve it: limits in money, and one in fifty by somebody else."
+    limits = np.quantile(w.outcome.to_numpy(), [0.6, 0.9, 0.97])
+    grade = np.searchsorted(limits, w.outcome.to_numpy())
+    return pl.Series(np.array(["clerk", "lead", "head", "board"])[np.where(hit(w, 0.02), 1, grade)])
+
+
+def rebated(w: World) -> pl.Series:
+    "What was paid: two in a hundred less for four of ten who paid at once."
+    return pl.Series(np.round(w.outcome.to_numpy() * np.where(hit(w, 0.4), 0.98, 1.0), 2))
+
+
+def ranked(w: World) -> pl.Series:
+    "Its place among all of the same month."
+    month = w.rows["at"].dt.truncate("1mo")
+    return pl.DataFrame({"m": month, "y": w.outcome}).select(pl.col("y").rank("ordinal").over("m"))["y"]
+
+
+NUMBERS = ("repairs", "freight")
+OF_NUMBERS: dict[str, Callable[[World], pl.Series]] = {
+    "its tax, a fifth, to the cent": lambda w: (w.outcome * 0.19).round(2),
+    "what was paid, with a rebate": rebated,
+    "who had to approve it": signed,
+    "its place in the month": ranked,
+    "counted afterwards, off by a tenth": blurred(0.1),
+    "counted afterwards, off by a third": blurred(0.33),
+}  # fmt: skip
 
 
 def planted(w: World, name: str) -> pl.DataFrame:
     "What names a row and when, with one more column: the honest ones have a look of their own."
-    return w.rows.select("id", "at", "who", "region").with_columns(PLANTS[name](w).alias("extra"))
+    beside = [c for c in ("size", "weight", "tons", "km", "customs") if c in w.rows.columns]
+    made = (PLANTS | OF_NUMBERS)[name](w)
+    return w.rows.select("id", "at", "who", "region", *beside).with_columns(made.alias("extra"))
 
 
 def named_by_new(w: World, rows: pl.DataFrame) -> set[str]:
@@ -216,9 +283,9 @@ def named_by_scope(w: World, rows: pl.DataFrame) -> set[str]:
 
 def rates(n: int) -> Iterator[str]:
     "One line a plant and a world, then the false names."
-    for name in PLANTS:
+    for name in (*PLANTS, *OF_NUMBERS):
         told = []
-        for kind in KINDS:
+        for kind in KINDS if name in PLANTS else NUMBERS:
             worlds = [world(kind, seed) for seed in range(n)]
             tables = [(w, planted(w, name)) for w in worlds]
             hits = [

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
 
 # %% auto #0
-__all__ = ['CONSEQUENCE', 'is_text', 'value_tally', 'strongest_words', 'Wording', 'wordings', 'only_words']
+__all__ = ['CONSEQUENCE', 'is_text', 'value_tally', 'strongest_words', 'Wording', 'wordings', 'frequent_words', 'only_words']
 
 # %% ../../nbs/30_evaluation/32_wording.ipynb #341ba080
 _UNSPACED = r"\u3040-\u30ff\u3400-\u9fff\u0e00-\u0e7f"  # Japanese, Chinese, Thai
@@ -150,6 +151,23 @@ def wordings(
 
 # %% ../../nbs/30_evaluation/32_wording.ipynb #4df90b6c
 _ONLY, _LEANS, _COVER, _PAIR = 0.99, 4.5, 0.85, 2
+_ASKED = 200  # words of a text, the most frequent ones
+
+
+def frequent_words(
+    column: pl.Series,  # Of texts
+) -> Iterator[tuple[str, np.ndarray]]:  # The word, and which rows hold it; none where the column is no text
+    "The words that stand neither in few rows nor in most of them."
+    if column.dtype != pl.String or not is_text(value_tally(column)):
+        return
+    n = len(column)
+    row, code, names = _held(column, max(20, n // 200))
+    often = np.bincount(code, minlength=len(names))
+    for word in np.argsort(-np.where(often <= n / 2, often, 0), kind="stable")[:_ASKED]:
+        if often[word] <= n / 2:
+            held = np.zeros(n, dtype=bool)
+            held[row[code == word]] = True
+            yield str(names[int(word)]), held
 
 
 def only_words(
