@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 
 # %% auto #0
-__all__ = ['told_far_out']
+__all__ = ['told_far_out', 'told_in_order']
 
 # %% ../../nbs/30_evaluation/32_far_out.ipynb #6bc75c12
 _LINE, _FAR, _ORDER, _FEWEST = 0.995, 0.01, 0.95, 30
@@ -37,3 +37,17 @@ def told_far_out(
     line, order = float(np.corrcoef(x, y)[0, 1] ** 2), float(spearmanr(x[far], y[far])[0] ** 2)
     told = f"a straight line of it leaves {1 - line:.2%} of the outcome's variance, and it knows the order of the largest: the outcome with a small error"
     return (told, line) if line >= _LINE and order >= _ORDER else None
+
+
+def told_in_order(
+    column: pl.Series,
+    outcome: pl.Series,  # As many
+) -> float:  # Of the ranks' variance, less where the column is empty; 0: it is no number
+    "What the order of a number tells of the order of another, however few rows a group of them would have."
+    if not (column.dtype.is_numeric() and outcome.dtype.is_numeric()):
+        return 0.0
+    x, y = (c.cast(pl.Float64).fill_null(float("nan")).rank().to_numpy() for c in (column, outcome))
+    there = column.is_not_null().to_numpy()
+    if there.sum() < _FEWEST or min(x[there].std(), y[there].std()) == 0:
+        return 0.0
+    return float(there.mean() * np.corrcoef(x[there], y[there])[0, 1] ** 2)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import polars as pl
 
-from .far_out import told_far_out
+from .far_out import told_far_out, told_in_order
 from .giveaway import apart, averages, copied, cuts, given_away
 from .lateness import share_later
 from .threshold import parted
@@ -136,22 +136,8 @@ class _Table:
         return (share - self.ruled) / (1 - self.ruled) if share > self.ruled else 0.0
 
 # %% ../../nbs/30_evaluation/33_leakage.ipynb #bc95b87f
-def _in_order(column: pl.Series, table: _Table) -> float:
-    "What the order of a number tells of that of another, however few rows a group of them would have."
-    x = (
-        column.cast(pl.Float64).fill_null(float("nan")).to_numpy()
-        if column.dtype.is_numeric()
-        else np.zeros(1)
-    )
-    there = np.isfinite(x)
-    if not table.number or there.sum() < 50 or x[there].min() == x[there].max():
-        return 0.0
-    rank = pl.Series(x[there]).rank().to_numpy()
-    return float(there.mean() * np.corrcoef(rank, table.y[there, 0])[0, 1] ** 2)
-
-
 def _too_good(column: pl.Series, table: _Table) -> Suspect | None:
-    share = max(table.told(_groups(column)), _in_order(column, table))
+    share = max(table.told(_groups(column)), told_in_order(column, table.outcome) * table.number)
     beyond = table.beyond(share)
     rule = f" ({beyond:.0%} of what the rule leaves)" if table.ruled > 0.01 else ""
     if beyond >= table.sure:

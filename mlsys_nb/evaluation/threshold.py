@@ -15,7 +15,7 @@ from .giveaway import cuts
 from .wording import frequent_words, wordings
 
 # %% auto #0
-__all__ = ['jump', 'parted']
+__all__ = ['discontinuity', 'parted']
 
 # %% ../../nbs/30_evaluation/33_threshold.ipynb #643853d9
 _PART, _LEAST, _MOST, _EVIDENCE = 20, 40, 150, 16.0
@@ -68,7 +68,7 @@ def _begun(none: np.ndarray, near: np.ndarray, far: np.ndarray, k: int) -> np.nd
     return np.where((none == 0) & (far <= _SLOPE * near), two, 0.0)
 
 
-def jump(
+def discontinuity(
     rows: np.ndarray,  # True: in the part
     outcome: _Ordered,
     tried: int = 1,  # Parts that are asked
@@ -124,7 +124,7 @@ def parted(
     ordered = _ordered(y)
     parts = _parts(column, outcome.rank().to_numpy() / len(y)) if len(ordered.places) else []
     for rows, where in parts:
-        if met := jump(rows, ordered, len(parts)):
+        if met := discontinuity(rows, ordered, len(parts)):
             place, below, above = met
             return f"{where} it jumps at an outcome of {place:,.5g}: {below:.0%} of the rows just below, {above:.0%} just above, as if written afterwards"
     return None
