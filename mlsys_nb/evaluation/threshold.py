@@ -80,16 +80,21 @@ def discontinuity(
     count = np.concatenate([[0], np.cumsum(rows[outcome.order])]).astype(float)
     shares = np.stack([(count[at + (i + 1) * k] - count[at + i * k]) / k for i in (-2, -1, 0, 1)])
     ways = [_extrapolated(shares, k)]
+    leap = shares[2] - shares[1]
+    sudden = np.ones(len(at), dtype=bool)
+    for near, least in ((k // 2, 0.75), (k // 4, 0.6)):  # of a slope half of it and a quarter would be left
+        nearer = (count[at + near] - 2 * count[at] + count[at - near]) / near
+        sudden &= nearer * np.sign(leap) >= least * np.abs(leap)
     for a, b, c, d in (shares, shares[::-1], 1 - shares, 1 - shares[::-1]):
         ways.append(_begun(a + b, c, d, k))
-    evidence = np.max(ways, axis=0)
+    evidence = np.where(sudden, np.max(ways, axis=0), 0.0)
     best = int(evidence.argmax())
     if evidence[best] < _EVIDENCE + np.log(tried * len(outcome.y) / k):
         return None
     return float(outcome.y[at[best]]), float(shares[1, best]), float(shares[2, best])
 
 # %% ../../nbs/30_evaluation/33_threshold.ipynb #75077a29
-_LEVELS = 30
+_LEVELS = 10
 
 
 def _beginnings(codes: np.ndarray, rank: np.ndarray) -> Iterator[np.ndarray]:
