@@ -247,7 +247,8 @@ def test_a_column_is_not_called_like_a_consequence_for_a_part_of_a_word():
 
 SEEN = {
     "parcels": set(tables.PLANTS),
-    "repairs": set(tables.PLANTS) - {"words of it, 30 % of one outcome"},  # of a number that is too little to tell
+    "repairs": set(tables.PLANTS)
+    - {"words of it, 30 % of one outcome"},  # of a number that is too little to tell
     "freight": {"its tax, a fifth, to the cent", "who had to approve it", "a stage that nearly repeats it"},
 }
 
