@@ -40,8 +40,8 @@ VOLATILE = {
 }
 PICTURE = re.compile(r'<figure class="mls-figure"><img src="data:image/svg\+xml;base64,([\w+/=]+)"[^>]*>(?:<figcaption>.*?</figcaption>)?</figure>', re.S)  # fmt: skip
 PARTS = re.compile(r"\b[mp][0-9a-f]{10}\b")  # of a picture: named by a digest of their last digits
-EACH_TIME = re.compile(  # the id of an answer, how long one takes, the seal of a package, which changes with any code
-    r"""\bh\d+-\d+-[0-9a-f]{16}\b|[\d.]+(?= ms per prediction)|(?<=>package</th><td style="text-align:left">)[0-9a-f]{12}"""
+EACH_TIME = re.compile(  # the id of an answer, what one takes, the seal of a package, which changes with any code
+    r"""\bh\d+-\d+-[0-9a-f]{16}\b|[\d.]+(?= ms per prediction)|[\d,]+(?= bytes, at most)|(?<=>package</th><td style="text-align:left">)[0-9a-f]{12}"""
 )
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e[+-]?\d+)?")
 
@@ -137,8 +137,10 @@ def difference(saved: list[dict], new: list[dict]) -> str:
     for old, now in zip(map(plain, saved), map(plain, new), strict=True):
         if NUMBER.sub("#", old) != NUMBER.sub("#", now):
             return f"saved:\n{html.unescape(old)[:600]}\nnow:\n{html.unescape(now)[:600]}"
-        for a, b in zip(NUMBER.findall(old), NUMBER.findall(now), strict=True):
+        for here, there in zip(NUMBER.finditer(old), NUMBER.finditer(now), strict=True):
+            a, b = here[0], there[0]
             exact = a.isdigit() or b.isdigit()
             if a != b and (exact or not math.isclose(float(a), float(b), rel_tol=1e-6, abs_tol=1e-9)):
-                return f"saved {a}, now {b}, in:\n{html.unescape(now)[:600]}"
+                around = html.unescape(now[max(there.start() - 300, 0) : there.end() + 300])
+                return f"saved {a}, now {b}, in:\n{around}"
     return ""
