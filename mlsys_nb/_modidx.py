@@ -1077,6 +1077,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                            'mlsys_nb.decisions.writer._tally': ( '50_decisions/writer.html#_tally',
                                                                                  'mlsys_nb/decisions/writer.py')},
             'mlsys_nb.doors.arguments': { 'mlsys_nb.doors.arguments._put': ('80_doors/arguments.html#_put', 'mlsys_nb/doors/arguments.py'),
+                                          'mlsys_nb.doors.arguments.addressed': ( '80_doors/arguments.html#addressed',
+                                                                                  'mlsys_nb/doors/arguments.py'),
                                           'mlsys_nb.doors.arguments.complain': ( '80_doors/arguments.html#complain',
                                                                                  'mlsys_nb/doors/arguments.py'),
                                           'mlsys_nb.doors.arguments.job_values': ( '80_doors/arguments.html#job_values',

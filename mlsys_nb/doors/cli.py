@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from . import asking, beginnings, completion, oncall
-from .arguments import complain, number_within, say
+from .arguments import addressed, complain, number_within, say
 from mlsys_nb.doors.commands import (
     comparing,
     custody,
@@ -334,14 +334,16 @@ def main(
     if typed[:1] == [completion.ASK]:
         say("\n".join(completion.candidates(parser(), typed[1:])))
         return 0
-    try:
-        return perform(parser().parse_args(typed))
-    except BrokenPipeError:
-        sys.stderr.close()  # whoever read our output has seen enough
-        return 0
-    except (Exception, KeyboardInterrupt) as error:
-        if "--debug" in typed and not isinstance(error, KeyboardInterrupt):
-            raise
-        code, text = failure(error)
-        complain(text)
-        return code
+    options = parser().parse_args(typed)
+    with addressed(options.root, COMMANDS):
+        try:
+            return perform(options)
+        except BrokenPipeError:
+            sys.stderr.close()  # whoever read our output has seen enough
+            return 0
+        except (Exception, KeyboardInterrupt) as error:
+            if "--debug" in typed and not isinstance(error, KeyboardInterrupt):
+                raise
+            code, text = failure(error)
+            complain(text)
+            return code
