@@ -4,6 +4,7 @@ import json
 import os
 import re
 import resource
+import shlex
 import signal
 import socket
 import subprocess
@@ -113,8 +114,20 @@ def test_a_mistake_gets_one_clear_line(capsys, root, words, says):
     code, out, err = mlsys(capsys, *words, "--root", root)
     assert code == 2, err
     assert err.startswith("error: ")
-    assert says in err
+    assert says in err.replace(f" --root {root}", "")
     assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("words", [(), ("--json",)])
+def test_what_is_told_where_a_root_was_typed_works_on_that_root(capsys, tmp_path, words):
+    shop = str(tmp_path / "my shop")
+    code, _, err = mlsys(capsys, "champion", "churn", "--root", shop, *words)
+    told = re.search(r"mlsys .*", err)
+    assert code == 2 and told
+    options = parser().parse_args(shlex.split(told[0])[1:])
+    assert (options.root, options.command, options.problem) == (shop, "train", "churn")
+    _, _, err = mlsys(capsys, "champion", "churn")
+    assert "--root" not in err
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -334,9 +334,10 @@ def main(
     if typed[:1] == [completion.ASK]:
         say("\n".join(completion.candidates(parser(), typed[1:])))
         return 0
-    options = parser().parse_args(typed)
-    with addressed(options.root, COMMANDS):
+    with ExitStack() as told:
         try:
+            options = parser().parse_args(typed)
+            told.enter_context(addressed(options.root, COMMANDS))
             return perform(options)
         except BrokenPipeError:
             sys.stderr.close()  # whoever read our output has seen enough
