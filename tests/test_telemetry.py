@@ -61,7 +61,7 @@ def test_every_request_is_counted_once_under_its_status():
 
 def test_two_services_in_one_process_do_not_share_figures():
     first, second = Metrics(), Metrics()
-    second.about("returns")
+    second.about("returns", {})
     first.requests.labels("predictions", "200").inc()
     assert b"mlsys_requests_total{" not in second.text()
     assert b'mlsys_champion_refused{problem="returns"} 0.0' in second.text()

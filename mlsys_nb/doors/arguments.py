@@ -38,7 +38,7 @@ def addressed(
         yield
         return
     told = re.compile(rf"(?<![\w./-])mlsys (?=(?:{'|'.join(commands)})\b)(?![^\n]* --root )")
-    way = _ADDRESSED.set(lambda text: told.sub(lambda found: f"mlsys --root {shlex.quote(root)} ", text))
+    way = _ADDRESSED.set(lambda text: told.sub(lambda found: f"{found[0]}--root {shlex.quote(root)} ", text))
     try:
         yield
     finally:
