@@ -37,7 +37,7 @@ class Calendar:
             )
         if not isinstance(self.start, datetime) or self.start.tzinfo is None:
             raise ProblemError(
-                f"a calendar starts at an aware datetime, got start={self.start!r}; add tzinfo=UTC"
+                f"a calendar starts at an aware time, got start={self.start!r}; add tzinfo=UTC"
             )
         object.__setattr__(self, "start", self.start.astimezone(UTC))
 
