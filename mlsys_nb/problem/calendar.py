@@ -36,9 +36,7 @@ class Calendar:
                 f"got every={self.every!r}; give one"
             )
         if not isinstance(self.start, datetime) or self.start.tzinfo is None:
-            raise ProblemError(
-                f"a calendar starts at an aware time, got start={self.start!r}; add tzinfo=UTC"
-            )
+            raise ProblemError(f"a calendar has an aware start, got start={self.start!r}; add tzinfo=UTC")
         object.__setattr__(self, "start", self.start.astimezone(UTC))
 
     @property
