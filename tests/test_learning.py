@@ -103,7 +103,7 @@ def test_neighbours_are_sealed_and_replayed_and_a_rival_is_not(tmp_path):
     frame = rows.select(
         "moment", "period", "label", *[pl.col("a").alias(n) for n in names if n != "country"], country="land"
     )
-    dataset = Dataset(churn, frame, START, "0" * 64, {}, 0)
+    dataset = Dataset(churn, frame, START, {}, 0)
     package = build(fit("neighbours", frame, names), dataset)
     seal(package, tmp_path / "one")
     assert (

@@ -36,7 +36,7 @@ def made(kind, every, rate, periods, after=timedelta(0), **limits):
         limits=Limits(**limits), lookback=None, matures_after=after, target=SimpleNamespace(judge=judge),
         population=SimpleNamespace(calendar=calendar),
     )  # fmt: skip
-    return Dataset(problem, frame.with_columns(label), START, "", {}, 0)
+    return Dataset(problem, frame.with_columns(label), START, {}, 0)
 
 
 def judged(dataset, more):
@@ -90,9 +90,9 @@ def test_less_is_asked_where_the_problem_asks_for_less():
 def test_what_no_waiting_mends_is_told_so():
     "Nothing but one kind of outcome; nothing at all; and a model that is there already is not lectured."
     alone = made("yes or no", "1w", 8, 40)
-    alone = Dataset(alone.problem, alone.frame.with_columns(label=pl.lit(0, pl.Int8)), START, "", {}, 0)
+    alone = Dataset(alone.problem, alone.frame.with_columns(label=pl.lit(0, pl.Int8)), START, {}, 0)
     never = made("a number", "1d", 1, 3, rows=100_000)
-    empty = Dataset(alone.problem, alone.frame.clear(), START, "", {}, 0)
+    empty = Dataset(alone.problem, alone.frame.clear(), START, {}, 0)
     for dataset, part in (
         (alone, "other outcomes are missing"),
         (never, "no length of waiting"),

@@ -24,7 +24,6 @@ from .interim_looks import noted_look
 from .retrain import Candidate
 from .step import Context
 from .tenant_fits import OneTenant, OwnFits, own_fits, tenants_in
-from ..problem.dataset import content_digest
 from ..problem.tenant import MOST_TEXT, POOLED, tenant_text, tenants_of
 from ..release.footprint import latency_ms
 from ..release.package import Evidence, Model, Package, open_package, with_verdict
@@ -64,7 +63,7 @@ def _packaged(at: Context, candidate: Candidate, own: OwnFits) -> Package:
     evidence = Evidence(certificate=candidate.package.manifest["certificate"], **told)
     fitted = own.shipped
     rows = tenant.rows.filter(pl.col("period").is_between(fitted.train_start, fitted.train_end))
-    learnt_from = replace(candidate.dataset, frame=rows, digest=content_digest(rows))
+    learnt_from = replace(candidate.dataset, frame=rows)
     return build_package(fitted, learnt_from, evidence)
 
 # %% ../../nbs/75_loop/78_per_tenant.ipynb #f27110bd

@@ -191,7 +191,7 @@ def ordered_items(
 
 # %% ../../nbs/40_problem/41_candidates.ipynb #e8a6ea4a
 def _own(candidates: Candidates, asked: pl.DataFrame, events: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
-    "The items that one has had oneself, with the pair's features."
+    "Each row beside every item that one has had by its moment."
     c, e = candidates, candidates.events
     pair = [*c.entity, c.item]
     known = events[e.name].select(
@@ -199,48 +199,36 @@ def _own(candidates: Candidates, asked: pl.DataFrame, events: Mapping[str, pl.Da
     )
     mine = known.join(asked.select(c.entity).unique(), on=list(c.entity), how="semi")
     mine = mine.drop_nulls(pair).group_by(pair).agg(pl.col("_known").min())
-    rows = asked.join(mine, on=list(c.entity), how="inner").filter(pl.col("_known") <= pl.col("moment"))
-    rows = as_of(c.history, rows.drop("_known"), events).filter(pl.col("_since").is_not_null())
-    rows = rows.sort("_row", "_since", c.item)
-    return rows.filter(pl.int_range(pl.len()).over("_row") < c.own)
+    return asked.join(mine, on=list(c.entity), how="inner").filter(pl.col("_known") <= pl.col("moment"))
 
 
-def _others(
-    candidates: Candidates,
-    asked: pl.DataFrame,
-    own: pl.DataFrame,
-    where: tuple[Mapping[str, pl.DataFrame], pl.DataFrame],
-) -> pl.DataFrame:
-    "What everybody may choose and one has not had, with the features of a pair that never met: one for all of them."
-    (events, table), c = where, candidates
-    met = as_of(c.pairs, asked.with_columns(pl.lit(None, POLARS[c.items.keys[c.item]]).alias(c.item)), events)
-    best = table.drop_nulls("_place").select("_refresh", c.item)
-    rows = met.drop(c.item).join(best, on="_refresh", how="inner")
-    rows = rows.join(own.select("_row", c.item), on=["_row", c.item], how="anti") if own.height else rows
-    return rows.with_columns(_since=pl.lit(None, pl.Float64))
+def _pairs(candidates: Candidates, asked: pl.DataFrame, events: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
+    "The pairs of each row, with their features: of one's own items, of no item (a pair that never met), or of those that its request brings."
+    c = candidates
+    row, none = ["_row", *c.entity, "moment", "_refresh"], pl.lit(None, POLARS[c.items.keys[c.item]])
+    free, brought = asked.filter(pl.col(CANDIDATES).is_null()), pl.lit(False).alias("_brought")
+    parts = [
+        free.select(*row, none.alias(c.item), brought),
+        _own(c, free, events).select(*row, c.item, brought),
+    ]
+    if free.height < asked.height:
+        given = asked.select(*row, pl.col(CANDIDATES).alias(c.item)).explode(c.item).drop_nulls(c.item)
+        parts.append(given.unique(maintain_order=True).with_columns(_brought=True))
+    return as_of(c.history, pl.concat(parts), events)
 
 # %% ../../nbs/40_problem/41_candidates.ipynb #344167e5
-def _given(candidates: Candidates, asked: pl.DataFrame, events: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
-    "The items that requests bring, with the pair's features."
-    rows = asked.select(
-        "_row", *candidates.entity, "moment", "_refresh", pl.col(CANDIDATES).alias(candidates.item)
-    )
-    rows = rows.explode(candidates.item).drop_nulls(candidates.item).unique(maintain_order=True)
-    return as_of(candidates.history, rows, events)
-
-
 def _found(
     candidates: Candidates, asked: pl.DataFrame, events: Mapping[str, pl.DataFrame], table: pl.DataFrame
 ) -> pl.DataFrame:
     "The candidates of each row: those that its request brings, or those that everybody is offered and one's own."
-    free = asked.filter(pl.col(CANDIDATES).is_null()).drop(CANDIDATES)
-    own = _own(candidates, free, events)
-    others = _others(candidates, free, own, (events, table)).select(own.columns)
-    if free.height == asked.height:
-        return pl.concat([others, own])
-    return pl.concat(
-        [others, own, _given(candidates, asked.drop_nulls(CANDIDATES), events).select(own.columns)]
-    )
+    c = candidates
+    pairs = _pairs(c, asked, events)
+    own = pairs.filter(pl.col("_since").is_not_null(), ~pl.col("_brought")).sort("_row", "_since", c.item)
+    own = own.filter(pl.int_range(pl.len()).over("_row") < c.own)
+    best = table.drop_nulls("_place").select("_refresh", c.item)
+    others = pairs.filter(pl.col(c.item).is_null()).drop(c.item).join(best, on="_refresh", how="inner")
+    others = others.join(own.select("_row", c.item), on=["_row", c.item], how="anti").select(own.columns)
+    return pl.concat([others, own, pairs.filter("_brought")]).drop("_brought")
 
 # %% ../../nbs/40_problem/41_candidates.ipynb #74628c84
 def _lists(

@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from functools import cached_property
 
 import numpy as np
 import polars as pl
@@ -109,12 +110,16 @@ class Dataset:
         pl.DataFrame
     )  # entity, moment, period, values of the request, one column a feature, label (null while unknown)
     now: datetime  # What was known when it was built
-    digest: str  # SHA-256 of the rows
     snapshots: Mapping[str, str]  # Source -> digest of the snapshot it was read from
     left_truncated: int  # Rows whose longest window starts before the recorded history does
     revised: int = 0  # Final labels that news known by `now`, but too late for them, would change
     told: int = 0  # Rows whose label somebody said, with the features as served
     without: int = 0  # Rows left out because no outcome came in time
+
+    @cached_property
+    def digest(self) -> str:
+        "SHA-256 of the rows."
+        return content_digest(self.frame)
 
     @property
     def features(self) -> tuple[str, ...]:
@@ -152,7 +157,7 @@ def _only(dataset: Dataset, rows: pl.DataFrame, without: int = 0) -> Dataset:
     if rows.height == dataset.frame.height:
         return dataset
     told = dataset.without + without
-    return replace(dataset, frame=rows, digest=content_digest(rows), without=told)
+    return replace(dataset, frame=rows, without=told)
 
 
 def content_digest(
@@ -226,7 +231,7 @@ def build_dataset(
     if learning and problem.target.among is not None:
         asked, label = asked.filter(label.is_not_null()), label.drop_nulls()
     rows = as_known(problem, asked, lake).with_columns(label=label.alias("label"))
-    about = (content_digest(rows), lake.digests, _left_truncated(problem, rows, lake))
+    about = (lake.digests, _left_truncated(problem, rows, lake))
     without = many - rows.height
     return Dataset(
         problem, rows, now, *about, _revised(problem, asked, rows["label"], lake, now), without=without
@@ -252,7 +257,7 @@ def with_taught(
     rows = _as_served(problem, told, lake).select(pl.col(c).cast(t) for c, t in dataset.frame.schema.items())
     others = dataset.frame.join(rows, on=one, how="anti", maintain_order="left")
     frame = pl.concat([others, rows]).sort("moment", *problem.entity, maintain_order=True)
-    return replace(dataset, frame=frame, digest=content_digest(frame), told=rows.height)
+    return replace(dataset, frame=frame, told=rows.height)
 
 
 def _as_served(problem: Problem, told: pl.DataFrame, lake: Lake) -> pl.DataFrame:

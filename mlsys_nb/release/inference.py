@@ -120,7 +120,7 @@ def _frame_matrix(inputs: Inputs, frame: pl.DataFrame) -> Floats:
             column = column.cast(pl.String).str.len_chars()
         if codes is not None:
             column = _coded(column, codes)
-        matrix[:, i] = column.cast(pl.Float64).fill_null(math.nan).to_numpy()
+        matrix[:, i] = column.cast(pl.Float64).to_numpy()  # null is nan
     return matrix
 
 
