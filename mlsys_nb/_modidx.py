@@ -3093,6 +3093,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'mlsys_nb/evaluation/giveaway.py'),
                                               'mlsys_nb.evaluation.giveaway._steps': ( '30_evaluation/giveaway.html#_steps',
                                                                                        'mlsys_nb/evaluation/giveaway.py'),
+                                              'mlsys_nb.evaluation.giveaway._telling': ( '30_evaluation/giveaway.html#_telling',
+                                                                                         'mlsys_nb/evaluation/giveaway.py'),
                                               'mlsys_nb.evaluation.giveaway.apart': ( '30_evaluation/giveaway.html#apart',
                                                                                       'mlsys_nb/evaluation/giveaway.py'),
                                               'mlsys_nb.evaluation.giveaway.averages': ( '30_evaluation/giveaway.html#averages',

@@ -135,13 +135,19 @@ def copied(
 _MET, _KINDS, _OTHERS = 0.8, 6, 5
 
 
+def _telling(made: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    "Which groups have another value than the commonest, if there are several: one for each group, and how many rows it has."
+    values, kind = np.unique(made, return_inverse=True)
+    common = np.bincount(kind, rows).argmax()
+    return (kind != common) & (len(values) > _OTHERS)
+
+
 def _meets(x: np.ndarray, made: np.ndarray) -> bool:
     "Whether a number is one that was worked out, nearly everywhere."
-    values, counts = np.unique(made, return_counts=True)
-    rare = (made != values[counts.argmax()]) & np.isfinite(x)
-    if rare.sum() < _FEWEST or len(values) <= _OTHERS:
+    known = np.isfinite(x)
+    x, made = x[known], made[known]
+    if len(x) < _FEWEST:
         return False
-    x, made = x[rare], made[rare]
     near = np.abs(x - made) <= 1e-6 * np.maximum(1, np.abs(made))
     return bool(max(near.mean(), *((np.abs(x - made.round(d)) < 1e-9).mean() for d in (2, 3, 4))) >= _MET)
 
@@ -158,9 +164,11 @@ def averages(
     whole = [n for n in sorted({*names, *others}) if rows.schema[n] in (pl.String, pl.Int64, pl.Int32)]
     for by in (n for n in whole if 2 < rows[n].n_unique() <= len(rows) // 2):
         codes = rows[by].rank("dense").fill_null(0).to_numpy().astype(np.int64)
+        sizes = np.bincount(codes)
         for k in range(min(y.shape[1], _KINDS)):
             total = np.bincount(codes, y[:, k])
-            mean = total / np.maximum(np.bincount(codes), 1)
-            for name, x in numbers.items():
-                if name != by and any(_meets(x, made[codes]) for made in (mean, 100 * mean, total)):
-                    yield name, by
+            mean = total / np.maximum(sizes, 1)
+            for made in (mean, 100 * mean, total):
+                at = _telling(made, sizes)[codes]
+                each = made[codes[at]]
+                yield from ((name, by) for name, x in numbers.items() if name != by and _meets(x[at], each))
