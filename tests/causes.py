@@ -33,7 +33,7 @@ CASES: Mapping[str, tuple[str, str, dict[str, tuple[str, str, str]]]] = {
         "zone": ('"time", zone="UTC"', '"time", zone="America/New_York"', "declaration .*zone"),
         "limit": ("slices=(", f"limits={LIMITS}(entities=40), slices=(", "declaration limits.entities"),
     }),
-    "demand": ("2010-04-01", "2010-04-05", {
+    "demand": ("2010-04-11", "2010-04-12", {
         "code": ('bought = ~lines["cancelled"]', 'bought = ~lines["cancelled"]  # not sent back', "code"),
         "label delay": ("slices=(", 'maturity="2d", slices=(', "declaration maturity"),
         "feature": ('(pieces_in(84) / 12)', '(pieces_in(70) / 10)', "declaration feature weekly_84d"),

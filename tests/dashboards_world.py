@@ -46,6 +46,7 @@ def ran(settings, run, tables=None, headline="", told=None):
         "run_id": run.run_id,
         "job": run.job,
         "status": run.status,
+        "started_at": run.started_at.isoformat(),
         "headline": headline,
         "tables": sums,
         "metrics": {"holdout_log_loss": 0.55},

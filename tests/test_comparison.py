@@ -12,7 +12,7 @@ from mlsys_nb.evaluation.costs import Costs
 from mlsys_nb.jobs import record
 from mlsys_nb.jobs.comparison import compare_runs
 from mlsys_nb.jobs.runner import Runner
-from mlsys_nb.loop.account import declared_parts
+from mlsys_nb.loop.account import declared_parts, source_parts
 from mlsys_nb.problem.declaration import load_problem
 from mlsys_nb.system.settings import load_settings
 
@@ -95,9 +95,23 @@ def problem():
     return load_problem(load_settings(), "churn")
 
 
+def parts(problem):
+    return dict([*declared_parts(problem, ""), *(part for s in problem.sources for part in source_parts(s))])
+
+
+def with_column(problem, name, **words):
+    "The problem with one column of its source declared otherwise."
+    (source,) = problem.sources
+    columns = tuple(replace(c, **words) if c.name == name else c for c in source.contract.columns)
+    return replace(problem, sources=(replace(source, contract=replace(source.contract, columns=columns)),))
+
+
 @pytest.mark.parametrize(
     ("what", "changed"),
     [
+        ("source lines invoice_ts.zone", lambda p: with_column(p, "invoice_ts", zone="America/New_York")),
+        ("source lines price.minimum", lambda p: with_column(p, "price", minimum=0)),
+        ("source lines fresh", lambda p: replace(p, sources=(replace(p.sources[0], fresh="36h"),))),
         ("limits.worth", lambda p: replace(p, limits=replace(p.limits, worth=0.5))),
         ("maturity", lambda p: replace(p, maturity="3d")),
         (
@@ -108,7 +122,7 @@ def problem():
     ],
 )
 def test_each_part_of_a_declaration_has_a_line_of_its_own(what, changed):
-    before, after = (dict(declared_parts(one, "")) for one in (problem(), changed(problem())))
+    before, after = (parts(one) for one in (problem(), changed(problem())))
     moved = {name for name in {**before, **after} if before.get(name) != after.get(name)}
     assert any(name == what or name.startswith(what) for name in moved), sorted(moved)
     assert len(moved) <= 3, sorted(moved)

@@ -25,6 +25,8 @@ from mlsys_nb.doors.cli import main
 from mlsys_nb.doors.dashboards.catalog import catalog, matching
 from mlsys_nb.doors.dashboards.snapshot import OVERVIEW, SHEETS, write_snapshot
 from mlsys_nb.features import count
+from mlsys_nb.jobs.report import render
+from mlsys_nb.jobs.run_index import index, records
 from mlsys_nb.loop.backtest import backtest
 from mlsys_nb.loop.promotion import carry_out, note_release
 from mlsys_nb.loop.retrain import train_candidate
@@ -36,7 +38,8 @@ from mlsys_nb.problem.declaration import load_problem
 from mlsys_nb.release.fallback import last_sound
 from mlsys_nb.system.clock import instant
 from mlsys_nb.system.control import open_control
-from mlsys_nb.system.durable import write_json
+from mlsys_nb.system.durable import write_json, write_text
+from mlsys_nb.system.markup import card
 from mlsys_nb.system.settings import load_settings
 
 HOME = Path(__file__).resolve().parents[1]
@@ -202,7 +205,7 @@ def watched(browser, width, errors, foreign, scheme="light"):
     return page
 
 
-CLIPPED = """() => [...document.querySelectorAll('.mls-sheet, .mls-sheet *')].filter(e => !e.closest('svg') && getComputedStyle(e).display !== 'inline'
+CLIPPED = """() => [...document.querySelectorAll('.mls-sheet, .mls-sheet *, main, main *')].filter(e => !e.closest('svg, .mls-scroll, pre') && getComputedStyle(e).display !== 'inline'
   && e.clientWidth > 0 && e.scrollWidth > e.clientWidth + 1).map(e => e.tagName + ' ' + e.className + ': ' + e.textContent.slice(0, 80))"""
 
 
@@ -235,6 +238,35 @@ def test_every_page_shows_whole_on_any_screen(state, width, scheme, browser, sho
     assert not errors and not foreign, (errors, foreign)
 
 
+@VOILA
+def test_the_list_of_runs_and_a_report_with_every_link_show_whole_on_any_screen(browser, shots, tmp_path):
+    settings, errors, foreign = load_settings(root=tmp_path / "system", home=HOME), [], []
+    world.lived(settings)
+    places = {"runs": index(settings)}
+    _, record = records(settings.reports)[0]
+    ways = ("all runs", "the run before", "alerts", "the last decision", "card of version 16")
+    cell = {"cell_type": "code", "execution_count": 1, "metadata": {}, "source": "one", "outputs": []}
+    batch = {"batch": "churn-v18-20101201T000000Z" * 2, "rows": 2877, "n": 17}
+    shown = {"output_type": "display_data", "metadata": {}, "data": {"text/html": card("Batch", batch)}}
+    page = render({"cells": [{**cell, "outputs": [shown]}]}, record, dict.fromkeys(ways, "report.html"))
+    places["report"] = tmp_path / "report.html"
+    write_text(places["report"], page)
+    for name, place in places.items():
+        for width, scheme in SCREENS:
+            tab = watched(browser, width, errors, foreign, scheme)
+            tab.goto(place.as_uri())
+            tab.screenshot(path=shots / f"{name}_{width}_{scheme}.png", full_page=True)
+            assert tab.evaluate(CLIPPED) == [], f"{name} at {width}"
+            boxes = [b.bounding_box() for b in tab.locator("td.said, nav.mls-links a").all()]
+            assert len(boxes) >= 4 and max(b["x"] + b["width"] for b in boxes) <= width, f"{name} at {width}"
+            if name == "runs":
+                tab.get_by_label("any words").fill("there is no such word")
+                assert tab.locator("tbody tr").filter(visible=True).count() == 0
+            if engine():
+                assert barriers(tab) == [], f"{name} at {width}"
+    assert not errors and not foreign, (errors, foreign)
+
+
 @pytest.mark.skipif(not engine(), reason="needs axe-playwright-python")
 @VOILA
 def test_the_search_for_barriers_finds_one(browser):
@@ -247,7 +279,7 @@ def test_the_search_for_barriers_finds_one(browser):
     }  # fmt: skip
 
 
-SCREENS = [(1280, "light"), (390, "light"), (390, "dark")]
+SCREENS = [(1280, "light"), (1280, "dark"), (390, "light"), (390, "dark")]
 
 
 def kept(page, shots, name):

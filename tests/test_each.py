@@ -7,6 +7,7 @@ from argparse import Namespace
 from contextlib import redirect_stdout
 from dataclasses import replace
 from datetime import timedelta
+from zoneinfo import ZoneInfo
 
 import calls_world as world
 import polars as pl
@@ -105,6 +106,15 @@ def test_a_training_set_does_not_change_when_later_events_arrive():
         build_dataset(problem, early, periods, now).digest
         == build_dataset(problem, lake, periods, now).digest
     )
+
+
+def test_a_start_that_is_told_in_another_zone_is_the_same_moment():
+    lake, problem = frames(600), world.history
+    now = world.START + 40 * world.DAY
+    there = problem.population.start.astimezone(ZoneInfo("America/New_York"))
+    same = replace(problem, population=replace(problem.population, start=there))
+    one, other = (build_dataset(p, lake, p.population.periods(now), now) for p in (problem, same))
+    assert one.digest == other.digest and one.frame.height > 100
 
 
 @pytest.fixture(scope="module", params=["calls", "bare", "hours", "desk"])

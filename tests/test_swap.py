@@ -122,6 +122,21 @@ def test_fault_a_run_made_again_reads_the_data_of_then(world, capsys, monkeypatc
     assert [run.run_id for run in list_runs(runner.control)] == before, "the present system is only read"
 
 
+def test_what_a_job_measures_is_not_made_again_and_counts_for_nothing(world, capsys, monkeypatch):
+    home, runner, first = world
+    timed = "import time\noutputs({'seconds': time.monotonic()}, measured='how long it takes')"
+    job(home, "time", "now: str = ''", FIRST + timed)
+    second = runner.run("time")
+    told = "not made again: this job measures how long it takes, which no second run repeats"
+    assert reproduced(runner.settings, second).sentence == told
+    monkeypatch.chdir(home)
+    assert main(["reproduce", second.run_id]) == 0 and told in capsys.readouterr().out
+    assert main(["reproduce", "--all"]) == 0
+    assert "1 of 1 came out the same (100%); 1 measure and are not made again" in capsys.readouterr().out
+    assert main(["reproduce", "--all", "--json"]) == 0
+    assert [row["same"] for row in json.loads(capsys.readouterr().out)] == [True, None]
+
+
 def test_a_batch_that_is_gone_is_the_reason(world):
     home, runner, first = world
     folder = runner.settings.lake / "lines" / "may"

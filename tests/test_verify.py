@@ -168,6 +168,28 @@ def test_every_damaged_file_is_named_with_the_way_back(sound, tmp_path, how):
         shutil.rmtree(root)
 
 
+@pytest.mark.parametrize(
+    "content", ["{", "[]", '{"run_id": "r1", "job": "train", "status": "failed"}', '{"metrics": 3}']
+)
+def test_a_damaged_record_stops_no_list_and_is_named_with_the_way_back(
+    sound, tmp_path, capsys, monkeypatch, content
+):
+    root = tmp_path / "copy"
+    shutil.copytree(sound.root, root)
+    victims = sorted(root.glob("reports/*/*/*/run.json"))
+    victims[0].write_text(content)
+    record_of.cache_clear()
+    monkeypatch.chdir(sound.home)
+    assert main(["reports", "--root", str(root)]) == 0
+    said = capsys.readouterr().out
+    assert (
+        f"run {victims[0].parent.name} is not listed: its record says run_id, job, status, started_at" in said
+    )
+    assert f"bring {victims[0].parent} back from a backup" in said and "all that is damaged: mlsys" in said
+    page = (root / "reports/index.html").read_text()
+    assert "1 cannot be read: mlsys verify" in page and page.count("report.html") == len(victims) - 1
+
+
 def test_verify_speaks_json_and_fails(sound, tmp_path, capsys, monkeypatch):
     root = tmp_path / "copy"
     shutil.copytree(sound.root, root)

@@ -88,7 +88,7 @@ def record_for(
         "format": RECORD_FORMAT,
         **{k: getattr(run, k) for k in plain},
         **{k: v.isoformat() if isinstance(v, datetime) else None for k, v in times.items()},
-        "headline": said.get("headline", ""),
+        **{word: said.get(word, "") for word in ("headline", "measured")},
         "parameters": dict(run.parameters),
         "inputs": dict(said["inputs"]),
         "outputs": dict(run.outputs),

@@ -210,14 +210,17 @@ class Reproduced:
     compared: Compared | None  # None: it could not be made again
     lost: tuple[str, ...] = ()
     why: str = ""  # Why it could not be made again
+    measured: str = ""  # What it measured, where that is another thing each time
 
     @property
-    def same(self) -> bool:
-        return self.compared is not None and not self.compared.effects
+    def same(self) -> bool | None:  # None: nobody asks that of what is measured
+        return None if self.measured else self.compared is not None and not self.compared.effects
 
     @property
     def sentence(self) -> str:
         "Whether it came out the same, and else what differs and why."
+        if self.measured:
+            return f"not made again: this job measures {self.measured}, which no second run repeats"
         if self.compared is None:
             return f"cannot be made again: {self.why}"
         causes = [cause.sentence for cause in self.compared.causes]
@@ -231,7 +234,7 @@ class Reproduced:
         )
         return f"{len(moved)} differ: {'; '.join(moved[:3])}; because: {because}"
 
-
+# %% ../../nbs/70_jobs/74_rerun.ipynb #872c4413
 def reproduced(
     settings: Settings,
     run: Run,
@@ -241,6 +244,8 @@ def reproduced(
     "Make a run again, and say whether the same came out."
     try:
         record = recorded_run(settings, run)
+        if measured := record.get("measured"):
+            return Reproduced(run, None, measured=str(measured))
         with made_again(settings, recipe_of_run(record, present_code), prepared) as again:
             return Reproduced(run, held_against(settings, run, again), again.lost)
     except (MlsysError, ValueError, FileNotFoundError) as e:

@@ -53,6 +53,7 @@ def outputs(
     metrics: Mapping[str, float] | None = None,  # Numbers to follow from run to run
     tables: Mapping[str, pl.DataFrame] | None = None,  # Small tables behind its figures
     headline: str = "",  # One line: what was decided, and why
+    measured: str = "",  # What it measures, such as seconds, which no second run repeats
 ) -> None:
     "Declare, from inside a job notebook, what this run produced, read and measured."
     from IPython.display import display
@@ -60,10 +61,8 @@ def outputs(
     parts = {"outputs": dict(values), "inputs": dict(inputs or {}), "metrics": dict(metrics or {})}
     wrong = [k for k, v in parts["metrics"].items() if isinstance(v, bool) or not isinstance(v, int | float)]
     if wrong:
-        raise ValueError(
-            f"a metric is a number, got {', '.join(wrong)} of other types; put these into values"
-        )
-    said = {**parts, "headline": " ".join(str(headline).split())}
+        raise ValueError(f"a metric is a number, got {', '.join(wrong)} of other types; put these in values")
+    said = {**parts, "headline": " ".join(str(headline).split()), "measured": str(measured)}
     plain = json.loads(json_bytes(said))
     rows = [{"": part, "name": k, "value": json.dumps(v)} for part in PARTS for k, v in plain[part].items()]
     told = {OUTPUTS: {**plain, "tables": packed_tables(tables or {})}}
@@ -72,10 +71,10 @@ def outputs(
 # %% ../../nbs/70_jobs/73_runner.ipynb #e243f126
 def declared_outputs(
     notebook: Mapping[str, Any],  # An executed notebook
-) -> dict[str, Any]:  # 'outputs', 'inputs', 'metrics', 'tables' as they were packed, and the 'headline'
+) -> dict[str, Any]:  # 'outputs', 'inputs', 'metrics', 'tables' as they were packed, 'headline', 'measured'
     "What a run declared, read from its executed notebook; later declarations add to earlier ones."
     parts = (*PARTS, "tables")
-    found: dict[str, Any] = {**{part: {} for part in parts}, "headline": ""}
+    found: dict[str, Any] = {**{part: {} for part in parts}, "headline": "", "measured": ""}
     for cell in notebook["cells"]:
         for output in cell.get("outputs", []):
             declared = output.get("data", {}).get(OUTPUTS, {})
@@ -85,7 +84,7 @@ def declared_outputs(
                 raise ValueError(f"a run declares what it made by outputs(), got {declared!r:.80}")
             for part in parts:
                 found[part] |= declared.get(part, {})
-            found["headline"] = str(declared.get("headline") or found["headline"])
+            found |= {word: str(declared.get(word) or found[word]) for word in ("headline", "measured")}
     return found
 
 # %% ../../nbs/70_jobs/73_runner.ipynb #e40a1fea

@@ -47,6 +47,7 @@ class Candidates:
     own: int = 100
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "start", Calendar(self.every, self.start).start)
         check_candidates(self)
 
     @property
@@ -107,7 +108,6 @@ def check_candidates(
         raise ProblemError(
             f"features of items are those of one key, got {list(c.items.keys)}; count them by=('item',)"
         )
-    Calendar(c.every, c.start)
     if c.item not in c.pairs.keys or not c.entity:
         raise ProblemError(
             f"features of pairs are counted by whoever chooses and by {c.item!r}, got {sorted(c.pairs.keys)}; count them "

@@ -57,7 +57,7 @@ class Each(Unconditional):
     id: str | tuple[str, ...] | None = None  # Columns that name one decision
 
     def __post_init__(self) -> None:
-        Calendar(self.every, self.start)
+        object.__setattr__(self, "start", self.calendar.start)  # the same moment, wherever it was told
         check_columns(self)
 
     def __str__(self) -> str:

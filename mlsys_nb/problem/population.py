@@ -160,7 +160,7 @@ class Everyone:
     eligible: Criterion | None = None  # None: everybody of whom something was seen
 
     def __post_init__(self) -> None:
-        Calendar(self.every, self.start)
+        object.__setattr__(self, "start", self.calendar.start)  # the same moment, wherever it was told
 
     def __str__(self) -> str:
         return f"each with {self.eligible}" if self.eligible else "each that was ever seen"

@@ -220,7 +220,7 @@ def drawing(
 _RUNS = """
 .mls-grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,340px),1fr));gap:.4rem 1rem;align-items:start}
 .mls-grid figure{margin:.3em 0}.mls-grid img{width:100%;background:none}p.mls-lead{font-size:1.15rem;line-height:1.45;border-left:4px solid #7a869a;
-padding:.1em 0 .1em .8em;margin:.8em 0;overflow-wrap:anywhere}nav.mls-links a{margin-right:1.1em;white-space:nowrap}
+padding:.1em 0 .1em .8em;margin:.8em 0;overflow-wrap:anywhere}nav.mls-links{display:flex;flex-wrap:wrap;gap:.2em 1.1em}
 table.runs th{padding:0}table.runs th button{font:inherit;font-weight:600;color:inherit;background:none;border:0;cursor:pointer;
 padding:.35em .8em;width:100%;text-align:left}th[aria-sort=ascending] button::after{content:" ▲"}
 th[aria-sort=descending] button::after{content:" ▼"}td.said{width:100%;min-width:17rem;overflow-wrap:anywhere}td.nw{white-space:nowrap}
@@ -229,11 +229,13 @@ th[aria-sort=descending] button::after{content:" ▼"}td.said{width:100%;min-wid
 .pick select,.pick input{font:inherit;padding:.25em .5em;color:var(--ink);background:var(--tint);border:1px solid var(--line);
 border-radius:4px;max-width:100%}.sparks{display:grid;grid-template-columns:repeat(auto-fill,minmax(200px,1fr));gap:.5em}
 .spark{border:1px solid var(--line);border-radius:6px;padding:.4em .7em;font-size:.85rem;color:var(--soft)}
-.spark b{display:block;color:var(--ink)}.spark svg{vertical-align:middle;margin-right:.6em}
+.spark b{display:block;color:var(--ink)}.spark svg{display:block;margin:.2em 0}
 p.mls-good{border-left-color:#2e9e5b}p.mls-warn{border-left-color:#c98a00}p.mls-bad{border-left-color:#d2453d}
 details>summary{cursor:pointer;color:var(--soft);margin:.5em 0}
 @media(max-width:600px){main,header.mls-head,footer.mls-foot{padding-left:1rem;padding-right:1rem}h1{font-size:1.4rem}
-th,td{padding:.2em .45em}.mls-facts th{white-space:normal}}
+th,td{padding:.2em .45em}.mls-facts th{white-space:normal}table.runs,.runs tbody,.runs tr{display:block}.runs tr[hidden]{display:none}
+.runs thead tr{display:flex;flex-wrap:wrap}.runs tbody tr{border-bottom:1px solid var(--line);padding:.5em 0}
+.runs td{display:inline-block;border:0;padding:0 .8em 0 0}.runs td:empty,.runs td:nth-child(7){display:none}.runs td.said{display:block;min-width:0}}
 """
 
 # %% ../../nbs/00_system/03_markup.ipynb #217804a0
@@ -250,7 +252,7 @@ caption{text-align:left;font-size:.88rem;padding-bottom:.3em}th,td{padding:.25em
 text-align:left;vertical-align:top}td.mls-n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
 thead th{background:var(--tint)}.mls-facts th{color:var(--soft);font-weight:500;white-space:nowrap}
 pre{background:var(--tint);border:1px solid var(--line);border-radius:6px;padding:.7em 1em;overflow-x:auto;font-size:.86rem}
-code{font-family:ui-monospace,monospace}.mls-card{border:1px solid var(--line);border-left:4px solid #7a869a;
+code{font-family:ui-monospace,monospace}.mls-card{overflow-wrap:anywhere;border:1px solid var(--line);border-left:4px solid #7a869a;
 border-radius:6px;padding:.6em 1em;margin:.8em 0}.mls-good{border-left-color:#2e9e5b}.mls-warn{border-left-color:#c98a00}
 .mls-bad{border-left-color:#d2453d}.mls-tone{text-transform:uppercase;letter-spacing:.05em;font-size:.75rem}
 footer.mls-foot{font-size:.85rem;padding-top:2rem;padding-bottom:3rem}

@@ -337,7 +337,7 @@ def renew_reports(settings: Settings, options: argparse.Namespace) -> None:
     import getpass
 
     from mlsys_nb.jobs.chronicle import without_runs
-    from mlsys_nb.jobs.run_index import index, remove_old
+    from mlsys_nb.jobs.run_index import damaged_records, index, remove_old
     from mlsys_nb.system.audit import AuditLine, audit
     from mlsys_nb.system.control import open_control
     from mlsys_nb.system.runs import list_runs
@@ -355,4 +355,4 @@ def renew_reports(settings: Settings, options: argparse.Namespace) -> None:
         audit(open_control(settings), AuditLine(now, getpass.getuser(), "remove reports", "reports", said))
     more = f", with what {told} runs had found and {len(code)} files of code that only they had used"
     days = f"  ({len(gone)} reports older than {settings.report_days} days removed{more})" if gone else ""
-    say(f"{index(settings)}{days}")
+    say("\n".join([f"{index(settings)}{days}", *damaged_records(settings.reports)]))

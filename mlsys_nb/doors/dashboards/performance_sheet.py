@@ -93,6 +93,10 @@ def ways_charts(found: RunTable, loss: str) -> list[Html]:
     return drawn
 
 # %% ../../../nbs/80_doors/85_dashboards/17_performance_sheet.ipynb #858fbefb
+def _within(limit: float | None) -> str:
+    return "" if limit is None else f"; not broken: that begins at {figure_text(limit)}"
+
+
 def _verdict(frame: pl.DataFrame) -> tuple[str, str, str]:
     "The newest complete period in words."
     done = frame.filter(pl.col("n") > 0).sort("period")
@@ -107,7 +111,7 @@ def _verdict(frame: pl.DataFrame) -> tuple[str, str, str]:
     return (
         ("as promised", words, "good")
         if last["low"] <= last["promised"]
-        else ("worse than promised", words, "warn")
+        else ("worse than promised", f"{words}{_within(last['limit'])}", "warn")
     )
 
 # %% ../../../nbs/80_doors/85_dashboards/17_performance_sheet.ipynb #256cb7be
@@ -117,7 +121,11 @@ def _head(view: ProblemView, found: RunTable) -> Html:
     waiting, periods = int(found.frame["labels_on_their_way"].sum() or 0), found.frame["period"].n_unique()
     return tiles(
         tile("the newest period", word, below, tone),
-        tile("judged", f"{int(found.frame['n'].sum()):,}", f"decisions with an outcome, {periods} periods"),
+        tile(
+            "judged",
+            f"{int(found.frame['n'].sum()):,}",
+            f"decisions with an outcome, {periods} period{'s' if periods != 1 else ''}",
+        ),
         tile("on their way", f"{waiting:,}", "decisions without an outcome yet"),
         tile(
             "outcomes take",

@@ -27,7 +27,8 @@ overflow-wrap:break-word}.mls-sheet td,.mls-sheet code,.mls-sheet li,.mls-sheet 
 .mls-tile b{display:block;font-size:1.35rem;line-height:1.3;font-weight:650;font-variant-numeric:tabular-nums}.mls-tile small{color:var(--soft)}
 .mls-tile.mls-good b{color:var(--good)}.mls-tile.mls-warn b{color:var(--warn)}.mls-tile.mls-bad b{color:var(--bad)}
 .mls-grid{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(330px,100%),1fr));gap:.9rem}
-.mls-chart{margin:0;background:var(--back);border:1px solid var(--line);border-radius:8px;padding:.7rem .8rem;min-width:0}
+.mls-sheet .mls-grid{align-items:stretch}.mls-sheet .mls-chart{margin:0}
+.mls-chart{background:var(--back);border:1px solid var(--line);border-radius:8px;padding:.7rem .8rem;min-width:0}
 .mls-chart figcaption{color:var(--ink);font-weight:600;margin-bottom:.4rem;font-size:.97rem}.mls-chart>svg{width:100%;height:auto;display:block;max-width:560px}
 .mls-chart svg text{font:11px system-ui,sans-serif;fill:var(--soft)}.mls-grid .mls-chart>svg{max-width:640px}
 .mls-legend{display:flex;flex-wrap:wrap;gap:.2rem 1rem;font-size:.82rem;color:var(--soft)}

@@ -180,7 +180,7 @@ def _moments(xs: Sequence[Spot], most: int = 4) -> list[tuple[float, str]]:
     every = sorted({x for x in xs if isinstance(x, datetime)})
     shown = every[:: max(1, -(-len(every) // most))]
     one_a_month = len({(m.year, m.month) for m in every}) == len(every)
-    form = "%b %y" if one_a_month else "%-d %b %y"
+    form = "%b %Y" if one_a_month else "%-d %b %Y"
     return [(m.timestamp(), f"{m:{form}}") for m in shown]
 
 # %% ../../../nbs/80_doors/84_figures/11_vector.ipynb #c1c251f5
@@ -201,14 +201,14 @@ def _grid(curves: Sequence[Curve], axes: Axes, canvas: Canvas) -> list[Html]:
         x = canvas.across(place)
         drawn += [
             stroke((x, floor), (x, floor + 4), "tick"),
-            word(min(max(x, PAD_LEFT), PAPER_WIDTH - 28), floor + 16, text),
+            word(min(max(x, PAD_LEFT), PAPER_WIDTH - 34), floor + 16, text),
         ]
     drawn.append(word((PAD_LEFT + PAPER_WIDTH - PAD_RIGHT) / 2, PAPER_HEIGHT - 6, axes.x))
     if axes.limit is not None:
         y = canvas.down(axes.limit)
         drawn += [
             stroke((PAD_LEFT, y), (PAPER_WIDTH - PAD_RIGHT, y), "limit"),
-            word(PAPER_WIDTH - PAD_RIGHT, y - 4, "limit", "end"),
+            word(PAD_LEFT + 2, y - 4, "limit", "start"),  # above the oldest: the newest may be at it
         ]
     if axes.diagonal:
         low, high = canvas.x
