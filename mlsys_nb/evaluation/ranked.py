@@ -56,7 +56,7 @@ class Ranked:
         at = np.repeat(self.starts[chosen] - starts[:-1], sizes) + np.arange(starts[-1])
         return Ranked(self.items.gather(at), self.p[at], starts, self.like[at])
 
-    @cached_property
+    @property
     def unit(self) -> np.ndarray:
         "The decision of each entry."
         return np.repeat(np.arange(len(self)), np.diff(self.starts))
@@ -64,10 +64,10 @@ class Ranked:
     @cached_property
     def places(self) -> np.ndarray:
         "At which place of its decision each entry stands; unnamed ones at none."
-        named = self.items.is_not_null().to_numpy()
-        order = np.lexsort((np.where(named, -self.p, np.inf), self.unit))
+        named, unit = self.items.is_not_null().to_numpy(), self.unit
+        order = np.lexsort((np.where(named, -self.p, np.inf), unit))
         places = np.empty(len(order))
-        places[order] = np.arange(1, len(order) + 1) - self.starts[self.unit[order]]
+        places[order] = np.arange(1, len(order) + 1) - self.starts[unit[order]]
         return np.where(named, places, np.inf)
 
 # %% ../../nbs/30_evaluation/32_ranked.ipynb #065fdbaf
@@ -84,13 +84,25 @@ def looked_for(
     y: np.ndarray,  # The chosen item of each decision
 ) -> Found:
     "Look up what was chosen."
-    each, p, place = ranked.p / ranked.like, np.zeros(len(ranked)), np.full(len(ranked), np.inf)
-    rest = np.flatnonzero(ranked.items.is_null().to_numpy())
-    p[ranked.unit[rest]] = each[rest]
-    wanted = pl.Series(y.tolist(), dtype=ranked.items.dtype).gather(ranked.unit)
-    at = np.flatnonzero((ranked.items == wanted).fill_null(False).to_numpy())
-    p[ranked.unit[at]], place[ranked.unit[at]] = each[at], ranked.places[at]
+    unit, n = ranked.unit, len(ranked)
+    p, place, at = np.zeros(n), np.full(n, np.inf), _stood_for(ranked, y, unit)
+    p[unit[at]] = ranked.p[at] / ranked.like[at]
+    named = ranked.items.is_not_null().to_numpy()
+    at = at[named[at]]
+    best, first = np.full(n, np.inf), np.zeros(n, dtype=np.int64)
+    best[unit[at]], first[unit[at]] = ranked.p[at], at
+    ahead = ranked.p > best[unit]
+    tied = np.flatnonzero(ranked.p == best[unit])
+    ahead[tied[tied < first[unit[tied]]]] = True
+    place[unit[at]] = 1 + np.bincount(unit[ahead & named], minlength=n)[unit[at]]
     return Found(p, place)
+
+
+def _stood_for(ranked: Ranked, y: np.ndarray, unit: np.ndarray) -> np.ndarray:
+    "The entries that stand for what was chosen: an unnamed one, unless the chosen one is named behind it."
+    rest = np.flatnonzero(ranked.items.is_null().to_numpy())
+    wanted = pl.Series(y.tolist(), dtype=ranked.items.dtype).gather(unit)
+    return np.append(rest, np.flatnonzero((ranked.items == wanted).fill_null(False).to_numpy()))
 
 
 def expected_hits(
@@ -120,8 +132,8 @@ def _weighted(rows: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
 
 def _tempered(ranked: Ranked, power: float) -> Ranked:
     "The same order, surer or less sure."
-    weight = ranked.like * np.maximum(ranked.p / ranked.like, 1e-300) ** power
-    total, before = (np.bincount(ranked.unit, x, len(ranked))[ranked.unit] for x in (weight, ranked.p))
+    weight, unit = ranked.like * np.maximum(ranked.p / ranked.like, 1e-300) ** power, ranked.unit
+    total, before = (np.bincount(unit, x, len(ranked))[unit] for x in (weight, ranked.p))
     return Ranked(ranked.items, weight * before / total, ranked.starts, ranked.like)
 
 
@@ -129,8 +141,12 @@ def _corrected(ranked: Ranked, y: np.ndarray) -> Ranked:
     "The power of the probabilities with the least loss."
     from scipy.optimize import minimize_scalar
 
+    unit = ranked.unit
+    at = _stood_for(ranked, y, unit)
+
     def loss(log_power: float) -> float:
-        p = looked_for(_tempered(ranked, float(np.exp(log_power))), y).p
+        p = np.zeros(len(ranked))
+        p[unit[at]] = _tempered(ranked, float(np.exp(log_power))).p[at] / ranked.like[at]
         return float(-np.log(np.maximum(p, LEAST)).mean())
 
     best = minimize_scalar(loss, bounds=(-2.0, 2.0), method="bounded", options={"maxiter": 20})

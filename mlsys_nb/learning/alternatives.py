@@ -97,7 +97,7 @@ def ranked(
         most[sizes > 0] = np.maximum.reduceat(raw, found.starts[:-1][sizes > 0])
     shares = exponentials(raw - most[unit])
     total = np.bincount(unit, shares, len(sizes))  # added one after the other
-    return Ranked(found.items, inside * (shares / total[unit]), found.starts, np.ones(len(raw)))
+    return Ranked(found.items, inside * (shares / total[unit]), found.starts, np.ones(len(raw), np.int8))
 
 # %% ../../nbs/35_learning/35_alternatives.ipynb #3f9ddff9
 def numbers_of(

@@ -49,9 +49,9 @@ class Taught:
     wobble: LevelWobble | None = None  # Of quiet periods; None: as far as the later rows show it
     seed: int = 0
 
-    def teaches(self, rows: pl.DataFrame) -> bool:
+    def teaches(self, labels: pl.Series) -> bool:
         judge = self.judge
-        return rows.height > 0 and min(judge.enough(judge.outcomes(rows["label"])).values()) >= _LEAST
+        return len(labels) > 0 and min(judge.enough(judge.outcomes(labels)).values()) >= _LEAST
 
 
 def _places(given: Taught) -> np.ndarray:  # From 0 to 1, one a row and equal for rows that are drawn together
@@ -63,12 +63,12 @@ def _places(given: Taught) -> np.ndarray:  # From 0 to 1, one a row and equal fo
     return (np.random.default_rng(given.seed).permutation(n)[codes] + 0.5) / n
 
 
-def _draws(given: Taught) -> Iterator[list[pl.DataFrame]]:
-    "The draws of each share, smallest first."
-    places = _places(given)
+def _draws(given: Taught) -> Iterator[list[pl.Series]]:
+    "Which rows are in each draw of each share, smallest first."
+    places, labels = _places(given), given.rows["label"]
     for share, begins in _SHARES.items():
-        parts = [given.rows.filter(pl.Series((places >= a) & (places < a + share))) for a in begins]
-        if all(given.teaches(part) for part in parts):
+        parts = [pl.Series((places >= a) & (places < a + share)) for a in begins]
+        if all(given.teaches(labels.filter(part)) for part in parts):
             yield parts
 
 # %% ../../nbs/35_learning/38_learning_curve.ipynb #5ea7afa0
@@ -123,9 +123,9 @@ def learning_curve(
     limits = sized_limits(given.limits, judge, y, float(lost(whole).mean()))
     points, losses, half = list[tuple[int, np.ndarray]](), list[list[np.ndarray]](), list[Any]()
     for parts in _draws(given):
-        half = [said(part) for part in parts]  # a ranking is large: those of smaller shares are let go
+        half = [said(given.rows.filter(part)) for part in parts]  # rows and answers of candidates are large
         losses.append([lost(p) for p in half])
-        points.append((round(np.mean([part.height for part in parts])), np.mean(losses[-1], axis=0)))
+        points.append((round(float(np.mean([part.sum() for part in parts]))), np.mean(losses[-1], axis=0)))
     if not points:
         return None
     points.append((n, lost(whole)))

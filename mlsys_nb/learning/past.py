@@ -16,7 +16,7 @@ import polars as pl
 
 from ..evaluation.judge import Judge, in_words
 from .link import Learner
-from .split import Split
+from .split import Split, rows_of_periods
 from .train import fit
 
 # %% auto #0
@@ -33,7 +33,13 @@ def blocks(
     "Rows to learn from and rows to ask about, as of several past moments."
     column = "period" if "period" in rows.columns else "moment"
     known = split.rows(rows, "known")
-    opens = dict(known.group_by(column).agg(pl.col("moment").min().alias("opens")).sort(column).rows())
+    opens = dict(
+        known.select("moment", pl.col(column).alias("_end"))
+        .group_by("_end")
+        .agg(pl.col("moment").min().alias("opens"))
+        .sort("_end")
+        .rows()
+    )
     ends = list(opens)
     for _ in range(_BLOCKS):
         if not ends:
@@ -43,8 +49,7 @@ def blocks(
         early = [end for end in opens if end + split.matures_after <= begin and end < block[0]]
         ends = [end for end in ends if end < block[0]]
         if len(early) > 1:
-            asked = pl.col(column).is_in(pl.Series(block, dtype=rows.schema[column]).implode())
-            yield known.filter(pl.col(column) <= early[-1]), known.filter(asked)
+            yield rows_of_periods(known, early, column), rows_of_periods(known, block, column)
 
 # %% ../../nbs/35_learning/37_past.ipynb #3c2867bf
 @dataclass(frozen=True)

@@ -81,12 +81,12 @@ def revisit(
     best = min(trials, key=lambda t: t.loss)
     stays = next((t for t, one in zip(trials, asked, strict=True) if one in before), best)
     groups = clusters(few.valid, entity) if entity else None
-    gap, error = behind(judge, stays, best, few.y, groups, seed)
+    gap, error = behind(stays, best, groups, seed)
     pair, said = (stays, best), f"{len(trials)} trials of an earlier search on {few.train.height:,} rows"
     if gap > error and few.train.height < train.height:
         pair = _on_all(replace(few, train=train), pair)
         trials, said = [*trials, *pair], f"{said}, two on all {train.height:,}"
-        gap, error = behind(judge, *pair, few.y, groups, seed)
+        gap, error = behind(*pair, groups, seed)
     chosen = pair[gap > error]
     told = f"beaten by {chosen.family}" if gap > error else "as before"
     told = f"{said}: {pair[0].family} {told}, {gap:.4f} behind the best, standard error {error:.4f}"

@@ -38,7 +38,7 @@ class Trial:
     origin: str  # 'default', 'warm start', 'search' or 'rival'
     loss: float  # Of the validation rows, in the judge's figure
     ranking: float
-    p: np.ndarray = field(repr=False)  # Predictions of the validation rows
+    losses: np.ndarray = field(repr=False)  # Of each validation row
 
 # %% ../../nbs/35_learning/37_trial.ipynb #9ea296bd
 @dataclass(frozen=True)
@@ -104,12 +104,10 @@ def trial_of(task: Task, family: str, params: Mapping[str, float | int], origin:
     theirs = {"rival": rival_code(rival)} if rival else {}
     key = trial_key({**task.facts, **theirs, "family": family, "params": asked})
     if (found := task.kept.get(key)) is not None:
-        figures, p = found
-        return Trial(family, figures["params"], origin, figures["loss"], figures["ranking"], p)
+        figures, losses = found
+        return Trial(family, figures["params"], origin, float(losses.mean()), figures["ranking"], losses)
     trial = _fitted(task, family, asked, origin)
-    if isinstance(trial.p, np.ndarray):  # not of candidates, whose predictions are no array
-        figures = {"params": dict(trial.params), "loss": trial.loss, "ranking": trial.ranking}
-        task.kept.put(key, figures, trial.p)
+    task.kept.put(key, {"params": dict(trial.params), "ranking": trial.ranking}, trial.losses)
     return trial
 
 
@@ -120,5 +118,5 @@ def _fitted(task: Task, family: str, params: Mapping[str, float | int], origin: 
         params = {**params, "max_iter": MOST_TREES}
     model = fit_prepared(family, given, params, rule=task.rule, threads=task.threads, later=later)
     judge, y, p = task.judge, task.y, model.predict(task.valid, encoded)
-    loss, ranking = float(judge.losses(y, p).mean()), float(judge.ranking(y, p)[0])
-    return Trial(family, model.params, origin, loss, ranking, p)
+    losses, ranking = judge.losses(y, p), float(judge.ranking(y, p)[0])
+    return Trial(family, model.params, origin, float(losses.mean()), ranking, losses)

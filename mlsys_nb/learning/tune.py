@@ -154,8 +154,7 @@ def _propose(asked: Any, families: Sequence[str]) -> tuple[str, dict[str, float 
 def choose(
     judge: Judge,
     trials: Sequence[Trial],
-    y: np.ndarray,  # Outcomes of the validation rows
-    groups: np.ndarray | None = None,  # Their entities
+    groups: np.ndarray | None = None,  # Entities of the validation rows
     seed: int = 0,
 ) -> tuple[Trial, str]:  # The chosen trial, and why
     "The simplest trial that does not clearly lose against the best."
@@ -165,29 +164,27 @@ def choose(
         if not own:
             continue
         simple = min(own, key=lambda t: t.loss)
-        gap, error = behind(judge, simple, best, y, groups, seed)
+        gap, error = behind(simple, best, groups, seed)
         if gap <= error:
             return simple, f"{family} is within one standard error of {best.family}: {gap:.4f} <= {error:.4f}"
     return best, f"{best.family} has the lowest validation {in_words(judge.loss)}, {best.loss:.4f}"
 
 
 def behind(
-    judge: Judge,
     one: Trial,
     other: Trial,
-    y: Any,  # Outcomes of the validation rows
-    groups: Any,  # Their entities
+    groups: Any,  # Entities of the validation rows
     seed: int,
 ) -> tuple[float, float]:
     "By how much a trial loses against another, and the standard error of it."
-    gaps = judge.losses(y, one.p) - judge.losses(y, other.p)
+    gaps = one.losses - other.losses
     drawn = resample(len(gaps), groups, seed=seed).sums(np.column_stack([gaps, np.ones(len(gaps))]))
     return one.loss - other.loss, float((drawn[:, 0] / drawn[:, 1]).std(ddof=1))
 
 
-def _compared(judge: Judge, rival: Trial, chosen: Trial, y: Any, groups: Any, seed: int) -> str:
+def _compared(judge: Judge, rival: Trial, chosen: Trial, groups: Any, seed: int) -> str:
     "What is to be said of a rival."
-    gain, error = behind(judge, chosen, rival, y, groups, seed)
+    gain, error = behind(chosen, rival, groups, seed)
     what = f"{in_words(judge.loss)} {rival.loss:.4f}, {chosen.family} {chosen.loss:.4f}"
     if gain > 2 * error:
         return f"clearly better ({what}, gain {gain:.4f} +- {error:.4f}); it has no serving form, so it is compared and never sealed"
@@ -293,8 +290,8 @@ def tune(
     until = None if effort.seconds is None else begin + effort.seconds
     trials = [*first, *search(task, first, effort.n_trials - len(first), until)]
     groups = clusters(valid, entity) if entity else None
-    chosen, reason = choose(judge, trials, task.y, groups, seed)
-    said = {r.family: _compared(judge, r, chosen, task.y, groups, seed) for r in rivals}
+    chosen, reason = choose(judge, trials, groups, seed)
+    said = {r.family: _compared(judge, r, chosen, groups, seed) for r in rivals}
     stopped = len(trials) < max(effort.n_trials, len(first)) and until is not None
     told = leaderboard(judge, [*trials, *rivals], chosen)
     return Tuned(chosen.family, dict(chosen.params), reason, told, past, {**said, **failed}, stopped)

@@ -18,7 +18,7 @@ from ..data.lake import Snapshot, read
 from ..evaluation.bootstrap import clusters
 from ..evaluation.influence import LeftOut, left_out
 from ..learning.recipe import Recipe
-from ..learning.split import Split, time_split
+from ..learning.split import Split, opens_of, time_split
 from ..learning.train import Fitted, fit
 from .retrain import recipe_of
 from .step import Context
@@ -58,9 +58,10 @@ def attribution(
     "What the champion's recipe would be without the newest batches, and without the heaviest entities."
     model = _learnt(at)
     found = build_dataset(at.problem, at.lake, within_reach(at), at.now, learning=True).learnable().labelled()
-    opens = dict(found.group_by("period").agg(pl.col("moment").min()).sort("period").rows())
     recipe = recipe_of(model)
-    asked = _Asked(at, recipe, time_split(opens, at.problem.matures_after, lookback=recipe.lookback))
+    asked = _Asked(
+        at, recipe, time_split(opens_of(found), at.problem.matures_after, lookback=recipe.lookback)
+    )
     known, later = (asked.split.rows(found, part) for part in ("known", "holdout"))
     judge = at.problem.target.judge
     y, p = judge.checked(judge.outcomes(later["label"]), asked.fitted(known).predict(later))

@@ -16,7 +16,7 @@ import numpy as np
 import polars as pl
 
 from ..learning.correction import Corrigible, correction
-from ..learning.split import TooLittleData, time_split
+from ..learning.split import TooLittleData, opens_of, time_split
 from ..learning.train import Fitted, default_params, fit, raw_sums
 from ..learning.tune import train_and_valid, tune
 from .recorded import Recorded
@@ -77,8 +77,7 @@ class Fits:
 def _searched(fits: Fits, now: datetime, after: datetime | None, before: Way) -> Way:
     "What `tune` prefers on the newest known periods; `TooLittleData` where they cannot say."
     problem, rows = fits.past.problem, fits.past.known(now)
-    opens = dict(rows.group_by("period").agg(pl.col("moment").min()).sort("period").rows())
-    split = time_split(opens, problem.matures_after, after=after, lookback=problem.lookback)
+    split = time_split(opens_of(rows), problem.matures_after, after=after, lookback=problem.lookback)
     judge = problem.target.judge
     for part in train_and_valid(rows, split, problem.keys):
         if not part.height or not min(judge.enough(judge.outcomes(part["label"])).values(), default=1):

@@ -65,7 +65,7 @@ class Contest:
 # %% ../../nbs/75_loop/76_contest.ipynb #c3cae9a8
 def _origins(contest: Contest) -> tuple[RollingOrigin, ...]:
     "All origins, with enough rows judged for the problem's limits where that can be had."
-    counts = dict(contest.rows.group_by("period").len().rows())
+    counts = dict(contest.rows.select("period").group_by("period").len().rows())
     after, asked = contest.problem.matures_after, contest.problem.limits.rows
     return judging_origins(contest.opens, counts, after, asked)
 
@@ -209,7 +209,7 @@ class Played:
     @property
     def newest(self) -> pl.DataFrame:
         "The rows of the newest period."
-        return self.rows.filter(pl.col("origin") == self.rows["origin"].max())
+        return rows_of_periods(self.rows, self.rows["origin"].top_k(1).to_list(), "origin")
 
 
 def _stacked(parts: list[Any]) -> Any:

@@ -44,7 +44,7 @@ def more_periods(
     dataset: Dataset,
 ) -> list[datetime] | None:  # None: more than anybody would wait for
     "The periods still to come, filled like those so far, after which there would be enough."
-    counts = dict(dataset.labelled().group_by("period").len().rows())
+    counts = dict(dataset.labelled().select("period").group_by("period").len().rows())
     if not counts:
         return None
     opens, calendar, newest = dict(dataset.opens), dataset.problem.population.calendar, max(counts)

@@ -240,7 +240,7 @@ def _missed(judge: Judge, y: np.ndarray, p: Any, least: float = 10.0) -> bool:
 
 def _periods(known: pl.DataFrame) -> float:
     "How many periods a look holds, those of few rows counted as little."
-    n = known.group_by("period" if "period" in known.columns else "moment").len()["len"].to_numpy()
+    n = known["period" if "period" in known.columns else "moment"].value_counts()["count"].to_numpy()
     return float(n.sum() ** 2 / (n.astype(np.float64) ** 2).sum())
 
 

@@ -18,6 +18,7 @@ from ..evaluation.costs import PerHit
 from ..evaluation.ranked import Ranked, Ranking, expected_hits
 from ..features.aggregates import Feature
 from ..features.events import POLARS
+from ..learning.alternatives import AT_ONCE
 from ..learning.link import Learner
 from .candidates import Candidates
 from .population import computation
@@ -110,13 +111,16 @@ def _named(target: Chosen, value: Any) -> Any:
 
 # %% ../../nbs/40_problem/42_chosen.ipynb #e23138b2
 def _choices(target: Chosen, p: Ranked) -> list[Choice]:
-    "What is shown of each decision."
+    "What is shown of each decision; of many, a part at a time."
+    if len(p) > AT_ONCE:
+        parts = (p[i : i + AT_ONCE] for i in range(0, len(p), AT_ONCE))
+        return [choice for part in parts for choice in _choices(target, part)]
     scores = expected_hits(p, target.shown).tolist()
-    kept = np.flatnonzero(p.places <= target.shown)
-    kept = kept[np.lexsort((p.places[kept], p.unit[kept]))]
+    kept, unit = np.flatnonzero(p.places <= target.shown), p.unit
+    kept = kept[np.lexsort((p.places[kept], unit[kept]))]
     items, chances = p.items.gather(kept).to_list(), p.p[kept].tolist()
-    ends = np.searchsorted(p.unit[kept], np.arange(len(p) + 1)).tolist()
-    sizes, sums = np.bincount(p.unit, p.like, len(p)), np.bincount(p.unit, p.p, len(p))
+    ends = np.searchsorted(unit[kept], np.arange(len(p) + 1)).tolist()
+    sizes, sums = np.bincount(unit, p.like, len(p)), np.bincount(unit, p.p, len(p))
     found = []
     for i, (a, b) in enumerate(zip(ends, ends[1:], strict=False)):
         shown = [{"item": x, "p": q} for x, q in zip(items[a:b], chances[a:b], strict=True)]

@@ -199,7 +199,7 @@ def _by_period(frame: pl.DataFrame) -> pl.DataFrame:
         counts["mean label"] = pl.col("label").mean().round(3)
     else:
         counts["classes"] = pl.col("label").drop_nulls().n_unique()
-    grouped = frame.group_by("period").agg(**counts).sort("period")
+    grouped = frame.select("period", "label").group_by("period").agg(**counts).sort("period")
     return grouped.with_columns(pl.col("period").dt.strftime("%Y-%m-%d"))
 
 
