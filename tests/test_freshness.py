@@ -13,6 +13,7 @@ import pytest
 import visits_world as world
 
 from mlsys_nb.data.delimited import SourceError
+from mlsys_nb.data.freshness import Freshness
 from mlsys_nb.data.lake import Finish
 from mlsys_nb.data.sources import FilesSource
 from mlsys_nb.data.staging import IngestError
@@ -178,3 +179,18 @@ def test_an_alert_opens_when_a_source_is_late_and_closes_when_it_delivers(
     assert alert.severity == "critical" and alert in open_alerts(Context(gym, FRESH, END).control, "visits")
     monkeypatch.setattr("mlsys_nb.doors.timekeeper.load_problem", lambda settings, name: FAST)
     assert late(41) == [], "a declaration that allows it closes the alert"
+
+
+@pytest.mark.parametrize(
+    "age, said",
+    [
+        (20, "20 minutes ago"),
+        (119, "119 minutes ago"),
+        (120, "2.0 hours ago"),
+        (2_879, "48.0 hours ago"),
+        (2_880, "2.0 days ago"),
+    ],
+)
+def test_an_age_is_said_in_the_unit_that_people_would_choose(age: int, said: str) -> None:
+    told = str(Freshness("till", END - timedelta(minutes=age), END, timedelta(minutes=15)))
+    assert said in told and "within 15 minutes" in told

@@ -42,8 +42,10 @@ class Freshness:
 
 
 def _said(length: timedelta | None) -> str:
-    hours = (length or timedelta()) / timedelta(hours=1)
-    return f"{hours:.1f} hours" if hours < 48 else f"{hours / 24:.1f} days"
+    minutes = (length or timedelta()) / timedelta(minutes=1)
+    if minutes < 120:
+        return f"{minutes:.0f} minutes"
+    return f"{minutes / 60:.1f} hours" if minutes < 48 * 60 else f"{minutes / 1440:.1f} days"
 
 # %% ../../nbs/10_data/16_freshness.ipynb #dd7edc9b
 def fresh_within(
