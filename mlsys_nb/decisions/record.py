@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import datetime
 from functools import lru_cache
+from itertools import chain
 from typing import Any
 
 import orjson
@@ -68,7 +69,7 @@ def made_of(
 ) -> Decision:
     "A decision of its fields, as they are: what the class would do one by one."
     found = object.__new__(Decision)
-    vars(found).update(values)
+    object.__setattr__(found, "__dict__", values)
     return found
 
 # %% ../../nbs/50_decisions/50_record.ipynb #4c0b8074
@@ -87,16 +88,14 @@ def to_record(
     decision: Decision,
 ) -> dict[str, Any]:  # JSON-able, without loss
     "The decision as the log writes it."
-    record = dict(vars(decision))
-    record["moment"] = micros(decision.moment)
-    record["entity"] = dict(decision.entity)
-    for part in ("features", "request"):
-        given = record[part]
-        record[part] = {
-            n: v if not isinstance(v, float) or v - v == 0.0 else _exact(v) for n, v in given.items()
-        }
-    record["key"] = None
-    return record
+    return {
+        **vars(decision), "moment": micros(decision.moment), "entity": dict(decision.entity),
+        "features": _plain(decision.features), "request": _plain(decision.request), "key": None,
+    }  # fmt: skip
+
+
+def _plain(given: Mapping[str, Any]) -> dict[str, Any]:
+    return {n: v if not isinstance(v, float) or v - v == 0.0 else _exact(v) for n, v in given.items()}
 
 
 def from_record(
@@ -140,7 +139,7 @@ def clashes(
     *names: Iterable[str],  # The names of an entity's keys, of its features
 ) -> None:  # Raises when two things would stand in one column
     "Refuse names that belong to the log itself, or that are given twice."
-    given = tuple(name for some in names for name in some)
+    given = tuple(chain.from_iterable(names))
     if _free(given):
         return
     wrong = sorted({name for name in given if name in LOG_COLUMNS or given.count(name) > 1})

@@ -148,16 +148,15 @@ def _tally(written: dict[int, tuple[int, int]], made: Iterable[Decision], lines:
 _DAY = 86_400_000_000
 
 
-def _by_day(waiting: Sequence[Decision]) -> list[list[Decision]]:
-    "The same in the same order, cut where a new day begins."
-    parts: list[list[Decision]] = []
+def _by_day(waiting: Sequence[Decision]) -> list[tuple[int, list[Decision]]]:
+    "The same in the same order, cut where a new day begins; each part with its first one's day."
+    parts: list[tuple[int, list[Decision]]] = []
     newest = -1
     for item in waiting:
-        day = micros(item.moment) // _DAY
-        if not parts or day > newest:
-            parts.append([])
+        if (day := micros(item.moment) // _DAY) > newest or not parts:
+            parts.append((day, []))
         newest = max(newest, day)
-        parts[-1].append(item)
+        parts[-1][1].append(item)
     return parts
 
 # %% ../../nbs/50_decisions/51_writer.ipynb #da449d47
@@ -189,9 +188,9 @@ class _Files:
 
     def write(self, waiting: Sequence[Decision], sync: bool = True) -> Iterator[list[Decision | Exception]]:
         "Write a group, day by day, each day with one write; what is yielded is on disk, or will be with the next `sync`."
-        for part in _by_day(waiting):
+        for day, part in _by_day(waiting):
             with self.turn:
-                segment = self.open(micros(part[0].moment) // _DAY)
+                segment = self.open(day)
                 lines, made, moments = _named(segment, part)
                 if lines:
                     segment.append(b"".join(lines), moments, sync)
@@ -338,7 +337,7 @@ class DecisionLog:
         made = [] if self._later is None else _at_once(self._files, decisions)
         if self._later is not None:
             self._later.due()
-            self._memory.fill([one for one in made if isinstance(one, Decision)])
+            self._memory.fill([m for m in made if isinstance(m, Decision) and m.request_id is not None])
         return made
 
     def append(self, decisions: Sequence[Decision]) -> list[Decision]:

@@ -98,7 +98,8 @@ class Fence:
         self,
         folders: Iterable[Path],  # Of the inboxes
     ) -> None:
-        self._paths, self._handles = tuple(map(_promise_path, folders)), dict[Path, int]()
+        self._paths = tuple(str(_promise_path(folder)) for folder in folders)
+        self._handles: dict[str, int] = {}
 
     def before(self, now: datetime) -> datetime:
         "The latest moment up to now as of which everything is there."
@@ -112,11 +113,11 @@ class Fence:
                 latest = known - 1 if 0 != known <= latest else latest
         return instant(latest)
 
-    def _opened(self, path: Path) -> int | None:  # None: nobody could promise anything yet
+    def _opened(self, path: str) -> int | None:  # None: nobody could promise anything yet
         "A handle of a promise; where there is none yet its file is made, so that nobody looks for it again."
         try:
-            make_folder(path.parent)
-            handle = open_file(path)
+            make_folder(Path(path).parent)
+            handle = open_file(Path(path))
         except OSError:
             return None
         kept = self._handles.setdefault(path, handle)

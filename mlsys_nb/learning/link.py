@@ -18,12 +18,12 @@ from .brief import Learning
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 # %% auto #0
-__all__ = ['Floats', 'LINKS', 'YES_OR_NO', 'exponentials', 'sigmoid', 'softmax', 'Link', 'RowWise', 'Logistic', 'Softmax',
-           'Interval', 'between', 'Learner', 'asked_of']
+__all__ = ['Floats', 'LINKS', 'YES_OR_NO', 'exponentials', 'sigmoid', 'probability', 'softmax', 'Link', 'RowWise', 'Logistic',
+           'Softmax', 'Interval', 'between', 'Learner', 'asked_of']
 
 # %% ../../nbs/35_learning/35_link.ipynb #5cac5035
 _LOG2E, _LN2_HIGH, _LN2_LOW = 1.4426950408889634, 6.93147180369123816490e-01, 1.90821492927058770002e-10
-_SERIES = [1.0 / math.factorial(n) for n in range(14, -1, -1)]
+_SERIES = tuple(1.0 / math.factorial(n) for n in range(14, -1, -1))
 
 
 def _exp(x: Any, nearest: Callable[[Any], Any], scale: Callable[[Any, Any], Any]) -> Any:
@@ -46,10 +46,14 @@ def sigmoid(
     z: Floats,  # Log-odds
 ) -> Floats:  # Probabilities, the same bits for the same log-odds in any company
     "The logistic function in reproducible arithmetic."
-    if len(z) == 1:
-        bounded = min(max(float(z[0]), -700.0), 700.0)
-        return np.array([1.0 / (1.0 + _exp(-bounded, round, math.ldexp))])
-    return 1.0 / (1.0 + exponentials(-z))
+    return np.array([probability(float(z[0]))]) if len(z) == 1 else 1.0 / (1.0 + exponentials(-z))
+
+
+def probability(
+    z: float,  # Log-odds
+) -> float:
+    "The same for one number."
+    return 1.0 / (1.0 + _exp(-min(max(z, -700.0), 700.0), round, math.ldexp))
 
 # %% ../../nbs/35_learning/35_link.ipynb #9b3def68
 def softmax(

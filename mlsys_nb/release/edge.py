@@ -29,11 +29,11 @@ from ..system.durable import read_sealed, write_folder
 _LINKS: tuple[tuple[ModuleType, str], ...] = (
     (
         link,
-        "_LOG2E _LN2_HIGH _LN2_LOW _SERIES _exp exponentials sigmoid softmax RowWise Logistic Softmax between Interval",
+        "_LOG2E _LN2_HIGH _LN2_LOW _SERIES _exp exponentials sigmoid probability softmax RowWise Logistic Softmax between Interval",
     ),
     (correction, "Corrected"),
 )
-_INPUTS = (inference, "InputError _rows_matrix _number Inputs")
+_INPUTS = (inference, "InputError _numbers _rows_matrix _number Inputs")
 _AMONG = (alternatives, "AT_ONCE Among ranked")
 _TEXTS = (
     bag,
@@ -42,7 +42,7 @@ _TEXTS = (
 _ALONE = "_Split _numbered _Asked _of_number _of_category _inputs_asked _MASKS ExitLeaves exit_leaves"
 _FORMS: Mapping[str, tuple[tuple[ModuleType, str], ...]] = {
     "Linear": ((inference, "SEGMENT MISSING CATEGORY _BLOCK Linear _sums"),),
-    "Trees": ((leaves, _ALONE), (inference, "Trees tree_columns _alone _walk _sum")),
+    "Trees": ((leaves, _ALONE), (inference, "Trees tree_columns _walk _sum")),
     "Lookup": ((lookup, "Lookup"),),
     "Nearest": ((neighbours, "_BLOCK _GRID _FAR Nearest"),),
 }

@@ -119,11 +119,18 @@ class ExitLeaves:
     values: np.ndarray  # Of the bits
     sums: int
 
-    def raw(
+    def total(
         self,
-        row: Sequence[float],  # Of `Inputs.matrix`; NaN where a value is missing
-    ) -> Floats:  # One row of sums
-        "The baselines plus one leaf of every tree, added in the order of the trees."
+        row: Sequence[float],  # Of `Inputs.row`; NaN where a value is missing
+    ) -> float:
+        "The sum of a forest that has one: its baseline plus one leaf of every tree, added in the order of the trees."
+        return float(np.add.accumulate(self._chosen(row))[-1])
+
+    def raw(self, row: Sequence[float]) -> Floats:
+        "One row of sums, of a forest that may have several."
+        return np.add.accumulate(self._chosen(row).reshape(-1, self.sums), axis=0)[-1:]
+
+    def _chosen(self, row: Sequence[float]) -> Floats:
         left = self.full
         for source, bounds, masks, missing in self.asked:
             x = row[source]
@@ -134,8 +141,7 @@ class ExitLeaves:
             else:
                 left &= masks[bisect_left(bounds, x)]
         bits = np.unpackbits(np.frombuffer(left.to_bytes(self.size, "little"), np.uint8), bitorder="little")
-        chosen = self.values[bits.view(np.bool_)]
-        return np.add.accumulate(chosen.reshape(-1, self.sums), axis=0)[-1:]
+        return self.values[bits.view(np.bool_)]
 
 # %% ../../nbs/45_release/45_exit_leaves.ipynb #8a795a40
 def exit_leaves(

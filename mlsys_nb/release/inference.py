@@ -49,6 +49,10 @@ class Inputs:
         "Whether a column is a text, whose number is its length."
         return self.hashed.get(name) == "text"
 
+    def row(self, values: Mapping[str, Any]) -> list[float]:
+        "The numbers of one row of raw feature values, one per input."
+        return _numbers(self.columns, values)
+
     def matrix(
         self,
         rows: pl.DataFrame | Sequence[Mapping[str, Any]],  # Raw feature values
@@ -69,28 +73,29 @@ class Inputs:
         return tuple(found)
 
 # %% ../../nbs/45_release/45_inference.ipynb #deb0ff89
-def _rows_matrix(inputs: Inputs, rows: Sequence[Mapping[str, Any]]) -> Floats:
-    found = []
-    for row in rows:
-        try:
-            found.append(
-                [
-                    _number(row[name], is_text) if codes is None else codes.get(row[name], math.nan)
-                    for name, codes, is_text in inputs.columns
-                ]
-            )
-        except KeyError as e:
-            raise InputError(
-                f"a row has all features of the model, {e.args[0]!r} is missing; send them all"
-            ) from e
-        except (TypeError, ValueError) as e:
-            raise InputError(f"features are numbers, categories or texts, got {str(row)[:200]}; {e}") from e
-    return np.array(found, dtype=float).reshape(len(found), len(inputs.names))
+def _numbers(columns: tuple[_Column, ...], values: Mapping[str, Any]) -> list[float]:
+    "The numbers of one row."
+    try:
+        return [
+            codes.get(values[name], math.nan)
+            if codes is not None
+            else value
+            if type(value := values[name]) is float and not is_text
+            else _number(value, is_text)
+            for name, codes, is_text in columns
+        ]
+    except KeyError as e:
+        rule = f"a row has all features of the model, {e.args[0]!r} is missing; send them all"
+        raise InputError(rule) from e
+    except (TypeError, ValueError) as e:
+        raise InputError(f"features are numbers, categories or texts, got {str(values)[:200]}; {e}") from e
 
-# %% ../../nbs/45_release/45_inference.ipynb #bae95086
+
+def _rows_matrix(inputs: Inputs, rows: Sequence[Mapping[str, Any]]) -> Floats:
+    return np.array([inputs.row(row) for row in rows], dtype=float).reshape(len(rows), len(inputs.names))
+
+
 def _number(value: Any, is_text: bool) -> float:
-    if type(value) is float and not is_text:
-        return value
     if value is None:
         return math.nan
     if isinstance(value, str) != is_text:
@@ -227,13 +232,21 @@ class Trees:
     def __post_init__(self) -> None:
         vars(self)["children"] = np.stack([self.right, self.left], axis=1).ravel()
 
+    def alone(self, n_inputs: int) -> ExitLeaves | None:
+        "What answers one row at a time, made when it is first needed."
+        known = vars(self)
+        if "one" not in known:
+            known["one"] = exit_leaves(self, n_inputs)
+        found: ExitLeaves | None = known["one"]
+        return found
+
     def raw(
         self,
         matrix: Floats,  # From `Inputs.matrix`
         bags: Sequence[Bags] = (),  # Trees do not read words
     ) -> Floats:  # Rows x sums
         "The baselines plus one leaf of every tree, added in the order of the trees."
-        if len(matrix) == 1 and (alone := _alone(self, matrix.shape[1])) is not None:
+        if len(matrix) == 1 and (alone := self.alone(matrix.shape[1])) is not None:
             return alone.raw(matrix[0].tolist())
         parts = [matrix[i : i + 256] for i in range(0, len(matrix), 256)]
         return np.concatenate(
@@ -251,15 +264,6 @@ def tree_columns(
     codes = np.where(absent, -1.0, matrix)[:, trees.table_input].astype(np.intp) + 1
     looked_up = trees.table[np.arange(len(trees.table_input)), codes]
     return np.concatenate([np.where(absent, -np.inf, matrix), matrix, looked_up], axis=1)
-
-
-def _alone(trees: Trees, n_inputs: int) -> ExitLeaves | None:
-    "What answers one row at a time, made when it is first needed."
-    known = vars(trees)
-    if "alone" not in known:
-        known["alone"] = exit_leaves(trees, n_inputs)
-    found: ExitLeaves | None = known["alone"]
-    return found
 
 # %% ../../nbs/45_release/45_inference.ipynb #1a91fdda
 def _walk(trees: Trees, columns: Floats) -> np.ndarray:

@@ -20,7 +20,7 @@ from ..features.feature_set import FeatureSet, from_spec
 from ..learning.alternatives import numbers_of
 from ..learning.brief import FAMILIES, Learning
 from ..learning.correction import link_from, link_spec
-from ..learning.link import Floats, Link
+from ..learning.link import Floats, Link, Logistic, probability
 from ..learning.lookup import Lookup
 from ..learning.neighbours import Nearest
 from ..learning.rival import RivalModel
@@ -87,8 +87,7 @@ class Model:
 
     def predict_one(self, features: Mapping[str, Any]) -> Any:  # A float, or the array of one row
         "Predict a single row."
-        p = self.predict([features])[0]
-        return float(p) if p.ndim == 0 else p
+        return _of_one(self, features)
 
     @property
     def digest(self) -> str:
@@ -121,6 +120,16 @@ class Model:
         shown = ("problem", "family", "params", "training", "metrics", "check", "simulated", "sources")
         facts = {name: json.dumps(self.manifest[name]) for name in shown if name in self.manifest}
         return card(f"Model {self.version or ''} {self.digest[:12]}", facts)
+
+# %% ../../nbs/45_release/46_package.ipynb #8b62e6b4
+def _of_one(model: Model, features: Mapping[str, Any]) -> Any:
+    "The prediction of a row alone."
+    if isinstance(model.form, Trees) and type(model.link) is Logistic:
+        leaves = model.form.alone(len(model.inputs.names))
+        if leaves is not None:
+            return probability(leaves.total(model.inputs.row(features)))
+    p = model.predict([features])[0]
+    return float(p) if p.ndim == 0 else p
 
 # %% ../../nbs/45_release/46_package.ipynb #aa4aeca4
 _FORMS: dict[str, type[Any]] = {"linear": Linear, "trees": Trees, "lookup": Lookup, "neighbours": Nearest}

@@ -57,9 +57,9 @@ def answer_shown(
     with_features: bool,
 ) -> dict[str, Any]:
     "A decision as it is answered."
-    return _warned(
-        service, _shown(decision, with_features, service.log.durable) | served_by(service, decision)
-    )
+    shown = _shown(decision, with_features, service.log.durable)
+    shown.update(served_by(service, decision))
+    return _warned(service, shown)
 
 
 def _warned(service: OpenService, answer: dict[str, Any]) -> dict[str, Any]:

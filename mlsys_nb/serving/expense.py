@@ -43,7 +43,7 @@ class Meter:
         "What the answers since then took; counted in the metrics too."
         computed, before = processor(), self._computed
         written = {(name, v): n for name, of in self._metrics.written.items() for v, n in of.copy().items()}
-        worked = self._metrics.worked.copy()
+        worked = self._metrics.worked()
         new = {of: _since(n, self._before.get(of, (0, 0))) for of, n in written.items()}
         timed = {of: _since(n, self._worked.get(of, (0, 0.0))) for of, n in worked.items()}
         self._computed, self._before, self._worked = computed, written, worked

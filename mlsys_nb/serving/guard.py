@@ -113,8 +113,8 @@ def read_object(
         raise Refusal(
             400, "the body is a JSON object", clipped(value), f"send an object with {sorted(allowed)}"
         )
-    unknown = sorted(set(value) - allowed)
-    if unknown:
+    if not value.keys() <= allowed:
+        unknown = sorted(value.keys() - allowed)
         raise Refusal(
             422,
             f"the keys are {sorted(allowed)}",

@@ -5,7 +5,7 @@
 # %% ../../nbs/55_serving/55_predictor.ipynb #7ca706ec
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Protocol
@@ -26,7 +26,7 @@ from ..system.erasure import Forgotten
 
 # %% auto #0
 __all__ = ['MOST_ITEMS', 'OneCase', 'entity_named', 'values_named', 'AnswersRead', 'FeatureReader', 'OwnVersions', 'Predictor',
-           'answering', 'decided', 'decided_now', 'mind', 'stranger']
+           'answering', 'decided', 'decided_stepwise', 'decided_now', 'mind', 'stranger']
 
 # %% ../../nbs/55_serving/55_predictor.ipynb #2ff62a4a
 _KINDS: dict[str, type] = {"int": int, "text": str, "bool": bool}
@@ -108,6 +108,8 @@ def values_named(
     optional: Mapping[str, str] = {},  # Names and types of lists that may come
 ) -> dict[str, Any]:  # The values in declared order
     "What a request says of its own case, checked."
+    if not values and not optional:
+        return {}
     missing = [name for name in values if name not in given]
     if missing:
         rule = f"a request brings {clipped(list(values), 200)}"
@@ -283,22 +285,49 @@ def decided(
     })  # fmt: skip
 
 # %% ../../nbs/55_serving/55_predictor.ipynb #e4300245
-def decided_now(
-    predictor: Predictor,
-    case: OneCase,
-    asked: tuple[datetime, str | None, str | None],  # When, under which name, with whose key
-    marks: list[float],  # Told when the features were read, the model had spoken, the decision was made
-) -> Decision:  # Without an id: the log gives it
-    "Decide about one entity, step by step."
+_Asked = tuple[datetime, str | None, str | None]  # When, under which name, with whose key
+
+
+def _read(predictor: Predictor, case: OneCase, asked: _Asked) -> tuple[Any, ...]:
     entity, request = case
     mind(predictor.forgotten, entity)
-    predictor = answering(predictor, case)
-    read = _features(predictor, entity, asked[0], request)
-    marks.append(elapsed())
-    p = predictor.model.predict_one(read)
-    marks.append(elapsed())
-    made = decided(predictor, (entity, read, request), p, asked)
-    marks.append(elapsed())
+    own = answering(predictor, case)
+    return own, (entity, _features(own, entity, asked[0], request), request), asked
+
+
+def _spoken(own: Predictor, about: tuple[Any, ...], asked: _Asked) -> tuple[Any, ...]:
+    return own, about, own.model.predict_one(about[1]), asked
+
+
+def _step(work: Callable[..., Any], things: list[Any]) -> list[Any]:
+    "The next step of each; what goes wrong with one takes its place, and harms nobody else."
+    found: list[Any] = []
+    for thing in things:
+        try:
+            found.append(thing if isinstance(thing, Exception) else work(*thing))
+        except Exception as e:
+            found.append(e)
+    return found
+
+
+def decided_stepwise(
+    predictor: Predictor,
+    asked: Sequence[tuple[OneCase, _Asked]],
+    marks: list[float],  # Told when the features were read, the model had spoken, the decisions were made
+) -> list[Decision | Exception]:  # Without an id: the log gives it
+    "Decide about some entities, step by step, each as if it were alone."
+    found: list[Any] = [(predictor, *one) for one in asked]
+    for work in (_read, _spoken, decided):
+        found = _step(work, found)
+        marks.append(elapsed())
+    return found
+
+
+def decided_now(predictor: Predictor, case: OneCase, asked: _Asked, marks: list[float]) -> Decision:
+    "Decide about one entity, or raise what went wrong."
+    [made] = decided_stepwise(predictor, [(case, asked)], marks)
+    if isinstance(made, Exception):
+        raise made
     return made
 
 # %% ../../nbs/55_serving/55_predictor.ipynb #68d80b79

@@ -57,7 +57,7 @@ def refused_answer(
 
 # %% ../../nbs/55_serving/56_routes.ipynb #51e723a2
 Work = Callable[[Any], Awaitable[HttpAnswer]]
-Straight = Callable[[Any, bytes, Any, list[float]], Any]  # See `predict_at_once`
+Straight = Callable[[Any, bytes, Any], Any]  # See `asked_at_once`
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from .batch_worker import BatchWorker
 from .connections import Connections, limited_protocol
 from .endpoints import contradictions, decision, model_card, outcome
 from .events import events
-from .fast_path import StraightLine, predict_at_once, predictions
+from .fast_path import StraightLine, asked_at_once, predictions
 from .guard import App, Receive, RequestLimits, Scope, Send, guard
 from .keys import first_key
 from .logbook import noticed, observing_of, set_up_log
@@ -128,7 +128,7 @@ PROBLEM_ROUTES = (
         "/v1/{problem}/predictions",
         "predict",
         predictions,
-        straight=predict_at_once,
+        straight=asked_at_once,
     ),
     Route("outcomes", "POST", "/v1/{problem}/outcomes", "outcome", _given(outcome, "body", "caller")),
     Route("events", "POST", "/v1/events/{part}", "outcome", _events),

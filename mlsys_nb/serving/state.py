@@ -111,9 +111,10 @@ class Staleness:
     at: float = -FRESH
 
     def __call__(self) -> tuple[str, ...]:
-        watched = [s for s in self.problem.sources if s.fresh is not None]
-        if watched and elapsed() - self.at >= FRESH:
-            self.at = elapsed()
+        if (now := elapsed()) - self.at < FRESH:
+            return self.found
+        self.at = now
+        if watched := [s for s in self.problem.sources if s.fresh is not None]:
             try:
                 store = self.door.store()
                 newest = newest_noted(store.marks(NEWEST))

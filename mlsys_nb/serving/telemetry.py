@@ -9,7 +9,8 @@ __all__ = ['STAGES', 'asks_for_times', 'server_timing', 'shared_counts', 'Metric
 import os
 import tempfile
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from threading import Lock
@@ -133,6 +134,42 @@ class _Times:
         self.child._sum.inc(total - self.said)
         self.told, self.said = now, total
 
+# %% ../../nbs/55_serving/57_telemetry.ipynb #0da2654a
+_AT_ONCE = 64
+
+
+class _Staged:
+    "When the stages of predictions began and ended, sorted into buckets some at a time."
+
+    def __init__(self, child: Callable[[str, str], Any]) -> None:  # Of a problem and a stage
+        self.child, self.guard = child, Lock()
+        self.fresh: deque[tuple[str, int, tuple[float, ...]]] = deque()
+        self.times: dict[str, tuple[_Times, ...]] = {}  # By problem
+        self.worked: dict[tuple[str, int], tuple[int, float]] = {}  # By problem and version: answers, seconds
+
+    def add(self, problem: str, version: int, marks: tuple[float, ...]) -> None:
+        self.fresh.append((problem, version, marks))
+        if len(self.fresh) >= _AT_ONCE:
+            with self.guard:
+                self.sort()
+
+    def sort(self) -> None:
+        while self.fresh:
+            problem, version, marks = self.fresh.popleft()
+            if problem not in self.times:
+                self.times[problem] = tuple(_Times(self.child(problem, s), _OF_STAGES) for s in STAGES)
+            n, seconds = self.worked.get(of := (problem, version), (0, 0.0))
+            self.worked[of] = (n + 1, seconds + marks[4] - marks[1])  # features, model and decision
+            for times, begun, ended in zip(self.times[problem], marks, marks[1:], strict=False):
+                times.add(ended - begun)
+
+    def settle(self) -> None:
+        with self.guard:
+            self.sort()
+            for stages in self.times.values():
+                for times in stages:
+                    times.settle()
+
 # %% ../../nbs/55_serving/57_telemetry.ipynb #0d711194
 class _Counts:
     "What a process has counted, and how much of it Prometheus knows."
@@ -145,9 +182,8 @@ class _Counts:
     def __init__(self) -> None:
         self._answered: dict[tuple[str, int], tuple[_Count, _Times]] = {}
         self._made: dict[tuple[str, int, str], _Count] = {}
-        self._staged: dict[str, tuple[_Times, ...]] = {}
+        self._staged = _Staged(lambda problem, stage: self.stages.labels(problem, stage))
         self.written: dict[str, Mapping[int, tuple[int, int]]] = {}  # By problem: its log's, by version
-        self.worked: dict[tuple[str, int], tuple[int, float]] = {}  # By problem and version: answers, seconds
         self._guard = Lock()
 
     def predicted(self, problem: str, version: int, action: str) -> None:
@@ -171,16 +207,14 @@ class _Counts:
 
     def timed(self, made: Decision, marks: list[float], end: float) -> None:
         "When the stages of a prediction began, and the last one ended; one that was broken off, or made before, has fewer."
-        if len(marks) != len(STAGES):
-            return
-        stages = self._staged.get(made.problem)
-        if stages is None:
-            stages = tuple(_Times(self.stages.labels(made.problem, stage), _OF_STAGES) for stage in STAGES)
-            self._staged[made.problem] = stages
-        n, seconds = self.worked.get(of := (made.problem, made.version), (0, 0.0))
-        self.worked[of] = (n + 1, seconds + marks[4] - marks[1])  # features, model and decision
-        for stage, begun, ended in zip(stages, marks, (*marks[1:], end), strict=True):
-            stage.add(ended - begun)
+        if len(marks) == len(STAGES):
+            self._staged.add(made.problem, made.version, (*marks, end))
+
+    def worked(self) -> dict[tuple[str, int], tuple[int, float]]:
+        "By problem and version: how many answers, and what they took in seconds."
+        with self._staged.guard:
+            self._staged.sort()
+            return self._staged.worked.copy()
 
     def settle(self) -> None:
         "Tell Prometheus what was counted since."
@@ -190,9 +224,7 @@ class _Counts:
                 times.settle()
             for count in list(self._made.values()):
                 count.settle()
-            for stages in list(self._staged.values()):
-                for times in stages:
-                    times.settle()
+        self._staged.settle()
 
 # %% ../../nbs/55_serving/57_telemetry.ipynb #6683040d
 class _Settled:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 # %% ../../nbs/00_system/01_clock.ipynb #c8aaeb1c
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+EPOCH, _MICROSECOND = datetime(1970, 1, 1, tzinfo=UTC), timedelta(microseconds=1)
 
 
 def instant(
@@ -42,7 +42,7 @@ def micros(
         raise ValueError(
             f"a moment has a time zone, got {moment.isoformat()} without one; pass instant(moment) for UTC"
         )
-    return (moment - EPOCH) // timedelta(microseconds=1)
+    return (moment - EPOCH) // _MICROSECOND
 
 
 def stamp(

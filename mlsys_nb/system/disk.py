@@ -65,9 +65,16 @@ def deed(
             fault(verb, path, content)
         yield
     except OSError as e:
-        if e.errno not in REMEDIES or isinstance(e, StorageError):
+        if (found := _explained(e, path, verb)) is None:
             raise
-        raise StorageError(e.errno, path, verb) from e
+        raise found from e
+
+
+def _explained(error: OSError, path: Path, verb: str) -> StorageError | None:
+    "An error of the disk with what helps, where that is known and not said yet."
+    if error.errno not in REMEDIES or isinstance(error, StorageError):
+        return None
+    return StorageError(error.errno, path, verb)
 
 # %% ../../nbs/00_system/02_disk.ipynb #22ab9a5e
 def sync_folder(folder: Path) -> None:
@@ -147,11 +154,16 @@ def put(
     path: Path,  # Whose handle it is
 ) -> None:
     "Write bytes at a place, all of them."
-    with deed("written", path, content):
-        left = memoryview(content)
-        while left:
-            done = os.pwrite(handle, left, at)
-            left, at = left[done:], at + done
+    try:  # a `deed` without its context, which costs what such a write does
+        for fault in FAULTS:
+            fault("written", path, content)
+        while content:
+            done = os.pwrite(handle, content, at)
+            content, at = content[done:], at + done
+    except OSError as e:
+        if (found := _explained(e, path, "written")) is None:
+            raise
+        raise found from e
 
 # %% ../../nbs/00_system/02_disk.ipynb #25783591
 def sync_file(handle: int, path: Path) -> None:
