@@ -2,18 +2,23 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import calls_world as calls
 import pytest
 import visits_world as world
+from test_each import frames
 
 from mlsys_nb.doors.game_day.drill import PLANTED, Noticed, drill, said_of_drill
 from mlsys_nb.doors.game_day.faults import _on_duty, _whole, rehearsed
+from mlsys_nb.doors.game_day.redelivery import as_batch, year_before
 from mlsys_nb.doors.recovery.backup import take
 from mlsys_nb.doors.recovery.verification import findings
 from mlsys_nb.loop.arrivals import ingest_due
 from mlsys_nb.loop.pipeline import score, train
 from mlsys_nb.loop.step import Context
+from mlsys_nb.problem.dataset import build_dataset
 from mlsys_nb.problem.declaration import load_problem
 from mlsys_nb.system.clock import instant
 from mlsys_nb.system.control import put_document
@@ -114,3 +119,20 @@ def test_a_batch_is_planted_in_a_period_of_its_own(today: str) -> None:
     )
     assert [f"{_whole(by_periods, number):%Y-%m-%d}" for number in (1, 2)] == ["1990-12-31", "1991-01-28"]
     assert _whole(daily, 2) == instant(today) + 2 * world.DAY
+
+
+def test_a_period_of_another_season_holds_what_came_a_year_before() -> None:
+    "Several periods of the newest rows would be no sound ones: half a year of Septembers is news."
+    problem, lake = calls.history, frames(1_500)
+    now = calls.START + 60 * calls.DAY
+    periods = problem.population.periods(now)
+    model: Any = SimpleNamespace(
+        among=None, feature_names=problem.features.names, feature_set_hash=problem.features.hash
+    )
+    at: Any = SimpleNamespace(problem=problem, lake=lake, now=now, matured=periods, model=model)
+    of = lambda period: as_batch(at, build_dataset(problem, lake, [period], now).frame)
+    newest, then = of(periods[-1]), periods[3]
+    assert year_before(at, newest, then + 364 * calls.DAY).equals(of(then)) and not newest.equals(of(then))
+    assert year_before(at, newest, then + 365 * calls.DAY) is newest, "nothing is known of that"
+    grid: Any = SimpleNamespace(problem=world.problem, matured=periods)
+    assert year_before(grid, newest, then + 364 * calls.DAY) is newest, "cases there have no periods"

@@ -16,10 +16,10 @@ import polars as pl
 from ...data.freshness import fresh_within
 from ...decisions.outcomes import Ledger, Outcome
 from .faults import Rehearsed
-from .redelivery import DrillError, deliver_rows, last_delivery
+from .redelivery import DrillError, as_batch, deliver_rows, last_delivery
 from ..timekeeper import of_silence
 from ...loop.pipeline import monitor
-from ...loop.step import anew, labelled_since, seen_by
+from ...loop.step import anew, labelled_since
 from ...monitoring.alerts import open_alerts, record
 from ...problem.dataset import build_dataset
 
@@ -88,18 +88,12 @@ _BACK = timedelta(days=90)
 
 def _judged(copy: Rehearsed) -> tuple[pl.DataFrame, pl.Series]:
     "The newest cases whose outcome is known, as the champion sees them, and the outcomes."
-    at, model = copy.at, copy.at.model
-    if model is None:
-        raise DrillError(f"a drill needs a champion of {at.problem.name}; train one")
+    at = copy.at
     rows = build_dataset(at.problem, at.lake, at.matured[-4:], at.now).labelled()
     if rows.height < at.problem.limits.rows:
         raise DrillError(f"{rows.height} outcomes are known here, too few to tell them otherwise")
     rows = rows.unique(list(at.problem.entity), keep="last", maintain_order=True).tail(4000)
-    seen = seen_by(at, model, rows)
-    names = [n for n in (*at.problem.entity, "request", *model.feature_names) if n in rows.columns]
-    return rows.with_columns(seen[n] for n in model.feature_names).select(list(dict.fromkeys(names))), rows[
-        "label"
-    ]
+    return as_batch(at, rows), rows["label"]
 
 
 def _next_due(copy: Rehearsed, after: datetime) -> datetime:

@@ -21,7 +21,7 @@ import polars as pl
 
 from ...decisions.batches import append_batch
 from ...decisions.log import read_decisions
-from .redelivery import DrillError, deliver_news
+from .redelivery import DrillError, deliver_news, year_before
 from ..recovery.backup import Backup, restore
 from ..recovery.verification import findings
 from ..timekeeper import watch_duty
@@ -94,7 +94,7 @@ class Rehearsed:
         "The next batch, with a fault or without; the moment at which it is looked at."
         self.days += 1
         moment = _whole(self.at, self.days)
-        self.log(self.decided(plant(self.rows), moment))
+        self.log(self.decided(plant(year_before(self.at, self.rows, moment)), moment))
         self.bring_news(moment)  # a period may be longer than data may be old
         return replace(self.at, now=moment)
 
