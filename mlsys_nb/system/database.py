@@ -9,7 +9,7 @@ import json
 import re
 import sqlite3
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import MISSING, Field, dataclass, field, fields
 from datetime import datetime
@@ -242,11 +242,13 @@ def _transaction(database: _Reached, writing: bool) -> Iterator[sa.Connection]:
         raise _answer(database.name, e) from e
 
 # %% ../../nbs/00_system/04_database.ipynb #1a545082
-def _select(table: Table, order: tuple[str, ...], equal: Mapping[str, Any]) -> str:
+def _select(
+    table: Table, order: tuple[str, ...], equal: Mapping[str, Any], wanted: Sequence[str] = ()
+) -> str:
     "What SQLite is asked; each value is a question mark."
     names = lambda some: ", ".join(f'"{name}"' for name in some)
     where = " AND ".join(f'"{name}" = ?' for name in equal)
-    return f'SELECT {names(table.names)} FROM "{table.name}"{" WHERE " * bool(where)}{where}{" ORDER BY " * bool(order)}{names(order)}'
+    return f'SELECT {names(wanted or table.names)} FROM "{table.name}"{" WHERE " * bool(where)}{where}{" ORDER BY " * bool(order)}{names(order)}'
 
 
 def _put(database: _Reached, table: Table, row: Mapping[str, Any]) -> None:
@@ -322,6 +324,13 @@ class Database(_Reached):
         query = sa.select(table.built).where(*wanted).order_by(*(table.c[name] for name in order))
         with self.reading() as connection:
             return [thing_of(kind, row) for row in connection.execute(query)]
+
+    def keys(self, table: Table) -> set[tuple[Any, ...]]:
+        "Which rows there are; what else is in them is not looked at."
+        if self.file is not None:
+            return {tuple(row.values()) for row in _rows(self, _select(table, (), {}, table.key))}
+        with self.reading() as connection:
+            return {tuple(row) for row in connection.execute(sa.select(*(table.c[n] for n in table.key)))}
 
     def write(self, work: Callable[[sa.Connection], Thing]) -> Thing:
         "Do some work in a writing transaction, again when another writer's row got in its way."

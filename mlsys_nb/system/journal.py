@@ -17,7 +17,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from .audit import AuditLine, AuditMark, add_line, audit_mark
-from .database import ControlError, Database, has_table, put_row, row_of, thing_of
+from .database import ControlError, Database, Table, has_table, put_row, row_of, thing_of
 from .durable import Log, SealError, lock
 from .pointers import MOVES, POINTERS, Move, Pointer
 from .schema import SCHEMA, Schema, schema_in
@@ -32,8 +32,8 @@ __all__ = ['logger', 'FORM', 'RECORDED', 'Noted', 'Journal', 'read_journal', 'ke
 
 # %% ../../nbs/00_system/05_journal.ipynb #d06e3251
 FORM = 1
-RECORDED: dict[str, type[VersionRow] | type[Move]] = {"version": VersionRow, "move": Move}
-Noted = Mapping[tuple[str, int], Any]
+RECORDED: dict[str, Table] = {"version": VERSIONS, "move": MOVES}
+Noted = Mapping[tuple[Any, ...], Any]
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ def _key(thing: VersionRow | Move) -> tuple[str, int]:
 
 def read_journal(
     path: Path,
+    whole: bool = True,  # False: which rows there are, and nothing of what is in them
 ) -> Journal:
     "The journal at `path`; an empty one when there is none."
     system, found = "", {kind: {} for kind in ("version", "move")}  # type: ignore[var-annotated]
@@ -64,8 +65,9 @@ def read_journal(
             )
         system = record["system"]
         if record["kind"] in RECORDED:
-            thing: Any = thing_of(RECORDED[record["kind"]], record["row"])
-            found[record["kind"]][_key(thing)] = thing
+            table, row = RECORDED[record["kind"]], record["row"]
+            key = tuple(row[name] for name in table.key)
+            found[record["kind"]][key] = thing_of(table.kind, row) if whole else None
         elif record["kind"] == "audit":
             marks.append(thing_of(AuditMark, record["row"]))
         elif record["kind"] == "recovered":  # the tables were lost, and their audit begins anew
@@ -82,13 +84,11 @@ def _tables(connection: sa.Connection) -> Journal:
     return Journal(schema.system if schema else "", noted, moved, (mark,) if mark.number else ())
 
 
-def _read_tables(database: Database) -> Journal:
-    "The same, outside a transaction, without how far the audit reaches."
+def _rows_there(database: Database) -> Journal:
+    "Which rows there are, outside a transaction."
     schema = database.all(Schema, SCHEMA, ("name",)) if has_table(database, SCHEMA) else []
-    versions: list[Any] = database.all(VersionRow, VERSIONS, ("problem", "version"))
-    moves: list[Any] = database.all(Move, MOVES, ("name", "epoch"))
-    noted, moved = ({_key(thing): thing for thing in things} for things in (versions, moves))
-    return Journal(schema[0].system if schema else "", noted, moved)
+    versions, moves = (dict.fromkeys(database.keys(table)) for table in (VERSIONS, MOVES))
+    return Journal(schema[0].system if schema else "", versions, moves)
 
 
 def _news(known: Journal, now: Journal) -> list[dict[str, Any]]:
@@ -155,9 +155,9 @@ def check_journal(database: Database) -> None:
     path = database.journal
     if path is None or not path.parent.is_dir():
         return
-    now = _read_tables(database)
+    now = _rows_there(database)
     try:
-        known = read_journal(path)
+        known = read_journal(path, whole=False)
     except SealError as e:
         if not now.versions:
             raise
