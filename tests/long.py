@@ -58,6 +58,8 @@ STEPS = (
     Step("leaks", "columns known only afterwards in three worlds, and honest tables: how often each is named", (sys.executable, "tests/leaky_tables.py", "30")),
     Step("tables", "a text, 280,000 single-use ids, a million decisions, ten thousand candidates: each within its line", (sys.executable, "tests/bench/tables.py")),
     Step("serving", "the service beside a bare echo, by term of durability", (sys.executable, "tests/bench/serving.py")),
+    Step("hostile", "honest callers beside 500 hostile and 1,000 idle clients, and five times as many as can be served", (sys.executable, "tests/bench/hostile.py")),
+    Step("fuzz", "requests changed at random, in process", (sys.executable, "tests/fuzz.py", "--seconds", "600")),
     Step("drill", "every planted fault on a year of the demo: told at the first look with the cause, closed when mended", (sys.executable, "tests/game_day.py")),
     Step("pages", "first content of a dashboard as a file, behind the server and with a warm kernel; sessions at once", (sys.executable, "tests/bench/dashboards.py")),
     Step("mutants", "100 planted small bugs", (sys.executable, "tests/mutants.py", "-n", "100")),

@@ -10,9 +10,11 @@ from urllib.request import Request, urlopen
 
 import pytest
 from caller import head
+from fuzz import fuzzed
 from serving_world import JUNE, make
 
 from mlsys_nb.decisions.log import find_decision, read_decisions
+from mlsys_nb.release import package
 from mlsys_nb.serving import connections, fast_path
 from mlsys_nb.serving.service import _Life, running
 from mlsys_nb.serving.telemetry import STAGES
@@ -264,6 +266,44 @@ def test_what_arrives_together_is_written_together_and_synced_once(world):
         assert deeds.count("written") == 2, "eight at a time"
 
 
+def test_what_goes_wrong_with_one_harms_nobody_who_arrived_with_it(world):
+    "A stranger, and one of whom the model cannot speak, among others; each is answered as if it had come alone."
+    here, port, heads = world
+    life = _Life(here, ["churn"])
+    life.open()
+    line = fast_path.StraightLine(life.served, life.access, here)
+    sent = [(name.encode(), value.encode()) for name, value in {"host": "localhost", **heads}.items()]
+    standing, given = line.standing(PATH.encode(), sent, ("127.0.0.1", 1)), {}
+    before, real = read_decisions(here, "churn").height, package.Model.predict_one
+    whom = [13080, 1, 13100, 12980]
+
+    def odd(self, features):
+        if features == unlucky:
+            raise RuntimeError("planted")
+        return real(self, features)
+
+    async def together():
+        for customer in whom:
+            body = b'{"customer_id": %d, "features": true}' % customer
+            assert line(standing, body, lambda answer, c=customer: given.update({c: answer}), False)
+        while len(given) < len(whom):
+            await asyncio.sleep(0.001)
+
+    service = life.served.services["churn"]
+    unlucky = dict(service.predictor.reader.read({"customer_id": 13100}, service.moment()))
+    try:
+        with patch.object(package.Model, "predict_one", odd):
+            asyncio.run(together())
+    finally:
+        life.close()
+    assert {c: answer.status for c, answer in given.items()} == {13080: 200, 1: 404, 13100: 500, 12980: 200}
+    assert b"planted" not in given[13100].body
+    for customer in (13080, 1, 12980):
+        alone = asked(port, request(heads, b'{"customer_id": %d, "features": true}' % customer))[0][1]
+        assert plain(json.loads(given[customer].body)) == plain(alone)
+    assert read_decisions(here, "churn").height == before + 4
+
+
 def test_the_times_of_the_stages_are_told_to_who_asks_and_counted(world):
     here, port, heads = world
     one, asks = b'{"customer_id": 13080}', {**heads, "prefer": "server-timing"}
@@ -280,6 +320,12 @@ def test_the_times_of_the_stages_are_told_to_who_asks_and_counted(world):
         assert float(text.partition(name)[2].partition("\n")[0]) >= 3
         name = name.replace("_count", "_sum")
         assert float(text.partition(name)[2].partition("\n")[0]) > 0
+
+
+def test_changed_requests_are_answered_below_500_and_tell_no_key(world):
+    n, found = fuzzed(world[0], 600.0, seed=7, most=400)
+    assert n == 400 and {"200", "400", "422"} <= set(found), found
+    assert fuzzed(world[0], 600.0, seed=8, at_socket=True, most=60)[0] == 60
 
 
 def test_a_disk_that_hangs_is_said_after_the_deadline_and_the_rest_is_answered(tmp_path):
