@@ -56,6 +56,7 @@ STEPS = (
     Step("retrain", "retraining cold, again, after one more trial, feature, month, beside naive", (sys.executable, "tests/bench/retrain.py")),
     Step("drift", "drift over 1M rows x 20 columns beside a scan", (sys.executable, "tests/bench/drift.py")),
     Step("leaks", "columns known only afterwards in three worlds, and honest tables: how often each is named", (sys.executable, "tests/leaky_tables.py", "30")),
+    Step("coverage", "intervals hold as often as they say, probabilities come true: worlds of known truth, and the shipped cases", (sys.executable, "tests/bench/coverage.py")),
     Step("tables", "a text, 280,000 single-use ids, a million decisions, ten thousand candidates: each within its line", (sys.executable, "tests/bench/tables.py")),
     Step("serving", "the service beside a bare echo, by term of durability", (sys.executable, "tests/bench/serving.py")),
     Step("hostile", "honest callers beside 500 hostile and 1,000 idle clients, and five times as many as can be served", (sys.executable, "tests/bench/hostile.py")),

@@ -56,7 +56,7 @@ class ColumnGuess:
     scale: int = 2  # Digits after the decimal point
     low: Any = None
     high: Any = None
-    rises: bool = False  # Each value above the one before
+    rises: bool = False  # (Nearly) each value above the one before
     zoneless: bool = False  # Times of day without a zone
     notes: tuple[str, ...] = ()
 
@@ -75,11 +75,16 @@ class ColumnGuess:
         return self.dtype == "text" and self.words >= 3
 
     @property
+    def called_id(self) -> bool:
+        return re.search(r"(?i)(^|[\W_])(id|uuid|key|no|nr|number)$|[a-z]I[Dd]$|№", self.name) is not None
+
+    @property
     def names_rows(self) -> bool:
-        "Whether it is different in (nearly) every row, as an id is."
+        "Whether it is different in (nearly) every row, as an id or a running number is."
         known = self.rows - self.missing
-        named = re.search(r"(?i)(^|[\W_])(id|uuid|key|no|nr|number)$|[a-z]I[Dd]$|№", self.name) is not None
-        fit = self.dtype == "text" and not self.prose or self.dtype == "int" and (named or self.rises)
+        fit = (
+            self.dtype == "text" and not self.prose or self.dtype == "int" and (self.called_id or self.rises)
+        )
         return known >= 20 and self.unique > 0.98 and fit
 
 # %% ../../nbs/10_data/16_guess.ipynb #994653b5
@@ -338,6 +343,10 @@ def read_as(
     return found.cast(pl.Int64, strict=False) if guess.dtype == "int" else found
 
 # %% ../../nbs/10_data/16_guess.ipynb #c229d721
+def _rising(known: pl.Series) -> float:
+    return int((known.diff().drop_nulls() > 0).sum()) / (len(known) - 1)
+
+
 def _measured(guess: ColumnGuess, values: pl.Series) -> ColumnGuess:
     known = values.drop_nulls()
     if known.dtype.is_float():
@@ -354,5 +363,5 @@ def _measured(guess: ColumnGuess, values: pl.Series) -> ColumnGuess:
         examples=tuple(str(v)[:40] for v in counts[known.name].head(3)),
         low=low,
         high=high,
-        rises=known.dtype.is_integer() and len(known) > 1 and bool((known.diff().drop_nulls() > 0).all()),
+        rises=known.dtype.is_integer() and len(known) > 1 and _rising(known) >= 0.95,
     )

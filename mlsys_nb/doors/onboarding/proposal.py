@@ -146,7 +146,8 @@ def _left_out(look: Survey, found: tuple[Suspect, ...], id: str | None) -> dict[
 def _id(look: Survey) -> str | None:
     fit = [
         c for c in look.columns if c.names_rows and c.name not in (look.target, look.entity) and not c.missing
-    ]
+        if c.dtype == "text" or c.called_id or c.rows - c.distinct <= look.duplicates
+    ]  # fmt: skip
     return fit[0].name if fit else None
 
 # %% ../../../nbs/80_doors/81_onboarding/11_proposal.ipynb #b2a53037
