@@ -33,7 +33,7 @@ from mlsys_nb.data.number_format import (
 )
 
 # %% auto #0
-__all__ = ['FEW', 'ColumnGuess', 'column_guess', 'read_as']
+__all__ = ['CALLED_ID', 'FEW', 'ColumnGuess', 'column_guess', 'read_as']
 
 # %% ../../nbs/10_data/16_guess.ipynb #c253d88f
 @dataclass(frozen=True)
@@ -75,19 +75,15 @@ class ColumnGuess:
         return self.dtype == "text" and self.words >= 3
 
     @property
-    def called_id(self) -> bool:
-        return re.search(r"(?i)(^|[\W_])(id|uuid|key|no|nr|number)$|[a-z]I[Dd]$|№", self.name) is not None
-
-    @property
     def names_rows(self) -> bool:
         "Whether it is different in (nearly) every row, as an id or a running number is."
         known = self.rows - self.missing
-        fit = (
-            self.dtype == "text" and not self.prose or self.dtype == "int" and (self.called_id or self.rises)
-        )
+        runs = self.dtype == "int" and (self.rises or CALLED_ID.search(self.name) is not None)
+        fit = self.dtype == "text" and not self.prose or runs
         return known >= 20 and self.unique > 0.98 and fit
 
 # %% ../../nbs/10_data/16_guess.ipynb #994653b5
+CALLED_ID = re.compile(r"(?i)(^|[\W_])(id|uuid|key|no|nr|number)$|[a-z]I[Dd]$|№")
 _PRICED = ("price", "amount", "total", "fee", "cost", "revenue", "salary", "income", "balance", "payment")
 
 
@@ -343,10 +339,6 @@ def read_as(
     return found.cast(pl.Int64, strict=False) if guess.dtype == "int" else found
 
 # %% ../../nbs/10_data/16_guess.ipynb #c229d721
-def _rising(known: pl.Series) -> float:
-    return int((known.diff().drop_nulls() > 0).sum()) / (len(known) - 1)
-
-
 def _measured(guess: ColumnGuess, values: pl.Series) -> ColumnGuess:
     known = values.drop_nulls()
     if known.dtype.is_float():
@@ -363,5 +355,5 @@ def _measured(guess: ColumnGuess, values: pl.Series) -> ColumnGuess:
         examples=tuple(str(v)[:40] for v in counts[known.name].head(3)),
         low=low,
         high=high,
-        rises=known.dtype.is_integer() and len(known) > 1 and _rising(known) >= 0.95,
+        rises=known.dtype.is_integer() and int((known.diff() > 0).sum()) >= max(0.95 * (len(known) - 1), 1),
     )

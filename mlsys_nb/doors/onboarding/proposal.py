@@ -19,7 +19,7 @@ from typing import Any
 import polars as pl
 
 from ...data.columns import OWN
-from ...data.guess import ColumnGuess, read_as
+from ...data.guess import CALLED_ID, ColumnGuess, read_as
 from ...data.survey import Survey, concerns
 from ...evaluation.leakage import Suspect, suspects, told_by
 from ...problem.declaration import TAKEN
@@ -146,7 +146,7 @@ def _left_out(look: Survey, found: tuple[Suspect, ...], id: str | None) -> dict[
 def _id(look: Survey) -> str | None:
     fit = [
         c for c in look.columns if c.names_rows and c.name not in (look.target, look.entity) and not c.missing
-        if c.dtype == "text" or c.called_id or c.rows - c.distinct <= look.duplicates
+        if c.dtype == "text" or CALLED_ID.search(c.name) or c.rows - c.distinct <= look.duplicates
     ]  # fmt: skip
     return fit[0].name if fit else None
 
