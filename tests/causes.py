@@ -1,6 +1,6 @@
 """What `mlsys diff` names as the cause, on shipped cases in a folder of one's own: ten planted causes, and nothing where nothing was planted.
 
-`python tests/causes.py [cases, loans and demand if none; --null=20]`: each training begins in a copy of the same system, so that only what was
+`python tests/causes.py [cases, all three if none; --null=20]`: each training begins in a copy of the same system, so that only what was
 planted differs. A cause counts as named when it is told and nothing else is.
 """
 
@@ -25,6 +25,14 @@ NEW_YORK = '__import__("zoneinfo").ZoneInfo("America/New_York")'
 LIMITS = '__import__("mlsys_nb.evaluation.limits", fromlist=["Limits"]).Limits'
 # Of each case: a day before the last batch, the day of training, and what is written otherwise: (before, after, what is to be named).
 CASES: Mapping[str, tuple[str, str, dict[str, tuple[str, str, str]]]] = {
+    "churn": ("2010-04-28", "2010-04-29", {
+        "code": ('amount=pl.col("price") * pl.col("quantity")', 'amount=pl.col("price") * (pl.col("quantity") + 1)', "code"),
+        "label delay": ("slices=(", 'maturity="2d", slices=(', "declaration maturity"),
+        "feature": ('f.count(lines, "90d", where=lines["cancelled"])', 'f.count(lines, "60d", where=lines["cancelled"])', "declaration feature cancelled_90d"),
+        "threshold": ("false_negative=2.0", "false_negative=4.0", "declaration costs"),
+        "zone": ('zone="Europe/London"', 'zone="America/New_York"', "declaration .*zone"),
+        "limit": ("slices=(", f"limits={LIMITS}(entities=40), slices=(", "declaration limits.entities"),
+    }),
     "loans": ("1990-07-31", "1990-08-01", {
         "code": ('pl.col("amount") / pl.col("price")', 'pl.col("amount") / (pl.col("price") + 1)', "code"),
         "label delay": ("slices=(", 'maturity="2d", slices=(', "declaration maturity"),

@@ -62,6 +62,7 @@ STEPS = (
     Step("hostile", "honest callers beside 500 hostile and 1,000 idle clients, and five times as many as can be served", (sys.executable, "tests/bench/hostile.py")),
     Step("fuzz", "requests changed at random, in process", (sys.executable, "tests/fuzz.py", "--seconds", "600")),
     Step("drill", "every planted fault on a year of the demo: told at the first look with the cause, closed when mended", (sys.executable, "tests/game_day.py")),
+    Step("readme", "every command of the README as printed, in a year of the demo", (sys.executable, "tests/readme.py")),
     Step("pages", "first content of a dashboard as a file, behind the server and with a warm kernel; sessions at once", (sys.executable, "tests/bench/dashboards.py")),
     Step("mutants", "100 planted small bugs", (sys.executable, "tests/mutants.py", "-n", "100")),
     Step("swaps", "champions exchanged a thousand times under load, in both terms that say when", (sys.executable, "-m", "pytest", "-q", "-s", "tests/test_swaps.py", "-k", "exchanged"), (("SWAPS", "1000"),)),

@@ -1,7 +1,7 @@
 """Tables of people who never heard of this system: six kinds, each written anew for every seed in another language,
 month, zone and file format. Each says what a newcomer must be told of it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
@@ -95,8 +95,21 @@ _PER_ROW = (
 )  # fmt: skip
 
 
+HOSTILE = (
+    "<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "=1+cmd|' /C calc'!A0", "\u202efdp.exe", "zero\u200bwidth", "\x1b[2Jgone",
+    "w" * 5000, "{{7*7}}", "</title></table><svg onload=alert(1)>", "javascript:alert(1)",
+)  # fmt: skip
+
+
+def _spoiled(seed: int, values: Sequence[str]) -> list[str]:
+    "The same, with two in a hundred that would act where somebody looks, and one that never ends."
+    rng = np.random.default_rng(seed + 9000)
+    odd = [str(rng.choice(HOSTILE)) if rng.random() < 0.02 else str(value) for value in values]
+    return [*odd[:7], "<script>" + "x" * 10_000_000, *odd[8:]]
+
+
 def decisions(seed: int, place: Path, n: int = 3000) -> Strange:
-    "A row for each decision, its request values, and two columns that were written afterwards."
+    "A row for each decision, its request values, and two columns that were written afterwards; some values are hostile."
     rng = np.random.default_rng(seed)
     w = _PER_ROW[seed % len(_PER_ROW)]
     at, clock = _times(rng, n, int(rng.integers(200, 700))), _clock(rng)
@@ -106,8 +119,8 @@ def decisions(seed: int, place: Path, n: int = 3000) -> Strange:
     bad = rng.random(n) < 1 / (1 + np.exp(-z))
     late = [t + timedelta(days=int(d)) for t, d in zip(at, rng.integers(20, 90, n), strict=True)]
     rows = pl.DataFrame({
-        w[0]: [f"{'ABCX'[seed % 4]}-{700_000 + i}" for i in range(n)], w[1]: [clock(t) for t in at], w[2]: age,
-        w[3]: income.round(2), w[4]: amount.round(2), w[5]: kind,
+        w[0]: [f"{HOSTILE[i % 97] if i % 97 < 6 else 'ABCX'[seed % 4]}-{700_000 + i}" for i in range(n)], w[1]: [clock(t) for t in at], w[2]: age,
+        w[3]: income.round(2), w[4]: amount.round(2), w[5]: _spoiled(seed, kind),
         w[9]: [clock(t) if b else None for t, b in zip(late, bad, strict=True)],
         w[10]: [int(d) if b else 0 for d, b in zip(rng.integers(1, 200, n), bad, strict=True)],
         w[7]: [w[8][0] if b else w[8][1] for b in bad],

@@ -13,6 +13,8 @@ import polars as pl
 import pytest
 from own_tables import TABLES
 from strange_tables import KINDS
+from test_jobs import dangers
+from test_markup import acting
 from walks import LIMIT, printed, run, walk
 
 from mlsys_nb.data import survey
@@ -132,6 +134,20 @@ def test_the_walk_of_the_tutorial(mlsys, folder, tmp_path, kind, seed):
     assert "champion: None" not in seen.said["train"]
     if isinstance(seen.answer["prediction"], float) and kind != "amounts":
         assert 0 <= seen.answer["prediction"] <= 1
+    if kind == "decisions":  # of which some values are hostile
+        answers, pages = tmp_path / "answers.csv", tmp_path / "pages"
+        run([mlsys, "score", name, "--over", table.file, "--out", answers], folder)
+        run([mlsys, "dashboard", "--static", pages], folder)
+        assert not re.search(r'(?m)(^|,)"?[=+@]', answers.read_text()) and ",'=1+cmd" in answers.read_text()
+        shown = {
+            path: path.read_text() for path in (*pages.glob("*.html"), *folder.glob("reports/**/*.html"))
+        }
+        assert len(shown) > 10 and any("&lt;script&gt;" in page for page in shown.values())
+        for path, page in shown.items():
+            assert len(page) < 1_000_000 and not acting(page) and "\u200b" not in page, path
+            ours = page.count("script-src 'sha256-")  # one script that the policy of the page names, or none
+            assert page.count("<script") == ours <= 1, path
+            assert not [d for d in dangers(page) if d not in ((("script",),) * ours) and d[0] != "form"], path
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -71,6 +71,17 @@ def post(line: str, port: int, folder: Path, decision: str = "") -> dict[str, An
         raise AssertionError(f"{line}\n{e.code} {e.read().decode()}") from e
 
 
+def until_ready(port: int, service: subprocess.Popen[str]) -> None:
+    "Wait for a service that was started, as long as it lives."
+    for _ in range(240):
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5)
+            return
+        except (OSError, urllib.error.HTTPError):
+            assert service.poll() is None, service.stderr and service.stderr.read()
+            time.sleep(0.25)
+
+
 def served(mlsys: Any, folder: Path, line: str, posts: Sequence[str]) -> dict[str, Any]:
     "Start the service by its printed command, on a free port; ask it, and tell it what came of it."
     with socket.socket() as s:
@@ -79,13 +90,7 @@ def served(mlsys: Any, folder: Path, line: str, posts: Sequence[str]) -> dict[st
     words = [str(mlsys), *shlex.split(line)[1:], "--port", str(port)]
     service = subprocess.Popen(words, cwd=folder, stderr=subprocess.PIPE, text=True)
     try:
-        for _ in range(240):
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5)
-                break
-            except (OSError, urllib.error.HTTPError):
-                assert service.poll() is None, service.stderr and service.stderr.read()
-                time.sleep(0.25)
+        until_ready(port, service)
         answer = post(posts[0], port, folder)
         post(posts[1], port, folder, answer["decision_id"])
         return answer

@@ -110,6 +110,7 @@ def propose_problem(settings: Settings, options: argparse.Namespace) -> None:
     name, path = options.name, settings.home / "notebooks" / f"{options.name}.ipynb"
     _check_name(settings, name, path)
     table = _brought(settings, options)
+    unread = table.rows.unread
     given = {"time": options.time, "entity": options.entity, "target": table.target, "item": options.item}
     look, now = survey(table.frame, **given), now_of(settings, options)
     if options.horizon and look.entity and not (table.target or options.item):
@@ -128,7 +129,7 @@ def propose_problem(settings: Settings, options: argparse.Namespace) -> None:
     key = os.path.relpath(settings.key_file, settings.home)
     write_text(path, case_notebook(proposal, table.rows, table.told, notes, key))
     name_problem(settings, name, f"notebooks.{name}:problem")
-    _tell(proposal, notes, path, table.target)
+    _tell(proposal, (*unread, *notes), path, table.target)
 
 # %% ../../nbs/80_doors/88_beginnings.ipynb #0e435f3e
 def _check_name(settings: Settings, name: str, path: Path) -> None:

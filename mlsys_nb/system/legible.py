@@ -11,7 +11,8 @@ import re
 # %% ../../nbs/00_system/00_legible.ipynb #cfbd843d
 MOST_SHOWN = 10_000  # Characters of one text that a person is shown
 _HIDDEN = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e007f]"
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e007f]"
+    "|(?<![^\x00-\u024f])[\u200c-\u200f](?![^\x00-\u024f])"  # joiners and marks of direction among Latin letters
 )
 
 

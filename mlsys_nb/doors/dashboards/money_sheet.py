@@ -19,6 +19,7 @@ from .model_sheet import gain_row
 from .sheet import grid, part, rows_table, said, tile, tiles
 from .view import TRAINED, ProblemView, RunTable, version_table
 from ..figures.bars import NamedBar, bars
+from ..figures.training_figures import money_words
 from ..figures.vector import Axes, Curve, chart, figure_text
 from ...system.markup import Html, tag
 
@@ -129,7 +130,7 @@ def month_charts(found: RunTable) -> list[Html]:
         chart(
             "What decisions were worth, by month",
             lines,
-            Axes("decided in", "worth against no model", unit),
+            Axes("decided in", money_words(found.frame), unit),
             found.source,
         )
     ]

@@ -53,7 +53,7 @@ i.mls-then{background:var(--c3)}i.mls-now{border-top:3px solid var(--c1)}.mls-ax
 .mls-table4>*{background:var(--back);padding:.45rem .6rem}.mls-table4 b{font-size:1.15rem;display:block}
 @media(max-width:640px){.mls-sheet{padding:.8rem .7rem 2rem}.mls-rows thead{display:none}.mls-rows tr{display:block;border-bottom:2px solid var(--line);padding:.3rem 0}
 .mls-rows td,.mls-rows td.mls-n{display:grid;grid-template-columns:minmax(0,9rem) 1fr;gap:.5rem;border:0;padding:.12rem 0;text-align:left}
-.mls-rows td::before{content:attr(data-label);color:var(--soft)}.mls-rows th[scope=row]{display:block;border:0;padding:.12rem 0}.mls-bars{grid-template-columns:1fr 1fr}.mls-bars li>span:first-child{grid-column:1/-1}
+.mls-rows td::before{content:attr(data-label);color:var(--soft);white-space:normal}.mls-rows th[scope=row]{display:block;border:0;padding:.12rem 0}.mls-bars{grid-template-columns:1fr 1fr}.mls-bars li>span:first-child{grid-column:1/-1}
 .mls-knobs label{grid-template-columns:1fr auto}.mls-knobs input[type=range]{grid-column:1/-1;grid-row:2}.mls-nav a,.mls-nav b{padding:.4rem .55rem}}
 """
 

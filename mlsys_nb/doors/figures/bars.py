@@ -162,7 +162,13 @@ def _over(shares: pl.DataFrame) -> Html:
     parts, way = _binned(shares.sort("low", nulls_last=True))
     floor = PAPER_HEIGHT - PAD_BOTTOM
     line = tag("polyline", {"points": " ".join(way), "stroke": hue(1), "class": "mls-line"})
-    return Html("".join([*parts, line, stroke((PAD_LEFT, floor), (PAPER_WIDTH - PAD_RIGHT, floor), "zero")]))
+    below = word((PAD_LEFT + PAPER_WIDTH - PAD_RIGHT) / 2, PAPER_HEIGHT - 6, "its value")
+    return Html(
+        "".join([*parts, line, stroke((PAD_LEFT, floor), (PAPER_WIDTH - PAD_RIGHT, floor), "zero"), below])
+    )
+
+
+_SHARE = "share of the rows"
 
 
 def overlaid(
@@ -182,12 +188,13 @@ def overlaid(
         tag("span", {}, tag("i", {"class": "mls-then"}), "then"),
         tag("span", {}, tag("i", {"class": "mls-now"}), "now"),
     )
-    return drawn_card(title, _over(shares), words, tag("div", {}, both, foot))
+    above = Html(tag("span", {}, title) + tag("div", {"class": "mls-axis"}, _SHARE))
+    return drawn_card(above, _over(shares), words, tag("div", {}, both, foot))
 
 
 def overlaid_picture(title: str, rows: pl.DataFrame, words: str) -> Picture:
     "The same as an image of its own."
-    shares, about = rows.with_columns(pl.col("reference", "current").fill_null(0.0)), "share of the rows"
+    shares, about = rows.with_columns(pl.col("reference", "current").fill_null(0.0)), _SHARE
     if rows["low"].null_count() == rows.height:
         return bars_picture((title, about), _paired(shares), words, "%")
     return standalone((title, f"{about}; grey: then, line: now"), _over(shares), words)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['AGAINST', 'DRAWN_WAYS', 'gain_figures', 'reliability_chart', 'importance_chart', 'slices_chart', 'curve_chart',
-           'search_chart', 'months_charts', 'training_figures']
+           'search_chart', 'money_words', 'months_charts', 'training_figures']
 
 # %% ../../../nbs/80_doors/84_figures/13_training_figures.ipynb #0f67ff10
 from collections.abc import Callable, Mapping
@@ -129,6 +129,13 @@ def search_chart(
 DRAWN_WAYS = {"champion": ("champion", 1), "frozen": ("first model", 2), "rule": ("rule", 3)}
 
 
+def money_words(
+    months: pl.DataFrame,  # With `value`
+) -> str:
+    "What money is counted from: who forecasts an amount has nobody to be better than, only mistakes that cost."
+    return "worth against no model" if (months["value"] > 0).any() else "what mistakes cost, below 0"
+
+
 def months_charts(
     months: pl.DataFrame,  # moment, who, n, mean_label, mean_prediction, loss, value, unit
 ) -> list[Picture]:
@@ -137,7 +144,7 @@ def months_charts(
         return []
     unit, found = months["unit"][0] or "", []
     for column, title, name in (
-        ("loss", "Loss of each month", "lower is better"), ("value", "Money, 1,000 decisions", f"{unit} over nobody deciding"),
+        ("loss", "Loss of each month", "lower is better"), ("value", "Money, 1,000 decisions", f"{unit}; {money_words(months)}"),
         ("mean_prediction", "Predicted, and what happened", "mean of the decisions"),
     ):  # fmt: skip
         shown = []

@@ -44,7 +44,7 @@ PLANTED = (
     Fault(
         "unit times 100", faults.another_unit, "alert", ("times 100", "units and hundredths", "mend the unit")
     ),
-    Fault("missing share", faults.missing, "alert", ("missing 0.0% -> 40.0%", "less or more often")),
+    Fault("missing share", faults.missing, "alert", ("share missing", "% -> 4", "less or more often")),
     Fault(
         "vanished category", faults.vanished, "alert", ("never seen before: unheard of", "not there any more")
     ),

@@ -30,6 +30,7 @@ class Origin:
     text: bool = True  # It knows no types
     secret: str = ""  # Where the password of a database stands
     pattern: str = ""  # Of the files of its folder; empty: all of its kind
+    unread: tuple[str, ...] = ()  # What is to be told of lines that could not be read
 
     def source(
         self,
@@ -90,7 +91,18 @@ def read_origin(
     if secret:
         raise SourceError(f"a secret opens a database, {given} is a file; leave --secret out")
     read = read_table(Path(given))
-    return read.frame, Origin(given, text=read.text)
+    return read.frame, Origin(given, text=read.text, unread=_unread(read.spoiled))
+
+
+def _unread(spoiled: pl.DataFrame) -> tuple[str, ...]:
+    if spoiled.is_empty():
+        return ()
+    lines = (
+        f"{spoiled.height:,} lines cannot be read and are left out"
+        if spoiled.height > 1
+        else "a line cannot be read and is left out"
+    )
+    return (f"{lines}: {spoiled['reason'][0]}; every ingest sets such lines aside and counts them",)
 
 # %% ../../../nbs/80_doors/81_onboarding/10_origin.ipynb #6286a695
 def with_outcomes(
