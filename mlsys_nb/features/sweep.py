@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -139,7 +140,7 @@ def entity_limit(
     return max(1, 2**62 // (high - low + 3))
 
 # %% ../../nbs/20_features/24_sweep.ipynb #5adc6ad5
-_CODE = f"{INTERNAL}code"
+_CODE, _FEW = f"{INTERNAL}code", 1_000  # Rows that a dictionary numbers sooner than a join is planned
 
 
 def match_keys(
@@ -158,6 +159,8 @@ def match_keys(
         low, size = int(keys.min()), int(keys.max()) - int(keys.min()) + 1
         if size <= 4 * (len(keys) + events.height):
             return match_dense(keys - low, events[names[0]], low, size)
+    if moments.height + events.height <= _FEW:
+        return match_few(moments, events)
     known = moments.unique(maintain_order=True).drop_nulls().with_row_index(_CODE)
     codes = [
         f.join(known, on=names, how="left", maintain_order="left")[_CODE]
@@ -182,6 +185,18 @@ def match_dense(
     place = found.fill_null(low - 1).to_numpy() - low
     outside = (place < 0) | (place >= size)
     return codes[asked], codes[np.where(outside, size, place)]
+
+# %% ../../nbs/20_features/24_sweep.ipynb #1e5ed3af
+def match_few(
+    moments: pl.DataFrame,  # Rows with the key columns
+    events: pl.DataFrame,  # Rows with the key columns
+) -> tuple[np.ndarray, np.ndarray]:  # As `match_keys`
+    "Number entities through a dictionary."
+    codes: dict[tuple[Any, ...], int] = {}
+    asked = [-1 if None in key else codes.setdefault(key, len(codes)) for key in moments.rows()]
+    return np.array(asked, dtype=np.int64), np.array(
+        [codes.get(key, -1) for key in events.rows()], dtype=np.int64
+    )
 
 # %% ../../nbs/20_features/24_sweep.ipynb #dc7246df
 def order_of(

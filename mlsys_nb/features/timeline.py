@@ -51,6 +51,10 @@ def _cells(kind: Kind, key: bytes, value: Any, get: Get) -> tuple[np.ndarray, li
     return cells, [i for rows in found if rows.ids is not None for i in rows.ids.tolist()]
 
 # %% ../../nbs/20_features/28_timeline.ipynb #aecd4a0f
+def _without(found: pl.Series, unknown: np.ndarray) -> pl.Series:
+    return found.set(pl.Series(unknown), None) if unknown.any() else found
+
+
 def _typed(name: str, values: np.ndarray, dtype: str, get: Get) -> pl.Series:
     "A field as what it stands for."
     unknown = values == NULL
@@ -64,7 +68,7 @@ def _typed(name: str, values: np.ndarray, dtype: str, get: Get) -> pl.Series:
         found = pl.Series(name, values == 1)
     else:
         found = pl.Series(name, values, dtype=pl.Int64).cast(POLARS[dtype])
-    return found.set(pl.Series(unknown), None) if unknown.any() else found
+    return _without(found, unknown)
 
 
 def _frame(kind: Kind, columns: Sequence[str], told: tuple[np.ndarray, list[Any]], get: Get) -> pl.DataFrame:
@@ -73,7 +77,7 @@ def _frame(kind: Kind, columns: Sequence[str], told: tuple[np.ndarray, list[Any]
     known = {name: _typed(name, cells[kind.place(name)], types[name], get) for name in columns}
     stamps = {kind.time: cells[TIME], "known_at": cells[KNOWN], "retracted_at": cells[END]}
     times = [
-        pl.Series(n, v, dtype=pl.Int64).replace(NEVER, None).cast(POLARS["time"]) for n, v in stamps.items()
+        _without(pl.Series(n, v, dtype=pl.Int64), v == NEVER).cast(POLARS["time"]) for n, v in stamps.items()
     ]
     named = pl.Series(
         "event_id",

@@ -35,6 +35,10 @@ def alternatives(
 ) -> Alternatives:
     "Take lists apart."
     wanted = [item, *(name for name in names if name != item)]
+    if isinstance(rows, Sequence) and len(rows) == 1 and _in_series(rows[0], wanted):
+        return Alternatives(
+            pl.DataFrame({n: rows[0][n] for n in names}), rows[0][item], np.array([0, len(rows[0][item])])
+        )
     frame = _framed(rows, wanted) if isinstance(rows, Sequence) else rows
     missing = [name for name in wanted if not isinstance(frame.schema.get(name), pl.List)]
     if missing:
@@ -54,6 +58,12 @@ def alternatives(
     return Alternatives(long.select(names), long[item], starts)
 
 # %% ../../nbs/35_learning/35_alternatives.ipynb #ce524c9a
+def _in_series(row: Mapping[str, Any], wanted: Sequence[str]) -> bool:
+    "Whether one decision's lists are series of one length, as the service reads them: then nothing is to be taken apart."
+    found = [one for name in wanted if isinstance(one := row.get(name), pl.Series)]
+    return len(found) == len(wanted) and len({len(one) for one in found}) == 1
+
+
 def _framed(rows: Sequence[Mapping[str, Any]], wanted: Sequence[str]) -> pl.DataFrame:
     "Mappings as a frame; their lists may be series."
     lacking = [name for name in wanted if any(name not in row for row in rows)]

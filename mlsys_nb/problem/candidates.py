@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from ..features.conditions import Condition, Field, as_condition, condition_of
@@ -76,9 +77,8 @@ class Candidates:
         "The last refresh before or at each moment; null before the first."
         latest: Any = moments.max()
         points = points_of(Calendar(self.every, self.start), (latest or self.start).year)
-        place = points.cast(pl.Int64).search_sorted(moments.cast(POLARS["time"]).cast(pl.Int64), side="right")
-        at = pl.select(pl.when(place > 0).then(place.cast(pl.Int64) - 1)).to_series()
-        return points.gather(at).alias("_refresh")
+        known, asked = (s.cast(POLARS["time"]).cast(pl.Int64).to_numpy() for s in (points, moments))
+        return points.gather(_rows(np.searchsorted(known, asked, side="right") - 1)).alias("_refresh")
 
     @property
     def brought(self) -> dict[str, str]:
@@ -97,6 +97,12 @@ class Candidates:
     def strictly(self) -> Candidates:
         "The same, seeing only what was before a moment."
         return replace(self, items=replace(self.items, strict=True), pairs=replace(self.pairs, strict=True))
+
+# %% ../../nbs/40_problem/41_candidates.ipynb #7e4c8181
+def _rows(found: np.ndarray) -> pl.Series:
+    "Numbers of rows, to gather them; null where negative."
+    rows = pl.Series(found, dtype=pl.Int64)
+    return rows.set(pl.Series(found < 0), None) if (found < 0).any() else rows
 
 # %% ../../nbs/40_problem/41_candidates.ipynb #32a0890a
 def check_candidates(
@@ -179,7 +185,7 @@ def ordered_items(
     candidates: Candidates,
     rows: pl.DataFrame,  # The item, moment, its features; one without an item for each moment
 ) -> pl.DataFrame:  # _refresh, the item, its features, _place
-    "The same with the place of each among all."
+    "The same with the place of each among all; of each refresh those that have one stand first."
     item, most = candidates.item, candidates.most
     rows = rows.rename({"moment": "_refresh"})
     best = rows.filter(pl.col(item).is_not_null(), pl.col(most) > 0).sort(
@@ -187,7 +193,8 @@ def ordered_items(
     )
     best = best.select("_refresh", item, _place=pl.int_range(pl.len()).over("_refresh"))
     best = best.filter(pl.col("_place") < candidates.top)
-    return rows.join(best, on=["_refresh", item], how="left", maintain_order="left")
+    told = rows.join(best, on=["_refresh", item], how="left", maintain_order="left")
+    return told.sort("_refresh", "_place", nulls_last=True, maintain_order=True)
 
 # %% ../../nbs/40_problem/41_candidates.ipynb #e8a6ea4a
 def _own(candidates: Candidates, asked: pl.DataFrame, events: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
@@ -197,13 +204,14 @@ def _own(candidates: Candidates, asked: pl.DataFrame, events: Mapping[str, pl.Da
     known = events[e.name].select(
         *(pl.col(k).cast(POLARS[e.keys[k]]) for k in pair), _known=pl.max_horizontal(e.time, "known_at")
     )
-    mine = known.join(asked.select(c.entity).unique(), on=list(c.entity), how="semi")
-    mine = mine.drop_nulls(pair).group_by(pair).agg(pl.col("_known").min())
-    return asked.join(mine, on=list(c.entity), how="inner").filter(pl.col("_known") <= pl.col("moment"))
+    mine = known.join(asked, on=list(c.entity), how="semi")
+    mine = mine.group_by(pair).agg(pl.col("_known").min())
+    seen = (pl.col("_known") <= pl.col("moment")) & pl.col(c.item).is_not_null()
+    return asked.join(mine, on=list(c.entity), how="inner").filter(seen)
 
 
 def _pairs(candidates: Candidates, asked: pl.DataFrame, events: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
-    "The pairs of each row, with their features: of one's own items, of no item (a pair that never met), or of those that its request brings."
+    "The pairs of each row, with their features: of one's own items, the latest first, of those that its request brings, and of no item (a pair that never met)."
     c = candidates
     row, none = ["_row", *c.entity, "moment", "_refresh"], pl.lit(None, POLARS[c.items.keys[c.item]])
     free, brought = asked.filter(pl.col(CANDIDATES).is_null()), pl.lit(False).alias("_brought")
@@ -214,37 +222,53 @@ def _pairs(candidates: Candidates, asked: pl.DataFrame, events: Mapping[str, pl.
     if free.height < asked.height:
         given = asked.select(*row, pl.col(CANDIDATES).alias(c.item)).explode(c.item).drop_nulls(c.item)
         parts.append(given.unique(maintain_order=True).with_columns(_brought=True))
-    return as_of(c.history, pl.concat(parts), events)
+    return as_of(c.history, pl.concat(parts), events).sort("_row", "_since", c.item, nulls_last=True)
 
 # %% ../../nbs/40_problem/41_candidates.ipynb #344167e5
-def _found(
-    candidates: Candidates, asked: pl.DataFrame, events: Mapping[str, pl.DataFrame], table: pl.DataFrame
-) -> pl.DataFrame:
-    "The candidates of each row: those that its request brings, or those that everybody is offered and one's own."
-    c = candidates
-    pairs = _pairs(c, asked, events)
-    own = pairs.filter(pl.col("_since").is_not_null(), ~pl.col("_brought")).sort("_row", "_since", c.item)
-    own = own.filter(pl.int_range(pl.len()).over("_row") < c.own)
-    best = table.drop_nulls("_place").select("_refresh", c.item)
-    others = pairs.filter(pl.col(c.item).is_null()).drop(c.item).join(best, on="_refresh", how="inner")
-    others = others.join(own.select("_row", c.item), on=["_row", c.item], how="anti").select(own.columns)
-    return pl.concat([others, own, pairs.filter("_brought")]).drop("_brought")
+def _standing(candidates: Candidates, pairs: pl.DataFrame, table: pl.DataFrame) -> np.ndarray:
+    "Which row of the table each pair's item is; of an item that had no events by then the row without one, before the first refresh -1."
+    key = ["_refresh", candidates.item]
+    places = table.select(key).with_row_index("_at")
+    at = pairs.select(key).join(places, on=key, how="left", nulls_equal=True, maintain_order="left")["_at"]
+    if at.null_count():
+        empty = places.filter(pl.col(candidates.item).is_null()).select("_refresh", "_at")
+        empty = pairs.select("_refresh").join(empty, on="_refresh", how="left", maintain_order="left")
+        at = at.fill_null(empty["_at"]).cast(pl.Int64).fill_null(-1)
+    return at.to_numpy().astype(np.int64)
+
+
+def _found(candidates: Candidates, pairs: pl.DataFrame, table: pl.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    "The candidates of all rows in their order, each as its pair and its row of the table: those that a request brings, or those that everybody is offered and one's own."
+    row, at, n = pairs["_row"].to_numpy().astype(np.int64), _standing(candidates, pairs, table), table.height
+    brought, had = pairs["_brought"].to_numpy(), pairs["_since"].is_not_null().to_numpy()
+    own = np.flatnonzero(had & ~brought)
+    own = own[np.arange(len(own)) - np.searchsorted(row[own], row[own]) < candidates.own]
+    free = np.flatnonzero(pairs[candidates.item].is_null().to_numpy() & (at >= 0))
+    refresh, placed = table["_refresh"].cast(pl.Int64).to_numpy(), table["_place"].is_not_null().to_numpy()
+    best = np.flatnonzero(placed)
+    begin, end = (np.searchsorted(refresh[best], refresh[at[free]], side=side) for side in ("left", "right"))
+    size = end - begin
+    others = best[np.arange(size.sum()) + np.repeat(begin - np.cumsum(size) + size, size)]
+    new = ~np.isin(np.repeat(row[free], size) * n + others, row[own] * n + at[own])
+    pair = np.concatenate([np.repeat(free, size)[new], own, np.flatnonzero(brought)])
+    stands = np.concatenate([others[new], at[own], at[brought]])
+    place = np.append(np.where(placed, np.arange(n), n), n)[stands]
+    order = np.argsort(row[pair] * (n + 1) + place, kind="stable")
+    return pair[order], stands[order]
 
 # %% ../../nbs/40_problem/41_candidates.ipynb #74628c84
 def _lists(
     candidates: Candidates, asked: pl.DataFrame, events: Mapping[str, pl.DataFrame], table: pl.DataFrame
 ) -> pl.DataFrame:
     "The candidates of some rows, a list a column."
-    c = candidates
-    rows = _found(c, asked, events, table)
-    known = rows.join(table.with_columns(_known=True), on=["_refresh", c.item], how="left")
-    if known["_known"].null_count():
-        nothing = table.filter(pl.col(c.item).is_null()).drop(c.item, "_place")
-        new = known.filter(pl.col("_known").is_null()).drop(*c.items.names)
-        new = new.join(nothing, on="_refresh", how="left").select(known.columns)
-        known = pl.concat([known.drop_nulls("_known"), new])
-    rows = known.sort("_row", "_place", "_since", c.item, nulls_last=True)
+    c, pairs = candidates, _pairs(candidates, asked, events)
+    pair, stands = _found(c, pairs, table)
+    offered = table.select(c.item, *c.items.names).select(pl.all().gather(_rows(stands)))
+    own = pairs.select("_row", c.item, *c.pairs.names)[pair]
+    rows = offered.hstack(own.drop(c.item)).with_columns(own[c.item].fill_null(offered[c.item]))
     lists = rows.group_by("_row", maintain_order=True).agg(c.item, *c.names)
+    if lists.height == asked.height:
+        return lists.drop("_row")
     found = asked.select("_row").join(lists, on="_row", how="left", maintain_order="left").drop("_row")
     return found.with_columns(pl.all().fill_null(pl.lit([], dtype=pl.List(pl.Null))))
 
@@ -261,8 +285,7 @@ def beside(
     "Rows with their candidates."
     given = pl.lit(None, POLARS[candidates.brought[CANDIDATES]]).alias(CANDIDATES)
     asked = rows.select(*candidates.entity, "moment", CANDIDATES if CANDIDATES in rows.columns else given)
-    asked = asked.with_row_index("_row")
-    asked = asked.with_columns(candidates.refreshes(rows["moment"]))
+    asked = asked.with_row_index("_row").hstack([candidates.refreshes(rows["moment"])])
     if table is None:
         table = item_table(candidates, events, asked["_refresh"].drop_nulls().unique().to_list())
     parts = [_lists(candidates, part, events, table) for part in asked.iter_slices(_AT_ONCE)]

@@ -98,11 +98,10 @@ class Shortlist:
             e.name: pl.concat([own_rows(self._store, e, {k: one[k] for k in among.entity}, self._columns[e.name], moment) for one in keys])
             for e in among.history.events
         }  # fmt: skip
-        asked = pl.DataFrame({k: [one[k] for one in keys] for k in among.entity})
-        asked = asked.with_columns(moment=pl.lit(moment, dtype=POLARS["time"]))
-        given = [pl.Series(n, [r.get(n) for r in requests], POLARS[t]) for n, t in among.brought.items()]
-        asked = asked.with_columns(given)
-        return beside(among, asked, own, self._items.at(moment))
+        asked = [pl.Series(k, [one[k] for one in keys]) for k in among.entity]
+        asked.append(pl.Series("moment", [moment] * len(keys), POLARS["time"]))
+        asked += [pl.Series(n, [r.get(n) for r in requests], POLARS[t]) for n, t in among.brought.items()]
+        return beside(among, pl.DataFrame(asked), own, self._items.at(moment))
 
 # %% ../../nbs/55_serving/56_shortlist.ipynb #d6cb3d84
 class Listed:

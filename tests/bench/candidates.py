@@ -2,7 +2,7 @@
 
     python tests/bench/candidates.py
 
-One visitor with some hundred events of its own, a store with as many items as candidates, ten features of a candidate, a linear model of
+The middle of 120 answers, by the clock and by processor. One visitor with some hundred events of its own, a store with as many items as candidates, ten features of a candidate, a linear model of
 them; from the entity to the decision that goes to the log, without HTTP and without the disk. Held to: 1,000 in 20 ms, 10,000 in 150 ms.
 """
 
@@ -10,7 +10,7 @@ import tempfile
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from statistics import median
-from time import perf_counter
+from time import perf_counter, process_time
 
 import numpy as np
 import polars as pl
@@ -59,7 +59,7 @@ def events(n_items: int, seed: int = 0) -> pl.DataFrame:
     return frame.with_columns(known_at="at", event_id=pl.int_range(pl.len()))
 
 
-def measured(n: int, folder: Path) -> tuple[float, float, int]:
+def measured(n: int, folder: Path) -> tuple[float, float, float, int]:
     among, frame, moment = candidates(n), events(n), START + timedelta(days=22, hours=9)
     target = Chosen(f.first(buys, "what", "7d", by="who"), among)
     asked = pl.DataFrame({"who": list(range(1, 41))}).with_columns(
@@ -85,19 +85,20 @@ def measured(n: int, folder: Path) -> tuple[float, float, int]:
         predictor = Predictor(model, Shortlist(store, whole, among), problem)
         begun = perf_counter()
         predictor.predict({"who": 1}, moment)
-        first, times = perf_counter() - begun, []
-        for i in range(60):
-            begun = perf_counter()
+        first, times, busy = perf_counter() - begun, [], []
+        for i in range(120):
+            begun, before = perf_counter(), process_time()
             made = predictor.predict({"who": 1 + i % 30}, moment)
             times.append(perf_counter() - begun)
+            busy.append(process_time() - before)
         sizes = len(made.answer["candidates"]) + made.answer["others"]["number"]
-    return median(times) * 1000, first * 1000, sizes
+    return median(times) * 1000, median(busy) * 1000, first * 1000, sizes
 
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
         for n, limit in LIMITS.items():
-            took, first, sizes = measured(n, Path(folder))
+            took, busy, first, sizes = measured(n, Path(folder))
             print(
-                f"{sizes:>6,} candidates: {took:6.1f} ms (first of a refresh {first:,.0f} ms), at most {limit:g} ms: {'kept' if took <= limit else 'BROKEN'}"
+                f"{sizes:>6,} candidates: {took:6.1f} ms, {busy:.1f} of processor (first of a refresh {first:,.0f} ms), at most {limit:g} ms: {'kept' if took <= limit else 'BROKEN'}"
             )
