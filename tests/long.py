@@ -42,7 +42,7 @@ STEPS = (
     Step("cuts", "every write, fsync and rename of every command cut once", (*PYTEST, "tests/test_cuts.py"), (("TEST_MLSYS_FULL", "1"),)),
     Step("damage", "every file of a root truncated, emptied, flipped, deleted: `mlsys verify` names it", (*PYTEST, "tests/test_verify.py"), (("TEST_MLSYS_FULL", "1"),)),
     Step("keys", "keys change while others write, cut before each deed, 200 kills: no row is lost", (*PYTEST, "tests/test_rotation.py"), (("TEST_MLSYS_FULL", "1"),)),
-    Step("forgetting", "a person is forgotten; killed at each write, the same command ends it", (*PYTEST, "tests/test_forget.py"), (("TEST_MLSYS_FULL", "1"),)),
+    Step("forgetting", "a person is forgotten; killed at each write, the same command ends it", (*PYTEST, "tests/test_forget.py", "tests/test_vault.py"), (("TEST_MLSYS_FULL", "1"),)),
     Step("kills", "1,500 SIGKILLs at random moments: nothing lost, doubled or hung; outputs equal", (sys.executable, "tests/kills.py", "--kills", "1500", "--seed", "1")),
     Step("events", "10,000 events over HTTP with kills of two services: acknowledged = lake = store = training set", (sys.executable, "-m", "pytest", "-q", "-s", "-p", "no:cacheprovider", "tests/test_events.py"), (("TEST_MLSYS_EVENTS", "10000"),)),
     Step("streams", "60 SIGKILLs of `mlsys stream` over a file and over Redis", (*PYTEST[:-4], "-p", "no:cacheprovider", "tests/test_stream.py"), (("TEST_MLSYS_KILLS", "30"),)),

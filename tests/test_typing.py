@@ -20,9 +20,20 @@ reveal_type(rule)
 """
 
 
+# The rooms' own lines are checked elsewhere: here only what they offer is read, and nothing of other libraries.
+ONLY = """
+[mypy]
+follow_imports = skip
+[mypy-mlsys_nb.*]
+follow_imports = silent
+ignore_errors = True
+"""
+
+
 def test_the_documented_imports_pass_mypy_strict(tmp_path: Path) -> None:
     "It used to say that the module does not explicitly export them."
     (tmp_path / "own.py").write_text(OWN)
+    (tmp_path / "mypy.ini").write_text(ONLY)
     command = [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(tmp_path / "cache"), "own.py"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
