@@ -26,8 +26,8 @@ def values(found: Checked) -> list[Any]:
     return [rows[i] for i in range(len(rows))]
 
 
-@given(st.lists(st.decimals(-(2**53), 2**53, places=4), min_size=1, max_size=20), st.integers(0, 6))
-@hypothesis_settings(max_examples=200, deadline=None)
+@given(st.lists(st.decimals(-(2**53), 2**53, places=4), min_size=1, max_size=60), st.integers(0, 6))
+@hypothesis_settings(max_examples=60, deadline=None)
 def test_a_decimal_in_text_is_exact_or_refused(numbers: list[Decimal], scale: int) -> None:
     "No detour through floating point: the same digits in three ways of writing, against Decimal."
     for column, written in (

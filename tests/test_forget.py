@@ -314,7 +314,7 @@ def test_a_kill_at_any_write_is_made_good_by_the_same_command(shop, tmp_path, mo
     with monkeypatch.context() as m:
         m.setattr(disk, "FAULTS", [lambda verb, path, content: deeds.append(verb)])
         assert forget(load_settings(root=tmp_path / "whole" / "root", home=place), "--yes") == 0
-    step = 1 if os.environ.get("TEST_MLSYS_FULL") else max(1, len(deeds) // 6)
+    step = 1 if os.environ.get("TEST_MLSYS_FULL") else max(1, len(deeds) // 4)
     for number in range(2, len(deeds), step):
         root = tmp_path / f"cut-{number}"
         shutil.copytree(shop.root, root)
