@@ -272,6 +272,7 @@ def test_odd_columns():
     [
         odds.World("lognormal", 0.05), odds.World("rare binary", 0.3), odds.World(wobble=0.1, rho=0.8),
         odds.World(wobble=0.1, tails=3), odds.World("Poisson", 0.1, 0.3, week=0.3),
+        odds.World("one of 4 values strays", 0.05, tails=3), odds.World("two thirds hold one of 12 values", 0.3, tails=3, every=7),
     ],
     ids=str,
 )  # fmt: skip
@@ -339,6 +340,34 @@ def test_simulated_sketches_are_those_of_rows(kind):
         assert seen[~likely].sum() <= 5 * max((~likely).sum(), 1)
         expected = share[likely] / share[likely].sum() * seen[likely].sum()
         assert chisquare(seen[likely], expected).pvalue > 1e-4, (kind, effect)
+
+
+def test_simulated_categories_are_read_as_their_rows_are():
+    "Every value's counts, folded by the bench, and rows read by the product, fall into the same cells; new values come in both."
+    rng = np.random.default_rng(6)
+    counts = rng.poisson(np.r_[np.geomspace(60, 8, 14), np.full(30, 0.2)], (12, 44))
+    of = np.repeat(np.tile(np.arange(44), 12), counts.ravel())
+    day = np.repeat(np.repeat(np.arange(12), 44), counts.ravel())
+    at = pl.Series([START + timedelta(days=int(i)) for i in range(12)], dtype=pl.Datetime("us", "UTC"))
+    rows = pl.DataFrame({"v": [f"v{i}" for i in of], "day": day}).with_columns(moment=at.gather(day))
+    profile = reference_profile(rows.filter(pl.col("day") < 8), ["v"])
+    later = sketch_frame(profile.lenses, (), rows.filter(pl.col("day") >= 8), "moment")
+    assert (np.vstack([profile.reference.counts[0], later.counts[0]]) == odds.folded(counts, 8)).all()
+
+
+def test_a_value_that_took_rows_from_others_is_the_one_that_is_named():
+    "A level that wanders by factors in one value leaves the calm ones calm; what they did beside it is still seen."
+    world, rng = odds.World("3 values", 0.05), np.random.default_rng(3)
+    usual = odds.category(world, rng, 63, 60)
+    usual[60:, 0, :3] = [1000, 600, 3400]  # the third took rows from both alike
+    profile, served = odds.reference([usual], odds.lens("3 values"), 60)
+    seen = charted(profile, served)
+    score = dict(zip([part.name for part in seen.before.parts], np.abs(seen.scores).max(axis=1), strict=True))
+    assert score["share of 2"] > 4 and max(score["share of 0"], score["share of 1"]) < 3.5
+    usual[60:, 0, :3] = [200, 1400, 3400]
+    seen = charted(*odds.reference([usual], odds.lens("3 values"), 60))
+    score = dict(zip([part.name for part in seen.before.parts], np.abs(seen.scores).max(axis=1), strict=True))
+    assert min(score["share of 0"], score["share of 1"]) > 4
 
 
 def test_rows_and_simulated_sketches_give_the_same_verdicts():

@@ -79,9 +79,10 @@ def figures(
     "The parts of a sketch."
     n, here = counts.sum(axis=1), counts[:, :-1].sum(axis=1)
     if lens.kind == "category":
-        usual = np.r_[lens.masses, 0.0]
-        told = np.array([_shares(counts[:, j], n, float(usual[j])) for j in range(counts.shape[1])])
-        return Figures(told[:, 0], told[:, 1], np.tile(np.maximum(n, 1), (len(told), 1)))
+        beside, rests = _beside(counts[:, :-1], here, np.array(lens.masses))
+        cells = [_shares(one, here, usual) for one, usual in zip(beside.T, lens.masses, strict=True)]
+        told = np.array([*cells, _shares(counts[:, -1], n, 0.0)])
+        return Figures(told[:, 0], told[:, 1], np.vstack([rests.T, np.maximum(n, 1)]))
     location, spread, stuck = _shape(lens, counts[:, :-1], here)
     outside, missing = (
         _shares(counts[:, 0] + counts[:, lens.cells - 1], here, 0.0),
@@ -117,6 +118,21 @@ def _shares(count: np.ndarray, n: np.ndarray, usual: float) -> tuple[np.ndarray,
         return h, h
     odds = np.log((count + 0.5) / (n - count + 0.5))
     return h, np.where(n > 0, odds * (usual * (1 - usual)) ** 0.5, np.nan)
+
+# %% ../../nbs/60_monitoring/60_aspect.ipynb #697b2718
+def _beside(
+    counts: np.ndarray, n: np.ndarray, usual: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:  # Counts; rows that each rests on
+    "Counts as they would be, had the value that moved most kept its usual share."
+    share, at = counts / np.maximum(n, 1)[:, None], np.arange(len(counts))
+    lead = np.abs(share - usual).argmax(axis=1)
+    left = np.maximum(1 - share[at, lead], 0.5 / np.maximum(n, 1)) / np.maximum(1 - usual[lead], 1e-9)
+    beside, rests = (
+        counts / left[:, None],
+        np.maximum(n * np.where(left < 0.5, left, 1), 1)[:, None] * np.ones(counts.shape[1]),
+    )
+    beside[at, lead], rests[at, lead] = counts[at, lead], np.maximum(n, 1)
+    return np.minimum(beside, n[:, None]), rests
 
 # %% ../../nbs/60_monitoring/60_aspect.ipynb #8434025d
 def readable(

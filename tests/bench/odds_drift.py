@@ -19,12 +19,13 @@ from scipy.stats import t as student
 
 from mlsys_nb.monitoring.deviation import charted
 from mlsys_nb.monitoring.drift import Odds, judge
-from mlsys_nb.monitoring.lens import Lens, lens_of
+from mlsys_nb.monitoring.lens import COMMONEST, Lens, lens_of
 from mlsys_nb.monitoring.profile import Profile
 from mlsys_nb.monitoring.sketch import Sketches, masses
 
 START = datetime(2023, 1, 2, tzinfo=UTC)
-REFERENCE, YEAR, ROWS, FEATURES = 60, 365, 5000, 10
+REFERENCE, YEAR, ROWS, FEATURES = 60, 365, 5000, 10  # Days, rows a day
+WEEKS = 26  # Of reference where looks are weekly
 Cells = Callable[[np.ndarray, np.ndarray], np.ndarray]  # edges, day effects -> share of each cell on each day
 
 
@@ -65,6 +66,34 @@ KINDS: dict[str, tuple[Callable[[np.random.Generator, int], np.ndarray], Cells]]
 }
 
 
+def _zipf(n: int, power: float = 1.0) -> tuple[float, ...]:
+    share = np.arange(1, n + 1) ** -power
+    return tuple((share / share.sum()).tolist())
+
+
+@dataclass(frozen=True)
+class Values:
+    "Usual shares of a category's values; the log-odds of some of them stray, each in its own way."
+
+    shares: tuple[float, ...]
+    stray: tuple[int, ...] = ()  # None: all
+    passing: float = 0.0  # Rows of values that are heard of for a few days, then never again
+    lives: int = 3  # Days
+
+
+CATEGORIES: dict[str, Values] = {
+    "yes or no": Values((0.7, 0.3), (1,)),
+    "3 values": Values((0.5, 0.3, 0.2)),
+    "one of 4 values strays": Values((0.5, 0.3, 0.15, 0.05), (3,)),
+    "two thirds hold one of 12 values": Values((2 / 3, *(_zipf(11)[i] / 3 for i in range(11)))),
+    "rare ones of 10 values": Values((0.955, *(0.01, 0.01, 0.01, 0.005, 0.005, 0.002, 0.001, 0.001, 0.001))),
+    "20 values": Values(_zipf(20)),
+    "300 values": Values(_zipf(300)),
+    "1,000 values, new ones each day": Values(_zipf(1000, 1.5)),
+    "values that come and go": Values((0.5, 0.3, 0.2), passing=0.02),
+}
+
+
 @dataclass(frozen=True)
 class World:
     "How quiet days differ."
@@ -78,6 +107,7 @@ class World:
     unlike: float = (
         1.0  # The most wobbling feature has so many times the wobble, the least so many parts of it
     )
+    every: int = 1  # Days that a look takes together
 
     def __str__(self) -> str:
         told = [self.kind, f"wobble {self.wobble:g}"]
@@ -85,7 +115,7 @@ class World:
         told += [f"AR({self.rho:g})"] if self.rho else []
         told += [f"week {self.week:g}"] if self.week else []
         told += [f"t{self.tails:g} day effects"] if np.isfinite(self.tails) else []
-        return ", ".join([*told, f"{self.rows:,} rows a day"])
+        return ", ".join([*told, f"{self.rows:,} rows a {'day' if self.every == 1 else 'week'}"])
 
 
 def effects(world: World, rng: np.random.Generator, days: int, width: int = FEATURES) -> np.ndarray:
@@ -96,7 +126,8 @@ def effects(world: World, rng: np.random.Generator, days: int, width: int = FEAT
     if np.isfinite(world.tails):
         z = student.ppf(ndtr(z), world.tails) / (world.tails / (world.tails - 2)) ** 0.5
     z *= np.geomspace(1 / world.unlike, world.unlike, width)[:, None]
-    return world.wobble * z + world.week * rng.standard_normal((width, 7))[:, np.arange(days) % 7]
+    week = world.week if world.every == 1 else 0.0
+    return world.wobble * z + week * rng.standard_normal((width, 7))[:, np.arange(days) % 7]
 
 
 _LENSES: dict[str, Lens] = {}
@@ -104,6 +135,8 @@ _LENSES: dict[str, Lens] = {}
 
 def lens(kind: str) -> Lens:
     "How a column of this kind is read."
+    if kind in CATEGORIES:
+        return Lens(kind, "category", known=tuple(str(i) for i in range(len(CATEGORIES[kind].shares))))
     if kind not in _LENSES:
         rows = KINDS[kind][0](np.random.default_rng(1), 100_000)
         (_LENSES[kind],) = lens_of(kind, pl.Series(kind, rows), np.zeros(len(rows), int))
@@ -117,9 +150,43 @@ def drawn(world: World, rng: np.random.Generator, effect: np.ndarray) -> np.ndar
     return np.c_[counts, np.zeros(len(effect), int)][:, None, :]
 
 
-def reference(counts: list[np.ndarray], one: Lens, days: int = REFERENCE) -> tuple[Profile, Sketches]:
+def category(world: World, rng: np.random.Generator, days: int, past: int) -> np.ndarray:
+    "Counts of a category's cells, day by day, as a profile of the first days reads them."
+    of, n = CATEGORIES[world.kind], np.array(CATEGORIES[world.kind].shares)
+    stray = list(of.stray or range(len(n)))
+    odds = np.tile(np.log(n / n.sum())[:, None], days)
+    odds[stray] += effects(world, rng, days, len(stray))
+    share = np.exp(odds - odds.max(axis=0))
+    here = rng.binomial(world.rows, of.passing, days)
+    counts = rng.multinomial(world.rows - here, (share / share.sum(axis=0)).T)
+    for day, rows in enumerate(
+        here
+    ):  # each passing value is born on one day and spoken of on the next ones too
+        born = np.zeros((days, 1), int)
+        lives = slice(day, day + of.lives)
+        born[lives, 0] = rng.multinomial(rows, np.full(of.lives, 1 / of.lives))[: days - day]
+        counts = np.c_[counts, born] if of.passing else counts
+    return folded(counts, past)
+
+
+def folded(counts: np.ndarray, past: int) -> np.ndarray:
+    "Counts of every value, day by day -> of the cells of a lens: the commonest, the other known ones, new ones, missing."
+    seen = (counts[:past] > 0).sum(axis=0)
+    order = np.argsort(-counts[:past].sum(axis=0), kind="stable")
+    top, rest = order[:COMMONEST], order[COMMONEST:]
+    once, known = seen == 1, seen > 0
+    fresh = np.where(np.arange(len(counts))[:, None] < past, once, ~known)
+    own = np.where(fresh[:, top], 0, counts[:, top])
+    other = np.where(fresh[:, rest], 0, counts[:, rest]).sum(axis=1)
+    new = np.where(fresh, counts, 0).sum(axis=1)
+    return np.c_[own, other, new, np.zeros(len(counts), int)][:, None, :]
+
+
+def reference(
+    counts: list[np.ndarray], one: Lens, days: int = REFERENCE, every: int = 1
+) -> tuple[Profile, Sketches]:
     "A profile of the first days, and what was served on the others."
-    at = tuple(START + timedelta(days=i) for i in range(counts[0].shape[0]))
+    at = tuple(START + timedelta(days=every * i) for i in range(counts[0].shape[0]))
     lenses = tuple(masses(replace(one, feature=f"x{i}"), c[:days]) for i, c in enumerate(counts))
     profile = Profile(lenses, Sketches(at[:days], tuple(c[:days] for c in counts)))
     return profile, Sketches(at[days:], tuple(c[days:] for c in counts))
@@ -127,8 +194,12 @@ def reference(counts: list[np.ndarray], one: Lens, days: int = REFERENCE) -> tup
 
 def quiet_year(world: World, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     "Marks and alerts of a quiet year with daily looks: one row a feature, one column a day."
-    effect = effects(world, rng, REFERENCE + YEAR)
-    profile, served = reference([drawn(world, rng, e) for e in effect], lens(world.kind))
+    past, looks = (REFERENCE if world.every == 1 else WEEKS), YEAR // world.every
+    if world.kind in CATEGORIES:
+        counts = [category(world, rng, past + looks, past) for _ in range(FEATURES)]
+    else:
+        counts = [drawn(world, rng, e) for e in effects(world, rng, past + looks)]
+    profile, served = reference(counts, lens(world.kind), past, world.every)
     chart, odds = charted(profile, served), Odds()
     told = [judge(profile, chart, (i, 0), odds) for i in range(FEATURES)]
     return np.array([t.marked.any(axis=0) for t in told]), np.array([t.alert.any(axis=0) for t in told])
@@ -139,20 +210,40 @@ QUIET = (
     World(wobble=0.1, rho=0.3), World(wobble=0.1, rho=0.8), World(wobble=0.3, rho=0.8), World("lognormal", 0.1, 0.8),
     World(wobble=0.05, week=0.3), World("Poisson", 0.1, 0.3, week=0.3), World(wobble=0.1, tails=3),
     World("lognormal", 0.3, tails=3), World("zero-inflated", 0.1, 0.3, 0.3), World(wobble=0.05, rows=300),
-    World("rare binary", 0.05, rows=500), World(wobble=0.02, rho=0.8, rows=300), World(wobble=0.1, unlike=4), World("lognormal", 0.1, 0.3, unlike=4),
+    World("rare binary", 0.05, rows=500), World("rare binary", 0.3, tails=3), World("Poisson", 0.05, tails=3, rows=500),
+    World(wobble=0.01, tails=3), World(wobble=0.02, tails=3), World(wobble=0.05, tails=3, rows=300), World(wobble=0.02, rho=0.8, rows=300), World(wobble=0.1, unlike=4), World("lognormal", 0.1, 0.3, unlike=4),
 )  # fmt: skip
 
 
-def quiet_rows(years: int, seed: int, worlds: tuple[World, ...] = QUIET) -> Iterator[dict]:
+QUIET_CATEGORIES = (
+    *(World(kind, wobble, tails=3) for kind in CATEGORIES for wobble in (0.05, 0.3)),
+    *(World(kind, 0.1) for kind in CATEGORIES),
+    *(World(kind, 0.1, 0.3, week=0.3) for kind in ("3 values", "20 values")),
+    *(World(kind, 0.3, 0.8) for kind in ("3 values", "one of 4 values strays", "300 values")),
+    *(World(kind, 0.3, tails=3, rows=500) for kind in ("one of 4 values strays", "20 values")),
+    *(World(kind, 0.3, tails=3, every=7) for kind in ("one of 4 values strays", "two thirds hold one of 12 values", "20 values")),
+)  # fmt: skip
+
+
+def quiet_rows(
+    years: int, seed: int, worlds: tuple[World, ...] = (*QUIET, *QUIET_CATEGORIES)
+) -> Iterator[dict]:
     "False marks and false alerts of quiet years."
     for k, world in enumerate(worlds):
         rng, months, alerts = np.random.default_rng((seed, k)), 0, 0
         for _ in range(years):
             marked, acted = quiet_year(world, rng)
-            months += int(marked[:, :360].reshape(FEATURES, 12, 30).any(axis=2).sum())
+            month = np.arange(marked.shape[1]) * 12 // marked.shape[1]
+            months += sum(int(marked[:, month == k].any(axis=1).sum()) for k in range(12))
             alerts += int(acted.any())
         yield line("drift marks a feature-month", str(world), months, years * FEATURES * 12, "<= 0.01")
-        yield line("drift alerts a model-year, daily looks", str(world), alerts, years, "<= 0.05")
+        yield line(
+            f"drift alerts a model-year, {'daily' if world.every == 1 else 'weekly'} looks",
+            str(world),
+            alerts,
+            years,
+            "<= 0.05",
+        )
 
 
 @dataclass(frozen=True)
