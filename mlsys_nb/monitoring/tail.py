@@ -12,7 +12,7 @@ import numpy as np
 
 # %% ../../nbs/60_monitoring/60_tail.ipynb #491a7849
 DAY_SHARES = np.array(
-    [0.0, 0.1, 0.2, 0.35, 0.5, 0.7, 1.0]
+    [0.0, 0.03, 0.06, 0.1, 0.2, 0.35, 0.5, 0.7, 1.0]
 )  # Shares of days in a squared spread that are told apart
 _NOISE = np.linspace(-8, 8, 161)
 _WEIGHT = np.exp(-(_NOISE**2) / 2) / np.exp(-(_NOISE**2) / 2).sum()
