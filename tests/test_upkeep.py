@@ -356,15 +356,15 @@ def test_what_a_gate_can_see_is_said_before_anything_is_trained(own, monkeypatch
 
 
 def test_what_is_stated_is_what_a_change_would_be_judged_by(own, monkeypatch):
-    "The fault: the figure of what serves was stated, and a refresh or first model is not charged with what so few periods hide."
+    "The fault: the figure of what serves was stated, and a refresh is not charged with what so few periods hide."
     gate_says(monkeypatch, "promote")
     done = train(later(own, 11), n_trials=1)
     candidate = done.candidate
     change, other = (
         replace(candidate.contest, question=asked) for asked in (Question.CHANGE, Question.REFRESH)
     )
-    judged, first = (verdict_on(one, candidate.played).stated for one in (change, other))
-    assert judged.periods < PERIODS and "so few may hide" in judged.covers and first.seen < judged.seen
+    judged, refresh = (verdict_on(one, candidate.played).stated for one in (change, other))
+    assert judged.periods < PERIODS and "so few may hide" in judged.covers and refresh.seen < judged.seen
     note_power(at(own).control, replace(candidate.contest, question=Question.FIRST), candidate.played)
     assert power_before(at(own)) == done.outputs["power"]
     assert f"gains under {judged.seen:.2g} " in done.outputs["power"]

@@ -192,7 +192,9 @@ def case_of(
     groups, block = clusters(rows, entity), clusters(rows, [period])
     wobble = asked.wobble or wobble_of(judge, y, block)
     wobble = (
-        replace(wobble, least_between=judge.least_between) if asked.question is Question.CHANGE else wobble
+        replace(wobble, least_between=judge.least_between)
+        if asked.question is not Question.REFRESH
+        else wobble
     )
     sized, level = sized_limits(asked.limits, judge, y, lost), level_at(asked.limits.level, asked.look)
     cap = sized.same if asked.question is Question.REFRESH else None

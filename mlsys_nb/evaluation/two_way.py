@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PERIODS', 'AHEAD', 'LevelWobble', 'wobble_of', 'sensitivity', 'Clustered', 'MeanGain', 'capped', 'judged_mean',
-           'student']
+           'student', 'visible']
 
 # %% ../../nbs/30_evaluation/31_two_way.ipynb #c519c903
 from collections.abc import Sequence
@@ -215,7 +215,7 @@ def judged_mean(
     quantile = student((1 + level) / 2, found.freedom)
     half = quantile * found.mean**0.5
     ahead = student((1 + AHEAD) / 2, found.freedom) * (found.mean + found.ahead) ** 0.5
-    seen = (quantile + student(0.8, found.freedom)) * found.mean**0.5
+    seen = visible(quantile, found.freedom) * found.mean**0.5
     k = rows.periods
     later = seen * (k / (k + 3)) ** 0.5
     entities = len(np.unique(rows.entity))
@@ -227,7 +227,7 @@ def judged_mean(
     edges = (low, value + half, value - ahead, value + ahead)
     return MeanGain(value, *edges, seen, later, len(gain), entities, k, covers, level)
 
-
+# %% ../../nbs/30_evaluation/31_two_way.ipynb #3e3b1c11
 def student(
     share: float,
     freedom: float,
@@ -236,3 +236,16 @@ def student(
     from scipy.stats import t
 
     return float(t.ppf(share, freedom)) if freedom < 1e6 else NormalDist().inv_cdf(share)
+
+
+def visible(
+    quantile: float,  # How many standard errors a mean must lie above zero to be told from it
+    freedom: float,  # With which the standard error is known
+) -> float:
+    "How many *estimated* standard errors a gain must be large to be seen in four of five cases."
+    if freedom >= 1e6:
+        return quantile + NormalDist().inv_cdf(0.8)
+    from scipy.special import nctdtrinc, poch
+
+    mean_error = (2 / freedom) ** 0.5 * float(poch(freedom / 2, 0.5))
+    return float(nctdtrinc(freedom, 0.2, quantile)) / mean_error
