@@ -14,8 +14,9 @@ import pytest
 from mlsys_nb.data import Column, Contract, check, survey
 from mlsys_nb.data.delimited import SourceError
 from mlsys_nb.data.reading import read_table
+from mlsys_nb.data.survey import concerns
 from mlsys_nb.doors.onboarding.case import declared_code
-from mlsys_nb.doors.onboarding.origin import Origin
+from mlsys_nb.doors.onboarding.origin import Origin, read_origin
 from mlsys_nb.doors.onboarding.proposal import assumptions, called, completed, propose
 from mlsys_nb.doors.onboarding.stored_type import as_stored
 from mlsys_nb.loop.step import StaleData, reaching
@@ -201,13 +202,13 @@ def log(n: int = 6000, people: int = 200, things: int = 30, **more: Any) -> pl.D
     when = [BEGIN + timedelta(minutes=int(m)) for m in np.sort(rng.integers(0, 250_000, n))]
     who = [f"b{i:03}" for i in rng.integers(0, people, n)]
     what = [f"hall {i}" for i in rng.integers(0, things, n)]
-    return pl.DataFrame({"scanned": when, "badge": who, "hall": what} | more)
+    return pl.DataFrame({"scanned": when, "tag": who, "hall": what} | more)
 
 
 def test_a_log_of_who_visited_what_asks_what_comes_next() -> None:
     declared = written(log())
     problem = declared["problem"]
-    assert problem.target.among.item == "hall" and problem.keys == ("badge",)
+    assert problem.target.among.item == "hall" and problem.keys == ("tag",)
     assert problem.target.among.top == 200
     crowd = replace(
         propose(survey(log()), "crowd", NOW), every=timedelta(minutes=1)
@@ -215,10 +216,42 @@ def test_a_log_of_who_visited_what_asks_what_comes_next() -> None:
     assert "top=20," in "\n".join(declared_code(crowd, Origin("found/x.csv")))
 
 
-def test_amounts_beside_an_item_ask_first_who_returns() -> None:
-    rows = log(paid=np.random.default_rng(1).random(6000).round(2)).rename(
-        {"hall": "sku", "badge": "customer"}
+def test_whoever_names_the_item_of_a_log_need_not_name_its_visitor() -> None:
+    rows = log().with_columns(nr=pl.col("tag").rank("dense").cast(pl.Int64))
+    look = survey(rows.select("scanned", "nr", "hall"), item="hall")
+    assert (look.entity, look.item, look.ranks) == ("nr", "hall", True)
+    called = survey(rows.select("scanned", "hall", badge="nr"))
+    assert (called.entity, called.item, called.target) == ("badge", "hall", None)
+
+
+def test_many_rare_classes_are_told_in_one_line() -> None:
+    sizes = [400, 300, *range(1, 30)]
+    kinds = [f"kind {i}" for i, n in enumerate(sizes) for _ in range(n)]
+    told = concerns(survey(pl.DataFrame({"x": range(len(kinds)), "kind": kinds}), target="kind"))
+    assert [line for line in told if "kind" in line] == [
+        "kind: 29 of its 31 values have fewer than 50 rows each; merge them, or ask another question"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("page", "words"),
+    [("cp1250", ["Złożono", "Łódź", "wąż", "Kraków"]), ("cp1251", ["Город", "Москва", "Тверь", "km"]),
+     ("cp1252", ["Größe (m³)", "España", "¿Qué?", "nº 7", "Côte"])],
+)  # fmt: skip
+def test_a_byte_a_letter_is_read_as_the_language_it_is(tmp_path: Path, page: str, words: list[str]) -> None:
+    path = tmp_path / "t.csv"
+    path.write_bytes(
+        f"{words[0]};n\n".encode(page) + "".join(f"{w};{i}\n" for i in range(40) for w in words).encode(page)
     )
+    table, origin = read_origin(str(path))
+    assert table.columns[0] == words[0] and set(table[words[0]]) == set(words)
+    assert [
+        line for line in origin.unread if line.startswith(f"read as {page}") and "save it as UTF-8" in line
+    ]
+
+
+def test_amounts_beside_an_item_ask_first_who_returns() -> None:
+    rows = log(paid=np.random.default_rng(1).random(6000).round(2)).rename({"hall": "sku", "tag": "customer"})
     look = survey(rows)
     assert (look.entity, look.item, look.ranks) == ("customer", "sku", False)
     assert survey(rows, item="sku").ranks
@@ -322,7 +355,8 @@ def test_a_column_is_read_as_it_is_written_and_its_contract_reads_the_same(tmp_p
     ("values", "word"),
     [([f"{i}th of June" if i % 3 else str(i) for i in range(N)], ""),
      ([f"{i}.5" if i % 9 else f"about {i}" for i in range(N)], "89% of its values are numbers"),
-     ([f"{i % 28 + 1}-{i % 12 + 1}-{2000 + i % 9}T{i % 24}h{i % 50 + 10}" for i in range(N)], "looks like times, in no way")],
+     ([f"{i % 28 + 1}-{i % 12 + 1}-{2000 + i % 9}T{i % 24}h{i % 50 + 10}" for i in range(N)], "looks like times, in no way"),
+     ([f"OF/{i + 1:06}/23" for i in range(N)], ""), ([f"AB-{i + 100}-{i % 10}" for i in range(N)], "")],
 )  # fmt: skip
 def test_what_is_nearly_a_number_or_a_time_is_said_to_be_so(values: list[str], word: str) -> None:
     [column] = survey(pl.DataFrame({"x": values})).columns

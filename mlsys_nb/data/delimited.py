@@ -91,6 +91,18 @@ def _reads(data: bytes, encoding: str) -> bool:
     return True
 
 
+_SIGN_IN_WORD = re.compile(r"[^\W\d_][³¹¿¾¼º£¥¯][^\W\d_]")  # In Polish ł ą ż ľ Ľ ş Ł Ą Ż
+
+
+def _code_page(lines: Sequence[bytes]) -> str:
+    "Of one byte a letter: words that are Western signs throughout are Cyrillic, signs within words are letters of Central Europe."
+    text = b"\n".join(lines).decode("cp1252", "replace")
+    words = [w for w in re.findall(r"[^\W\d_]+", text) if not w.isascii()]
+    if 2 * sum(len(w) > 2 and not re.search("[a-zA-Z]", w) for w in words) > len(words):
+        return "cp1251"
+    return "cp1250" if 20 * len(_SIGN_IN_WORD.findall(text)) > len(lines) else "cp1252"
+
+
 def _encoding(data: bytes) -> str:
     marked = next((name for mark, name in MARKS.items() if data.startswith(mark)), "")
     if marked:
@@ -102,7 +114,7 @@ def _encoding(data: bytes) -> str:
         return "utf-8"
     beyond = [line for line in data.split(b"\n") if not line.isascii()]
     sound = sum(_reads(line, "utf-8") for line in beyond)
-    return "utf-8" if 2 * sound >= len(beyond) else "cp1252"
+    return "utf-8" if 2 * sound >= len(beyond) else _code_page(beyond[:2_000])
 
 # %% ../../nbs/10_data/12_delimited.ipynb #ab1de67b
 def _utf8(

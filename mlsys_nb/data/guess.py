@@ -223,14 +223,16 @@ def _instant(micros: int) -> datetime:
 FEW = 60  # different words are few
 
 
+_NEARLY_TIME = (  # a day or a year, a month or its name; OF/005200/23 and AB-123-4 are names
+    r"(?i)^(\d{1,4}|\pL{2,9}\.?)[-/. ]+(\d{1,2}(st|nd|rd|th)?|[a-zéûäç]{3,9}\.?)[-/., ]+\d{1,4}(\D|$)|^\d{4}[-年/]\d\d?|^\d\d?[/.]\d{4}$|^\d\d?:\d\d "
+)
+
+
 def _nearly(counted: pl.DataFrame) -> tuple[str, ...]:
     "What the words of a column look like, and are not."
     odd = counted.filter(~pl.col("value").str.to_lowercase().is_in(list(NO_NUMBER)))
     such = repr(str(odd["value"][-1])) if len(odd) else ""
-    if (
-        len(odd) > FEW
-        and share_fitting(odd, pl.col("value").str.contains(_LIKE_TIME + r"|^\d\d?:\d\d ")) > ENOUGH
-    ):
+    if len(odd) > FEW and share_fitting(odd, pl.col("value").str.contains(_NEARLY_TIME)) > ENOUGH:
         return (
             f"it looks like times, in no way that is known, such as {such}; write them as 2024-05-01T10:00, or say how they "
             "are written with formats= in its Column",

@@ -107,6 +107,9 @@ def _skewed(
     return len(known) >= 100 and float(largest.sum()) > 0.25 * float(known.sum())
 
 # %% ../../nbs/10_data/17_survey.ipynb #d8a7f880
+_NAMED = 4  # rare classes are told one by one
+
+
 def concerns(
     look: Survey,
 ) -> list[str]:  # Sentences
@@ -118,7 +121,11 @@ def concerns(
             found.append(f"{name} is skewed: 1 % of the rows hold more than a quarter of its total")
     if look.target and 1 < look[look.target].distinct <= FEW:
         rare = _rare(look.sample[look.target])
-        found += [f"rows that have {look.target} = {v!r}: only {n}" for v, n in rare.items()]
+        each = [f"rows that have {look.target} = {v!r}: only {n}" for v, n in rare.items()]
+        few = f"{len(rare)} of its {look[look.target].distinct} values have fewer than 50 rows each"
+        found += (
+            each if len(each) <= _NAMED else [f"{look.target}: {few}; merge them, or ask another question"]
+        )
     return found
 
 # %% ../../nbs/10_data/17_survey.ipynb #4852dcda
@@ -139,7 +146,7 @@ def _time(columns: Sequence[ColumnGuess], frame: pl.DataFrame) -> str | None:
 
 # %% ../../nbs/10_data/17_survey.ipynb #2e027187
 _SOMEBODY = re.compile(
-    r"(?i)customer|client|kunde|user|account|card$|visitor|member|person|patient|student|driver|employee|device|machine|sensor|"
+    r"(?i)customer|client|kunde|user|account|card$|visitor|member|person|patient|badge|guest|player|reader|passenger|rider|borrower|student|driver|employee|device|machine|sensor|"
     r"e-?mail|session|host|seller|merchant|subscriber|household|(^|_)ip($|_)|"
     r"visitante|cliente|usuario|paciente|nutzer|utilisateur|abonn|klient|u[zż]ytkownik|клиент|пользователь"
 )
@@ -240,9 +247,13 @@ def _measured(columns: Sequence[ColumnGuess], frame: pl.DataFrame, when: str) ->
     return max(fit, key=lambda c: c.distinct).name if fit else None
 
 
-def _visitor(columns: Sequence[ColumnGuess]) -> str | None:
-    "Whom a bare log is about."
+def _visitor(columns: Sequence[ColumnGuess], named: bool) -> str | None:
+    "Whom a bare log is about; where the item is named already, the only other column that comes again and again."
     rest = [c for c in columns if c.dtype != "time" and not (c.constant or c.names_rows)]
+    if named:
+        fit = [c for c in rest if c.dtype in ("int", "text", "category") and not c.prose]
+        only = fit[0] if len(fit) == len(rest) == 1 else None
+        return only.name if only and only.distinct >= 20 and only.rows >= 3 * only.distinct else None
     many = [c for c in rest if c.dtype in ("text", "category") and not c.prose and c.distinct >= _MANY]
     who = max(many, key=lambda c: c.distinct) if len(many) == len(rest) == 2 else None
     return who.name if who and who.distinct > FEW and who.rows >= 3 * who.distinct else None
@@ -371,7 +382,12 @@ def survey(
     typed = _typed(looked, columns)
     free = [c for c in columns if c.name not in (given["target"], given["item"], when)]
     measured = _measured(free, typed, when) if when else None
-    whom = given["entity"] or measured or _entity(free) or _visitor(free if when else [])
+    whom = (
+        given["entity"]
+        or measured
+        or _entity(free)
+        or _visitor(free if when else [], given["item"] is not None)
+    )
     log = whom is not None and when is not None and measured is None
     found = _targets(columns, {when, whom, given["item"]}, log)
     what = given["target"] or (

@@ -30,7 +30,9 @@ class Origin:
     text: bool = True  # It knows no types
     secret: str = ""  # Where the password of a database stands
     pattern: str = ""  # Of the files of its folder; empty: all of its kind
-    unread: tuple[str, ...] = ()  # What is to be told of lines that could not be read
+    unread: tuple[
+        str, ...
+    ] = ()  # What is to be told of a guessed code page, and of lines that could not be read
 
     def source(
         self,
@@ -91,7 +93,9 @@ def read_origin(
     if secret:
         raise SourceError(f"a secret opens a database, {given} is a file; leave --secret out")
     read = read_table(Path(given))
-    return read.frame, Origin(given, text=read.text, unread=_unread(read.spoiled))
+    pages = [note for note in read.notes if note.startswith("read as cp")]  # a guess that letters show
+    told = [f"{note}; where letters look wrong, save it as UTF-8" for note in pages]
+    return read.frame, Origin(given, text=read.text, unread=(*told, *_unread(read.spoiled)))
 
 
 def _unread(spoiled: pl.DataFrame) -> tuple[str, ...]:

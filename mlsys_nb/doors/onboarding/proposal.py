@@ -28,6 +28,7 @@ from ...system.settings import MlsysError
 # %% ../../../nbs/80_doors/81_onboarding/11_proposal.ipynb #78ba43b3
 _LETTERS = str.maketrans(
     {"ß": "ss", "ä": "ae", "ö": "oe", "ü": "ue", "Ä": "Ae", "Ö": "Oe", "Ü": "Ue", "№": "no"}
+    | {"ł": "l", "Ł": "L", "ø": "o", "Ø": "O", "đ": "d", "Đ": "D", "ı": "i", "æ": "ae", "œ": "oe"}
 )
 
 
