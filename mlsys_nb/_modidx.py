@@ -110,6 +110,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'mlsys_nb.data.delimited._Lines': ('10_data/delimited.html#_lines', 'mlsys_nb/data/delimited.py'),
                                          'mlsys_nb.data.delimited._Lines.starting': ( '10_data/delimited.html#_lines.starting',
                                                                                       'mlsys_nb/data/delimited.py'),
+                                         'mlsys_nb.data.delimited._code_page': ( '10_data/delimited.html#_code_page',
+                                                                                 'mlsys_nb/data/delimited.py'),
                                          'mlsys_nb.data.delimited._delimiter': ( '10_data/delimited.html#_delimiter',
                                                                                  'mlsys_nb/data/delimited.py'),
                                          'mlsys_nb.data.delimited._encoding': ( '10_data/delimited.html#_encoding',
