@@ -61,6 +61,16 @@ BEFORE = {  # mutation: how it is planted, what is asked, what is said
         ["factor=2"],
         "only from a seed",
     ),
+    "unpinned draw under another name": (
+        lambda c: source(c, 2, "from uuid import uuid4 as name\nrows = [name().int % 7]"),
+        ["factor=2"],
+        "calls name()",
+    ),
+    "a shell that may fail unseen": (
+        lambda c: source(c, 2, "rows = [1]\n!false"),
+        ["factor=2"],
+        "asks a shell",
+    ),
     "hidden state": (lambda c: source(c, 2, "pass"), ["factor=2"], "no cell makes"),
 }
 
@@ -92,10 +102,15 @@ def failed(home):
     return run
 
 
-def test_a_failing_cell_is_a_failed_run(home, capsys):
-    edited(home, lambda c: source(c, 2, "rows = [1 / 0]"))
+@pytest.mark.parametrize(
+    ("cell", "says"),
+    [("rows = [1 / 0]", "ZeroDivisionError"), ("rows = [1]\nraise SystemExit(0)", "ended the job")],
+)
+def test_a_failing_cell_is_a_failed_run(home, capsys, cell, says):
+    "Also one that says that all is well, and lets nothing after it run."
+    edited(home, lambda c: source(c, 2, cell))
     assert main(["run", "add", "-p", "factor=2"]) == 1
-    assert "ZeroDivisionError" in failed(home).error
+    assert says in failed(home).error
 
 
 def test_a_killed_kernel_is_a_failed_run(home, capsys):

@@ -132,7 +132,18 @@ def run_cells(
         if isinstance(e, DeadKernelError) or not kernel.is_alive():
             return "the kernel died; was there enough memory?"
         raise
-    return ""
+    return _left_early(kept[0])
+
+
+def _left_early(notebook: Any) -> str:
+    "Whether a cell ended the job: an exit of 0 is an end to papermill, and here what comes after it was not run."
+    ends = (o.get("ename") for c in notebook.cells for o in c.get("outputs", []) if o.output_type == "error")
+    name = next(ends, "")
+    return (
+        f"{name}: a cell ended the job before its last one; a job runs from top to bottom, take the exit out"
+        if name
+        else ""
+    )
 
 # %% ../../nbs/70_jobs/71_execution.ipynb #cc4b467a
 def execute(

@@ -44,6 +44,9 @@ def _used(tree: ast.AST) -> Iterator[str]:
     return (node.id for node in _top(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load))
 
 # %% ../../nbs/70_jobs/70_precheck.ipynb #c6ea5c7d
+_SHELL = re.compile(r"^[ \t]*(?:!|%%?(?:bash|sh|script|system|sx)\b|%%!).*$", re.M)
+
+
 def _parsed(source: str) -> ast.Module | None:
     "A cell's code without a notebook's own commands; None where it is no code, which the run will tell."
     try:
@@ -53,24 +56,62 @@ def _parsed(source: str) -> ast.Module | None:
 
 # %% ../../nbs/70_jobs/70_precheck.ipynb #776b7bc1
 _SEEDED = {"default_rng", "RandomState", "Generator", "SeedSequence", "Random", "seed", "PCG64", "Philox"}
+_NEVER = {"os.urandom", "uuid.uuid1", "uuid.uuid4", "random.SystemRandom"}  # There is no seed for these
+_FRAMES = {
+    "n",
+    "frac",
+    "fraction",
+    "with_replacement",
+    "shuffle",
+}  # What a frame is told that gives some of its rows
+_SPLITS = {"sklearn.utils.shuffle", "sklearn.utils.resample", "sklearn.model_selection.train_test_split"}
 
 
-def _unpinned(tree: ast.AST) -> str:
+def _called(trees: Mapping[int, ast.Module]) -> dict[str, str]:
+    "What the names of a notebook were called where they come from."
+    found = dict[str, str]()
+    for node in (n for tree in trees.values() for n in ast.walk(tree)):
+        if isinstance(node, ast.Import):
+            found |= {
+                a.asname or a.name.partition(".")[0]: a.name if a.asname else a.name.partition(".")[0]
+                for a in node.names
+            }
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            found |= {a.asname or a.name: f"{node.module}.{a.name}" for a in node.names}
+    return found
+
+
+def _pinned(node: ast.Call, *names: str) -> bool:
+    "Whether a call is given a seed that is not None: its first value, or by name."
+    told = [*node.args[:1], *(k.value for k in node.keywords if k.arg in names)]
+    return any(not (isinstance(value, ast.Constant) and value.value is None) for value in told)
+
+# %% ../../nbs/70_jobs/70_precheck.ipynb #409acfc1
+def _draws(node: ast.Call, name: str) -> bool:
+    "Whether a call draws where no seed can be, or is, told; `name` as it is called where it comes from."
+    last, options = name.rpartition(".")[2], {k.arg for k in node.keywords}
+    unseeded = not options & {"seed", "random_state"}
+    if name in _NEVER or name.startswith("secrets."):
+        return True
+    if last in ("default_rng", "RandomState", "Random"):
+        return not _pinned(node, "seed")
+    if last == "shuffle" and not node.args or last == "sample" and options & _FRAMES:
+        return unseeded
+    return name in _SPLITS and unseeded
+
+
+def _unpinned(tree: ast.AST, called: Mapping[str, str]) -> str:
     "A random draw without a seed; empty where there is none."
-    seeded = any(
-        isinstance(n, ast.Call) and ast.unparse(n.func).endswith("random.seed") and n.args
-        for n in ast.walk(tree)
-    )
-    for node in ast.walk(tree):
-        if not isinstance(node, ast.Call):
-            continue
-        name = ast.unparse(node.func)
-        last = name.rpartition(".")[2]
-        if last in ("default_rng", "RandomState", "Random") and not (node.args or node.keywords):
-            return f"{name}()"
-        drawn = re.fullmatch(r"(?:np\.|numpy\.)?random\.\w+", name)
-        if drawn and last not in _SEEDED and not seeded:
-            return f"{name}()"
+    calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call)]
+    names = []
+    for node in calls:
+        first, dot, rest = ast.unparse(node.func).partition(".")
+        names.append(called.get(first, first) + dot + rest)
+    seeded = any(name.endswith("random.seed") and node.args for name, node in zip(names, calls, strict=True))
+    for name, node in zip(names, calls, strict=True):
+        plain = re.fullmatch(r"(?:numpy\.)?random\.(\w+)", name)
+        if _draws(node, name) or plain and plain[1] not in _SEEDED and not seeded:
+            return f"{ast.unparse(node.func)}()"
     return ""
 
 # %% ../../nbs/70_jobs/70_precheck.ipynb #406a7ef5
@@ -111,9 +152,14 @@ def precheck(
             )
     told = {number: _parsed("".join(cell.get("source", ""))) for number, cell in cells}
     trees = {number: tree for number, tree in told.items() if tree is not None}
-    names = _Names(trees)
+    names, called = _Names(trees), _called(trees)
+    for number, cell in cells:
+        if shell := _SHELL.search("".join(cell.get("source", ""))):
+            raise ValueError(
+                f"a job is Python from top to bottom, cell {number} asks a shell ({shell[0].strip()!r:.60}), whose failure would go unseen; use subprocess.run with check=True"
+            )
     for number, tree in trees.items():
-        if draw := _unpinned(tree):
+        if draw := _unpinned(tree, called):
             raise ValueError(
                 f"a job draws at random only from a seed that it declares, cell {number} calls {draw}; give it `seed`, a parameter"
             )
