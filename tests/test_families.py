@@ -85,6 +85,8 @@ def test_alone_in_company_and_in_service_every_family_says_the_same_bits(link, f
         parts = [model.predict(asked[i : i + size]) for i in range(0, asked.height, size)]
         assert np.concatenate(parts).tobytes() == p.tobytes()
     assert model.predict(asked[:0]).shape[0] == 0
+    many = model.predict(pl.concat([asked] * (20_000 // asked.height)))  # More than are taken at a time
+    assert many.tobytes() == p.tobytes() * (len(many) // len(p))
     if link == "softmax":
         assert np.abs(p.sum(axis=1) - 1).max() < 1e-14 and (p > 0).all()
     if link == "identity":
@@ -120,6 +122,23 @@ def test_linear_forms_agree_with_scikit_learn(seed, k):
     amount = fit("linear", frame, numbers, learner=learner("identity"), label="amount")
     theirs = Ridge(alpha=10.0, solver="cholesky").fit(design, frame["amount"].to_numpy()).predict(design)
     assert np.abs(served(amount).form.raw(X)[:, 0] - theirs).max() < 1e-9
+
+
+@pytest.mark.parametrize("most", [2, 8, 12, 20, 40, 70])
+def test_trees_of_any_size_say_the_same_by_bits_and_by_walking(most, monkeypatch):
+    "Trees of 8, 16, 32, 64 leaves have a word of their own, larger ones walk; missing and infinite values, and a category not met."
+    frame = rows(most, 3_000)
+    params = {"max_iter": 7, "max_leaf_nodes": most, "min_samples_leaf": 2}
+    fitted = fit("boosting", frame, FEATURES, learner=learner("softmax"), params=params, label="kind")
+    form = served(fitted).form
+    X = fitted.encoder.transform(pl.concat([frame.select(FEATURES), STRANGE]))
+    X = np.concatenate([X, [[np.inf, np.nan, np.nan], [-np.inf, 0.0, 3.0], [np.nan, np.nan, np.nan]]])
+    leaves = form.alone(X.shape[1])
+    assert (leaves.word if leaves else None) == {2: 1, 8: 1, 12: 2, 20: 4, 40: 8, 70: None}[most]
+    told = [form.raw(X), np.concatenate([form.raw(X[i : i + 1]) for i in range(len(X))])]
+    monkeypatch.setitem(vars(form), "one", None)
+    assert {raw.tobytes() for raw in told} == {form.raw(X).tobytes()}
+    assert form.raw(X[:0]).shape == (0, 3)
 
 
 def test_words_decide_where_nothing_else_does():

@@ -176,21 +176,24 @@ _AT_ONCE = 200_000
 
 def _add(found: hashlib._Hash, column: pl.Series) -> None:
     "What is unknown, then how long each value is where they differ in that, then the values."
-    found.update(np.packbits(column.is_null().to_numpy()).tobytes())
+    blanks = column.is_null().to_numpy() if column.null_count() else np.zeros(len(column), dtype=bool)
+    found.update(np.packbits(blanks).tobytes())
     if isinstance(column.dtype, pl.List):
         sizes = column.list.len().fill_null(0)
         found.update(sizes.to_numpy().tobytes())
         for part in column.to_frame().iter_slices(1_000):
             _add(found, (lists := part.to_series()).filter(lists.list.len() > 0).explode())
     elif column.dtype.is_integer() or column.dtype.is_float() or column.dtype.is_temporal():
-        number = column.fill_nan(float("nan")) if column.dtype.is_float() else column.to_physical()
-        found.update(np.ascontiguousarray(number.fill_null(0).to_numpy()).data)
+        number = column if column.dtype.is_float() else column.to_physical()
+        values = np.ascontiguousarray(number.fill_null(0).to_numpy())
+        strange = np.isnan(values) if column.dtype.is_float() else np.zeros(1, dtype=bool)
+        found.update((np.where(strange, values.dtype.type(np.nan), values) if strange.any() else values).data)
     elif column.dtype == pl.Boolean:
         _add(found, column.cast(pl.UInt8))
     elif column.dtype != pl.Null:
         text = column.cast(pl.String).fill_null("")
         found.update(text.str.len_bytes().to_numpy().tobytes())
-        found.update("".join(text.to_list()).encode())
+        found.update((text.str.join("").item() or "").encode())
 
 # %% ../../nbs/40_problem/44_dataset.ipynb #bb3ba923
 def _by_period(frame: pl.DataFrame) -> pl.DataFrame:

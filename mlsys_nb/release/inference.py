@@ -109,7 +109,7 @@ def _frame_matrix(inputs: Inputs, frame: pl.DataFrame) -> Floats:
         raise InputError(
             f"a frame has all features of the model, missing: {missing}; got {frame.columns[:30]}"
         )
-    matrix = np.empty((frame.height, len(inputs.names)))
+    matrix = np.empty((frame.height, len(inputs.names)), order="F")
     for i, (name, codes) in enumerate(zip(inputs.names, inputs.codes, strict=True)):
         column = frame[name]
         if (
@@ -141,7 +141,7 @@ def _coded(column: pl.Series, codes: Mapping[Any, float]) -> pl.Series:
 
 # %% ../../nbs/45_release/45_inference.ipynb #11ef1b5c
 SEGMENT, MISSING, CATEGORY = 0, 1, 2
-_BLOCK = 1024  # Rows at a time
+_FEW, _BLOCK = 16, 16_384  # Rows that are taken together; rows at a time
 
 
 @dataclass(frozen=True)
@@ -173,8 +173,7 @@ class Linear:
         bags: Sequence[Bags] = (),  # From `Inputs.bags`
     ) -> Floats:  # Rows x sums
         "The sums of each row."
-        parts = [_sums(self, matrix[i : i + _BLOCK]) for i in range(0, max(len(matrix), 1), _BLOCK)]
-        total = np.concatenate(parts) if len(parts) > 1 else parts[0]
+        total = _sums(self, matrix) if len(matrix) <= _FEW else _sums_of_many(self, matrix)
         for weights, bag in zip(self.texts, bags if self.texts else (), strict=True):
             total = total + weights.score(bag)
         return total
@@ -190,6 +189,29 @@ def _sums(linear: Linear, matrix: Floats) -> Floats:
     terms[:, 0] = linear.intercept
     terms[:, 1:] = linear.weight * standard[:, :, None]
     return np.add.accumulate(terms, axis=1)[:, -1]
+
+
+def _term(linear: Linear, i: int, values: Floats) -> Floats:
+    "One term of many rows, not weighted yet."
+    kind, fill = linear.kind[i], linear.fill[i]
+    if kind == SEGMENT:
+        absent = np.isnan(values)
+        found = np.maximum(np.where(absent, fill, values) if absent.any() else values, linear.low[i])
+        np.minimum(found, linear.high[i], out=found)
+    else:
+        found = (np.isnan(values) if kind == MISSING else values == fill).astype(float)
+    found -= linear.centre[i]
+    found /= linear.scale[i]
+    return found
+
+
+def _sums_of_many(linear: Linear, matrix: Floats) -> Floats:
+    total = np.repeat(linear.intercept[:, None], len(matrix), axis=1)
+    for begin in range(0, len(matrix), _BLOCK):
+        some, rows = total[:, begin : begin + _BLOCK], matrix[begin : begin + _BLOCK]
+        for i, source in enumerate(linear.source.tolist()):
+            some += linear.weight[i][:, None] * _term(linear, i, rows[:, source])
+    return total.T
 
 # %% ../../nbs/45_release/45_inference.ipynb #f03e1d56
 def linear_of(
@@ -246,13 +268,13 @@ class Trees:
         bags: Sequence[Bags] = (),  # Trees do not read words
     ) -> Floats:  # Rows x sums
         "The baselines plus one leaf of every tree, added in the order of the trees."
-        if len(matrix) == 1 and (alone := self.alone(matrix.shape[1])) is not None:
-            return alone.raw(matrix[0].tolist())
-        parts = [matrix[i : i + 256] for i in range(0, len(matrix), 256)]
-        return np.concatenate(
-            [_sum(self, _walk(self, tree_columns(self, p))) for p in parts]
-            or [np.empty((0, len(self.baseline)))]
-        )
+        if (leaves := self.alone(matrix.shape[1])) is not None:
+            few = 0 < len(matrix) <= _FEW
+            return (
+                np.concatenate([leaves.raw(row) for row in matrix.tolist()]) if few else leaves.many(matrix)
+            )
+        parts = [matrix[i : i + 256] for i in range(0, max(len(matrix), 1), 256)]
+        return np.concatenate([_sum(self, _walk(self, tree_columns(self, p))) for p in parts])
 
 # %% ../../nbs/45_release/45_inference.ipynb #5163e6b8
 def tree_columns(
@@ -279,7 +301,7 @@ def _sum(trees: Trees, leaves: np.ndarray) -> Floats:
     k = len(trees.baseline)
     terms = np.empty((len(leaves), len(trees.roots) // k + 1, k))
     terms[:, 0] = trees.baseline
-    terms[:, 1:] = trees.value.take(leaves).reshape(len(leaves), -1, k)
+    terms[:, 1:] = trees.value.take(leaves).reshape(len(leaves), len(trees.roots) // k, k)
     return np.add.accumulate(terms, axis=1)[:, -1]
 
 # %% ../../nbs/45_release/45_inference.ipynb #b2e52ffd

@@ -201,13 +201,13 @@ def cases_in(
 ) -> Askable:
     "The questions that a part of a table asks."
     _check_columns(question, frame)
-    number = pl.Series("row", range(first, first + frame.height), dtype=pl.Int64)
+    number = pl.int_range(first, first + frame.height, eager=True).alias("row")
     found, rule = [number], pl.Series("rule", [None] * frame.height, dtype=pl.String)
     got = rule.alias("got")
 
     def take(column: pl.Series, bad: pl.Series, said: str) -> None:
         nonlocal rule, got
-        new = bad & rule.is_null()
+        new = bad & rule.is_null() if bad.any() else bad
         if new.any():
             shown = pl.Series(
                 [clipped(frame[column.name][i], 60) if n else None for i, n in enumerate(new)],
