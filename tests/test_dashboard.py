@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -186,7 +187,12 @@ def test_nobody_sees_a_page_a_report_or_a_kernel_without_the_token(windows):
         assert status(f"{url}/{place}?token=another-token-than-it") == 302, place
     for place in ("", "overview.html", "churn-model.html", f"{report}"):
         assert status(f"{url}/{place}?token={token}") == 200, place
-    assert status(f"{url}/churn-modell.html?token={token}") == 404
+    with pytest.raises(urllib.error.HTTPError) as missed:
+        urllib.request.urlopen(f"{url}/churn-modell.html?token={token}", timeout=60)
+    told = missed.value.read().decode()
+    assert missed.value.code == 404 and "modell" in told
+    back = re.search('<a href="(/[^"]+)">to the overview', told)
+    assert back and status(f"{url}{back[1]}?token={token}") == 200, told
     assert status(f"{url}/reports/../data/control.db?token={token}") in (403, 404)
 
 

@@ -76,7 +76,7 @@ def test_a_worker_loads_no_engine_while_it_answers_and_while_it_takes_another_ve
 @pytest.mark.parametrize(
     "loaded",
     [
-        "from mlsys_nb.doors.dashboards.windows import windows; windows(load_settings())",
+        "from mlsys_nb.doors.dashboards.server import dashboard_server; dashboard_server(load_settings())",
         "from mlsys_nb.doors.lab import trust; trust(HOME / 'nbs/index.ipynb')",
         "from mlsys_nb.jobs.execution import engine; engine()",
     ],

@@ -20,7 +20,7 @@ TWICE: dict[str, str] = {}
 # Public names that no command, setting, job, dashboard, case or other room uses, and why they stay.
 LONE: dict[str, str] = {
     "open_problem": "is what users know as mlsys_nb.open",
-    "serve_windows": "run by name in a child process, see voila.show",
+    "serve_dashboards": "run by name in a child process, see voila.show",
     "serve_forks": "run by name in a child process, see start_parent",
     "serve_lab": "run by name in a child process, see open_notebook",
 }

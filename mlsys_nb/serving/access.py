@@ -22,7 +22,7 @@ from .refusal import Refusal, clipped
 from .routes import Routes
 from ..system.clock import SystemClock
 from ..system.settings import Settings
-from ..system.tally import SharedTally
+from ..system.shared_counts import SharedCounts
 
 # %% ../../nbs/55_serving/57_access.ipynb #fc1e4fa2
 logger = logging.getLogger("mlsys_nb.serving.access")
@@ -198,16 +198,16 @@ class Spending:
 
     def __init__(self, settings: Settings) -> None:
         self._folder = settings.data / "usage"
-        self._tally: SharedTally | None = None
+        self._counts: SharedCounts | None = None
 
     def count(self, caller: Caller) -> None:
         "Count a request, or refuse it."
         key = caller.key
         if key is None or not caller.limited:
             return
-        self._tally = self._tally or SharedTally(self._folder)
+        self._counts = self._counts or SharedCounts(self._folder)
         now = SystemClock().now()
-        today, this_second = self._tally.counted(key.id, now)
+        today, this_second = self._counts.counted(key.id, now)
         for most, made, period, wait in (
             (key.a_day, today, "on a day (UTC)", _until_midnight(now)),
             (key.a_second, this_second, "in a second", 1),
@@ -217,12 +217,12 @@ class Spending:
                 raise Refusal(
                     429, f"{key.name} asks {most} times {period}", "one more", remedy, retry_after=wait
                 )
-        self._tally.add(key.id, now)
+        self._counts.add(key.id, now)
 
     def close(self) -> None:
         "Let go of the counts; they stay."
-        if self._tally is not None:
-            self._tally.close()
+        if self._counts is not None:
+            self._counts.close()
 
 # %% ../../nbs/55_serving/57_access.ipynb #a12312e4
 def _good_key(ring: Keyring, text: bytes, page: bool) -> ApiKey:

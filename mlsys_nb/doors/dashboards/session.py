@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import parse_qs
 
+from .server import BEHIND_SERVER
 from .snapshot import dashboard_cell
 from .view import HERE, ProblemView, Ways, views
-from .windows import BEHIND_SERVER
 from ...system.markup import Html
 from ...system.settings import MlsysError, load_settings
 

@@ -113,7 +113,7 @@ def address_of(
 
 # %% ../../../nbs/80_doors/85_dashboards/21_voila.ipynb #85va0004
 _WIDGETS = ("@jupyter-widgets/jupyterlab-manager", "@voila-dashboards/widgets-manager8")
-_CHILD = "from mlsys_nb.doors.dashboards.windows import serve_windows; serve_windows()"
+_CHILD = "from mlsys_nb.doors.dashboards.server import serve_dashboards; serve_dashboards()"
 
 
 def show(
