@@ -15,6 +15,7 @@ import polars as pl
 
 from .guess import FEW, ColumnGuess, column_guess, read_as
 from .reading import SourceError
+from .visits import CALLED_SO, measured_column, meets_several, taken_columns, visitor_column
 from ..system.markup import card, table
 from ..system.suggestion import did_you_mean
 
@@ -151,13 +152,12 @@ _SOMEBODY = re.compile(
     r"visitante|cliente|usuario|paciente|nutzer|utilisateur|abonn|klient|u[zż]ytkownik|клиент|пользователь"
 )
 _CLOCK = re.compile(r"\d{1,3}:\d\d(:\d\d)?")
-_CALLED_ID = re.compile(r"(?i)(^|[\W_])(id|uuid|key|no|nr|number|code)$|[a-z]I[Dd]$")
 
 
 def _entity(columns: Sequence[ColumnGuess]) -> str | None:
     def rank(column: ColumnGuess) -> tuple[bool, bool, int]:
         named = _SOMEBODY.search(column.name) is not None
-        return named, _CALLED_ID.search(column.name) is not None, column.distinct
+        return named, CALLED_SO.search(column.name) is not None, column.distinct
 
     def fits(column: ColumnGuess) -> bool:
         known = column.rows - column.missing
@@ -221,73 +221,6 @@ def _targets(columns: Sequence[ColumnGuess], taken: set[str | None], log: bool) 
     fit = [c for c in fit if not log or _answers(c) >= 2 or (named and sides == [c])]
     return [c.name for c in sorted(fit, key=rank, reverse=True) if rank(c)[0] > 0]
 
-# %% ../../nbs/10_data/17_survey.ipynb #696e10b0
-_MANY = 8  # names among which a ranking tells something
-_VISITED = re.compile(
-    r"(?i)(^|[\W_])(page|url|path|tool|movie|film|song|track|artist|article|video|game|course|lesson|book|recipe|gate|stall|"
-    r"página|pagina|seite|artikel|strona|страница|товар|фильм)"
-)
-_TAKEN = re.compile(
-    r"(?i)isbn|(^|[\W_])(ean|upc|asin)($|[\W_])|product|item|sku|stock|produkt|produit|station|shop|place|article"
-)
-
-
-def _measured(columns: Sequence[ColumnGuess], frame: pl.DataFrame, when: str) -> str | None:
-    "What is measured again and again: a column each of whose names comes (nearly) once at (nearly) every moment."
-    moments = frame[when].n_unique()
-
-    def fits(column: ColumnGuess) -> bool:
-        named = column.dtype in ("text", "category") or _CALLED_ID.search(column.name) is not None
-        if not named or column.missing or column.prose or min(column.distinct, moments / 7) < 3:
-            return False
-        cells = frame.select(column.name, when).n_unique()
-        return cells >= 0.98 * column.rows and cells > 0.5 * column.distinct * moments
-
-    fit = [c for c in columns if fits(c)]
-    return max(fit, key=lambda c: c.distinct).name if fit else None
-
-
-def _visitor(columns: Sequence[ColumnGuess], named: bool) -> str | None:
-    "Whom a bare log is about; where the item is named already, the only other column that comes again and again."
-    rest = [c for c in columns if c.dtype != "time" and not (c.constant or c.names_rows)]
-    if named:
-        fit = [c for c in rest if c.dtype in ("int", "text", "category") and not c.prose]
-        only = fit[0] if len(fit) == len(rest) == 1 else None
-        return only.name if only and only.distinct >= 20 and only.rows >= 3 * only.distinct else None
-    many = [c for c in rest if c.dtype in ("text", "category") and not c.prose and c.distinct >= _MANY]
-    who = max(many, key=lambda c: c.distinct) if len(many) == len(rest) == 2 else None
-    return who.name if who and who.distinct > FEW and who.rows >= 3 * who.distinct else None
-
-# %% ../../nbs/10_data/17_survey.ipynb #2e4b671b
-def _items(columns: Sequence[ColumnGuess], taken: set[str | None]) -> tuple[list[ColumnGuess], bool]:
-    "What was visited in a log, likeliest first, and whether the first question is which comes next."
-
-    def named(column: ColumnGuess) -> int:
-        return 2 * bool(_VISITED.search(column.name)) + bool(_TAKEN.search(column.name))
-
-    def fits(column: ColumnGuess) -> bool:
-        known = column.rows - column.missing
-        met = column.distinct >= _MANY and known >= 0.98 * column.rows and known >= 5 * column.distinct
-        names = column.dtype in ("text", "category") or (column.dtype == "int" and named(column) > 0)
-        return names and met and not column.prose and column.most < 0.9
-
-    rest = [c for c in columns if c.name not in taken and not (c.constant or c.names_rows)]
-    fit = sorted(filter(fits, rest), key=lambda c: (named(c), c.distinct), reverse=True)
-    bare = not any(c.dtype in ("int", "float", "decimal") for c in rest if c not in fit)
-    return fit, bool(fit) and (named(fit[0]) >= 2 or bare and (len(fit) == 1 or named(fit[0]) > 0))
-
-
-def _several(frame: pl.DataFrame, whom: str, item: str) -> bool:
-    "Whether whoever returns meets more than one."
-    met = (
-        frame.select(who=whom, what=item)
-        .drop_nulls()
-        .group_by("who")
-        .agg(pl.len(), pl.col("what").n_unique())
-    )
-    back = met.filter(pl.col("len") >= 3)["what"]
-    return len(back) >= 20 and float(back.mean() or 0) >= 1.5  # type: ignore[arg-type]
-
 # %% ../../nbs/10_data/17_survey.ipynb #df4878ef
 SAMPLE = 100_000
 
@@ -324,8 +257,8 @@ def _with_item(look: Survey, given: str | None) -> Survey:
     "A log, with what was taken in it."
     if given:
         return replace(look, item=given, ranks=True)
-    fit, first = _items(look.columns, {look.time, look.entity})
-    met = [c.name for c in fit if _several(look.sample, str(look.entity), c.name)]
+    fit, first = taken_columns(look.columns, {look.time, look.entity})
+    met = [c.name for c in fit if meets_several(look.sample, str(look.entity), c.name)]
     return replace(look, item=met[0], ranks=first and met[0] == fit[0].name) if met else look
 
 # %% ../../nbs/10_data/17_survey.ipynb #105725ca
@@ -381,13 +314,9 @@ def survey(
     looked, columns = _dated(looked, columns, when) if when else (looked, columns)
     typed = _typed(looked, columns)
     free = [c for c in columns if c.name not in (given["target"], given["item"], when)]
-    measured = _measured(free, typed, when) if when else None
-    whom = (
-        given["entity"]
-        or measured
-        or _entity(free)
-        or _visitor(free if when else [], given["item"] is not None)
-    )
+    measured = measured_column(free, typed, when) if when else None
+    visitor = visitor_column(free if when else [], given["item"] is not None)
+    whom = given["entity"] or measured or _entity(free) or visitor
     log = whom is not None and when is not None and measured is None
     found = _targets(columns, {when, whom, given["item"]}, log)
     what = given["target"] or (
