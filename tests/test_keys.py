@@ -35,6 +35,17 @@ from mlsys_nb.serving.service import ROUTES, running
 from mlsys_nb.system.clock import SystemClock
 from mlsys_nb.system.settings import load_settings
 
+# Said once more by hand: a route that is added, or given to another role, is said here and asked in `World.requests`
+MATRIX = {
+    "predict": "POST /v1/{problem}/predictions; POST /v1/{problem}/explanations; POST /v1/{problem}/batches; "
+    "GET /v1/{problem}/batches/{part}; GET /v1/{problem}/batches/{part}/answers/{part}; POST /v1/{problem}/invocations; "
+    "POST /invocations; POST /v2/models/{problem}/infer; POST /v2/models/{problem}/versions/{part}/infer",
+    "outcome": "POST /v1/{problem}/outcomes; POST /v1/events/{part}",
+    "view": "GET /v1/{problem}/decisions/{part}; GET /v1/{problem}/model; GET /v1/{problem}/contradictions; GET /metrics",
+    "any": "GET /v2; GET /v2/models/{problem}; GET /v2/models/{problem}/ready; GET /v2/models/{problem}/versions/{part}; "
+    "GET /v2/models/{problem}/versions/{part}/ready; GET /openapi.json; GET /docs",
+    "": "GET /v2/health/live; GET /v2/health/ready; GET /ping; GET /healthz; GET /readyz",
+}
 NEEDS = {route.name: route.role for route in ROUTES} | {"other": "any"}
 JSON = {"content-type": "application/json"}
 EVENT = {"invoice": "1", "stock_code": "a", "quantity": 1, "price": "1", "invoice_ts": "2010-05-01T08:00", "customer_id": 13080, "country": "UK"}  # fmt: skip
@@ -94,6 +105,9 @@ class World:
             ("v2 model", "GET", "/v2/models/churn", None),
             ("v2 model ready", "GET", "/v2/models/churn/ready", None),
             ("v2 infer", "POST", "/v2/models/churn/infer", TENSORS),
+            ("v2 model", "GET", "/v2/models/churn/versions/1", None),
+            ("v2 model ready", "GET", "/v2/models/churn/versions/1/ready", None),
+            ("v2 infer", "POST", "/v2/models/churn/versions/1/infer", TENSORS),
             ("invocations", "POST", "/v1/churn/invocations", {"instances": [{"customer_id": 13080}]}),
             ("invocations", "POST", "/invocations", {"instances": [{"customer_id": 13080}]}),
             ("ping", "GET", "/ping", None),
@@ -130,9 +144,13 @@ def digest(root):
 
 
 def test_every_route_is_in_the_matrix(world):
-    asked = {name for name, *_ in world.requests()}
-    assert asked == set(NEEDS)
-    assert set(NEEDS.values()) - {"", "any"} <= set(ROLES)
+    told = {(*route.split(), role) for role, routes in MATRIX.items() for route in routes.split("; ")}
+    assert {(route.method, route.path, route.role) for route in ROUTES} == told
+    table = Routes(ROUTES)
+    asked = [(name, method, table.find(path)) for name, method, path, _ in world.requests()]
+    assert all(found.name == name for name, _, found in asked)
+    reached = {route.path + route.method for _, method, found in asked if (route := found.route(method))}
+    assert reached == {route.path + route.method for route in ROUTES}, "every route is asked"
 
 
 def test_every_route_by_every_role(world):
@@ -210,15 +228,21 @@ def test_a_page_of_another_site_reads_nothing_and_writes_nothing(world, tmp_path
                     content = body if isinstance(body, bytes) else json.dumps(body).encode()
                     answer = httpx.post(url + path, content=content, headers=heads)
                     assert answer.status_code in (401, 403, 415, 421), (heads, answer.text)
-        for path in ("/v1/churn/model", "/metrics", "/v1/churn/contradictions", "/docs"):
-            for heads in ({"host": "evil.example"}, {"origin": "http://evil.example"}):
-                assert httpx.get(url + path, headers=heads).status_code in (401, 403, 421)
-        assert (
-            httpx.options(
-                url + "/v1/churn/predictions", headers={"origin": "http://evil.example"}
-            ).status_code
-            == 403
-        )
+        with httpx.Client(base_url=url) as page:
+            for name, method, path, body in world.requests():
+                if not NEEDS[name]:
+                    continue
+                content = None if body is None else json.dumps(body).encode()
+                for heads in (
+                    pages
+                    if body is not None
+                    else ({"host": "evil.example"}, {"origin": "http://evil.example"})
+                ):
+                    answer = page.request(method, path, content=content, headers=heads)
+                    assert answer.status_code in (401, 403, 415, 421), (path, heads, answer.text)
+                answer = page.request("OPTIONS", path, headers={"origin": "http://evil.example"})
+                assert answer.status_code in (401, 403), (path, answer.text)
+                assert not any(h.startswith("access-control") for h in answer.headers)
         assert digest(here.root) == before
         if mode == "loopback":
             good = httpx.post(
@@ -230,6 +254,17 @@ def test_a_page_of_another_site_reads_nothing_and_writes_nothing(world, tmp_path
             told = {"decision_id": good.json()["decision_id"], "outcome": 1}
             assert httpx.post(url + "/v1/churn/outcomes", json=told).status_code == 200
             assert [o.actor for o in read_outcomes(here, "churn")] == ["loopback"]
+
+
+def test_no_route_becomes_a_websocket(world):
+    host, port = world.url.removeprefix("http://").split(":")
+    heads = "Host: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: aGk=\r\nSec-WebSocket-Version: 13"
+    for _, _, path, _ in world.requests():
+        for key in ("", f"\r\nAuthorization: Bearer {world.keys['view']}"):
+            with socket.create_connection((host, int(port)), 5) as line:
+                line.sendall(f"GET {path} HTTP/1.1\r\n{heads}{key}\r\n\r\n".encode())
+                said = line.recv(4000)
+                assert said.startswith(b"HTTP/1.1 ") and not said.startswith(b"HTTP/1.1 101"), (path, said)
 
 
 def test_a_page_is_refused_even_with_a_key_and_json(world):
