@@ -391,6 +391,16 @@ def test_a_damaged_journal_does_not_stop_a_system_whose_tables_are_there(tmp_pat
         open_control(here)
 
 
+def test_a_sound_champion_is_opened_without_a_look_at_all_other_versions(tmp_path, monkeypatch):
+    "Where tenants have versions of their own there are thousands."
+    from mlsys_nb.release import fallback
+
+    here = make(tmp_path)
+    control = open_control(here)
+    monkeypatch.setattr(fallback, "version_rows", lambda *_: pytest.fail("all versions are read"))
+    assert last_sound(control, here, problem).model.version == 1
+
+
 def test_a_damaged_champion_gives_way_to_the_last_sound_one_and_says_so(tmp_path):
     here = load_settings(root=tmp_path)
     control, said = open_control(here), {"at": JUNE, "actor": "ada", "reason": "test"}

@@ -6,7 +6,7 @@
 __all__ = ['is_rule', 'instead', 'Sound', 'last_sound']
 
 # %% ../../nbs/45_release/48_fallback.ipynb #3fc0b177
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from ..problem.declaration import Problem
@@ -52,13 +52,14 @@ class Sound:
         return f"{'; '.join(self.refused)}; {serves}" if self.refused else ""
 
 # %% ../../nbs/45_release/48_fallback.ipynb #ea8398d4
-def _candidates(control: Database, problem: str) -> list[int]:
+def _candidates(control: Database, problem: str) -> Iterator[int]:
     "Who may answer, best first: the champions up to the present one, newest first, then the rules."
     line = line_of_champions(champions_of(control, problem))[::-1]
-    rows = version_rows(control, problem)
-    own = [row for row in rows if "tenant" not in row.summary and row.status != "retired"]
-    rules = [row.version for row in own if row.summary.get("family") == "rule"]
-    return list(dict.fromkeys([*line, *rules[::-1]])) if line else []
+    yield from line
+    for row in reversed(version_rows(control, problem) if line else []):
+        rule = row.summary.get("family") == "rule" and "tenant" not in row.summary
+        if rule and row.status != "retired" and row.version not in line:
+            yield row.version
 
 # %% ../../nbs/45_release/48_fallback.ipynb #13045b29
 def last_sound(
