@@ -95,21 +95,8 @@ _PER_ROW = (
 )  # fmt: skip
 
 
-HOSTILE = (
-    "<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "=1+cmd|' /C calc'!A0", "\u202efdp.exe", "zero\u200bwidth", "\x1b[2Jgone",
-    "w" * 5000, "{{7*7}}", "</title></table><svg onload=alert(1)>", "javascript:alert(1)",
-)  # fmt: skip
-
-
-def _spoiled(seed: int, values: Sequence[str]) -> list[str]:
-    "The same, with two in a hundred that would act where somebody looks, and one that never ends."
-    rng = np.random.default_rng(seed + 9000)
-    odd = [str(rng.choice(HOSTILE)) if rng.random() < 0.02 else str(value) for value in values]
-    return [*odd[:7], "<script>" + "x" * 10_000_000, *odd[8:]]
-
-
 def decisions(seed: int, place: Path, n: int = 3000) -> Strange:
-    "A row for each decision, its request values, and two columns that were written afterwards; some values are hostile."
+    "A row for each decision, its request values, and two columns that were written afterwards."
     rng = np.random.default_rng(seed)
     w = _PER_ROW[seed % len(_PER_ROW)]
     at, clock = _times(rng, n, int(rng.integers(200, 700))), _clock(rng)
@@ -119,8 +106,8 @@ def decisions(seed: int, place: Path, n: int = 3000) -> Strange:
     bad = rng.random(n) < 1 / (1 + np.exp(-z))
     late = [t + timedelta(days=int(d)) for t, d in zip(at, rng.integers(20, 90, n), strict=True)]
     rows = pl.DataFrame({
-        w[0]: [f"{HOSTILE[i % 97] if i % 97 < 6 else 'ABCX'[seed % 4]}-{700_000 + i}" for i in range(n)], w[1]: [clock(t) for t in at], w[2]: age,
-        w[3]: income.round(2), w[4]: amount.round(2), w[5]: _spoiled(seed, kind),
+        w[0]: [f"{'ABCX'[seed % 4]}-{700_000 + i}" for i in range(n)], w[1]: [clock(t) for t in at], w[2]: age,
+        w[3]: income.round(2), w[4]: amount.round(2), w[5]: kind,
         w[9]: [clock(t) if b else None for t, b in zip(late, bad, strict=True)],
         w[10]: [int(d) if b else 0 for d, b in zip(rng.integers(1, 200, n), bad, strict=True)],
         w[7]: [w[8][0] if b else w[8][1] for b in bad],
@@ -171,8 +158,21 @@ _AMOUNTS = (
 )  # fmt: skip
 
 
+HOSTILE = (
+    "<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "=1+cmd|' /C calc'!A0", "\u202efdp.exe", "zero\u200bwidth", "\x1b[2Jgone",
+    "w" * 5000, "{{7*7}}", "</title></table><svg onload=alert(1)>", "javascript:alert(1)",
+)  # fmt: skip
+
+
+def _spoiled(seed: int, values: Sequence[str]) -> list[str]:
+    "The same, with two in a hundred that would act where somebody looks, and one that never ends."
+    rng = np.random.default_rng(seed + 9000)
+    odd = [str(rng.choice(HOSTILE)) if rng.random() < 0.02 else str(value) for value in values]
+    return [*odd[:7], "<script>" + "x" * 10_000_000, *odd[8:]]
+
+
 def amounts(seed: int, place: Path, n: int = 3000) -> Strange:
-    "What is asked for is a number."
+    "What is asked for is a number; some of the other values are hostile."
     rng = np.random.default_rng(seed + 2000)
     w = _AMOUNTS[seed % len(_AMOUNTS)]
     at, clock, where = _times(rng, n, int(rng.integers(150, 500))), _clock(rng), rng.choice(w[5], n)
@@ -180,8 +180,8 @@ def amounts(seed: int, place: Path, n: int = 3000) -> Strange:
     value = size * w[7] * (1 + 0.8 * (where == w[5][1])) * np.exp(rng.normal(0, 0.25, n))
     whole = seed % 2 == 0
     rows = pl.DataFrame({
-        w[0]: [f"{i:06x}" for i in rng.permutation(n) + 400_000], w[1]: [clock(t) for t in at], w[2]: size,
-        w[3]: rng.integers(1, 6, n), w[4]: where,
+        w[0]: [f"{HOSTILE[i % 97] if i % 97 < 6 else ''}{i:06x}" for i in rng.permutation(n) + 400_000], w[1]: [clock(t) for t in at],
+        w[2]: size, w[3]: rng.integers(1, 6, n), w[4]: _spoiled(seed, where),
         w[6]: value.round().astype(int) + 1 if whole else value.round(2),
     })  # fmt: skip
     file = _write(rng, place / f"amounts{seed}", rows, (*TEXT, ".parquet"))

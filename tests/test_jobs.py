@@ -10,12 +10,13 @@ import time
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pytest
 from test_markup import acting
 
-from mlsys_nb.jobs.kernels import Ahead, Kernels, thread_limits
+from mlsys_nb.jobs.kernels import Ahead, Kernels, order_kernel, thread_limits
 from mlsys_nb.jobs.run_index import index
 from mlsys_nb.jobs.runner import JobFailed, Runner, run_job
 from mlsys_nb.system.control import open_control
@@ -145,6 +146,14 @@ def test_a_kernel_looks_ahead_for_one_job_only(tmp_path):
         while not (tmp_path / "mine").is_dir():
             assert time.monotonic() < waited
             time.sleep(0.01)
+
+
+def test_a_parent_of_kept_older_code_is_asked_for_no_more_than_it_knows(tmp_path):
+    "A run is made again by the code it ran with; a word that this has never heard of would end it."
+    asked = []
+    parent = SimpleNamespace(order=lambda verb, what: asked.append(what) or os.getpid())
+    order_kernel(parent, tmp_path / "kernel")
+    assert [set(what) for what in asked] == [{"connection_file"}]
 
 
 @pytest.mark.parametrize("call", ["os:abort", "nowhere:nothing", "os:rmdir"])
