@@ -294,8 +294,7 @@ def order_kernel(
     kernel = ForkedKernel(connection_file=f"{place}.json", transport="ipc", ip=str(place))
     kernel.client_class = "jupyter_client.asynchronous.AsyncKernelClient"
     kernel.write_connection_file()
-    what = {"connection_file": kernel.connection_file}  # all that a parent of kept, older code knows
-    what |= {"ahead": list(ahead)} if ahead else {}
+    what = {"connection_file": kernel.connection_file} | ({"ahead": list(ahead)} if ahead else {})
     kernel.forks, kernel.pid = parent, parent.order("fork", what)
     kernel.watch = process_watch(kernel.pid)
     return kernel
