@@ -327,7 +327,8 @@ def _likeness(series: np.ndarray, floor: np.ndarray, square: np.ndarray) -> tupl
         return np.full(len(series), _LAGS[-1]), np.ones(len(series))
     doubt = 0.674 * (2 / (m - 1) / len(series)) ** 0.5
     real = np.clip(1 - floor / np.maximum(square, floor) + doubt, 0, 1)
-    lasting = DAY_SHARES[np.searchsorted(DAY_SHARES, real - 0.03)]
+    steps = DAY_SHARES[(DAY_SHARES == 0) | (DAY_SHARES >= 0.1)]  # what lasts a little lasts for long
+    lasting = steps[np.searchsorted(steps, real - 0.03)]
     own = np.interp(_neighbour_correlation(series), _measures(m, 0.9, 0), _LAGS) / np.maximum(lasting, 0.05)
     tell = real >= real.max() / 2
     common = autocorrelation(series[tell]) / max(float(np.median(lasting[tell])), 0.05)
