@@ -49,6 +49,12 @@ class Resample:
         parts = [np.bincount(self.codes, weights=column, minlength=self.n_entities) for column in rows.T]
         return np.einsum("re,ce->rc", self.counts, np.array(parts))
 
+    def reach(self, level: float, repeats: int) -> float:
+        "How many standard errors an interval reaches to either side."
+        z, repeats = NormalDist().inv_cdf((1 + level) / 2), max(2, repeats)
+        # Student's quantile to first order: the spread itself is known from few entities and repetitions.
+        return z + (z**3 + z) / 4 * (1 / (self.n_entities - 1) + 1 / (repeats - 1))
+
     def estimate(
         self,
         value: float | None,  # The figure on all rows
@@ -60,10 +66,7 @@ class Resample:
         known = None if draws is None else draws[np.isfinite(draws)]
         if value is None or draws is None or known is None or self.n_entities < 2 or len(known) < 2:
             return Estimate(value)
-        k, repeats = self.n_entities, max(2, len(draws))
-        z = NormalDist().inv_cdf((1 + level) / 2)
-        # Student's quantile to first order: the spread itself is known from few entities and repetitions.
-        t = z + (z**3 + z) / 4 * (1 / (k - 1) + 1 / (repeats - 1))
+        k, t = self.n_entities, self.reach(level, len(draws))
         half = t * float(known.std(ddof=1)) * np.sqrt(k / (k - 1))
         return Estimate(
             float(value), float(max(value - half, bounds[0])), float(min(value + half, bounds[1]))

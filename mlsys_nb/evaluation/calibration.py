@@ -111,6 +111,22 @@ def calibration_error(
     return draws.estimate(error, gaps, level, (0, 1))
 
 # %% ../../nbs/30_evaluation/31_calibration.ipynb #5e11ab1e
+def _share_intervals(
+    share: np.ndarray, n: np.ndarray, drawn: np.ndarray, draws: Resample, level: float
+) -> tuple[pl.Series, pl.Series]:
+    "Wilson's interval of each bin's share, for as many rows as entities that repeat are worth; at nought and one too it has a width."
+    none = pl.Series([None] * len(share), dtype=pl.Float64)
+    if draws.n_entities < 2:
+        return none, none
+    plain, z = float((share * (1 - share) / n).sum()), draws.reach(level, len(drawn))
+    alike = max(float(np.nanvar(drawn, axis=0, ddof=1).sum()) / plain, 1.0) if plain > 0 else 1.0
+    worth = n / alike
+    middle, half = share + z**2 / (2 * worth), z * np.sqrt(share * (1 - share) / worth + (z / worth) ** 2 / 4)
+    ends = ((middle + side * half) / (1 + z**2 / worth) for side in (-1, 1))
+    low, high = (pl.Series(np.clip(end, 0, 1)) for end in ends)
+    return low, high
+
+
 def reliability(
     y: np.ndarray,
     p: np.ndarray,
@@ -122,17 +138,15 @@ def reliability(
     total, drawn, k = _binned(y, p, draws, n_bins)
     n, happened = total[:k], total[2 * k :] / total[:k]
     with np.errstate(invalid="ignore", divide="ignore"):
-        spread = [
-            draws.estimate(happened[b], drawn[:, 2 * k + b] / drawn[:, b], level, (0, 1)) for b in range(k)
-        ]
+        low, high = _share_intervals(happened, n, drawn[:, 2 * k :] / drawn[:, :k], draws, level)
     return pl.DataFrame(
         {
             "bin": np.arange(1, k + 1),
             "n": n.astype(np.int64),
             "mean_prediction": total[k : 2 * k] / n,
             "mean_label": happened,
-            "low": pl.Series([s.low for s in spread], dtype=pl.Float64),
-            "high": pl.Series([s.high for s in spread], dtype=pl.Float64),
+            "low": low,
+            "high": high,
         }
     )
 
