@@ -110,7 +110,7 @@ def test_a_bad_row_harms_only_itself_and_is_named(lived, tmp_path, capsys):
         *(f"{r['call']},{r['client']},{r['topic'] or ''},{r['minutes']}," for r in rows),
     ]
     text[4] = text[4].replace(f",{rows[3]['minutes']},", ",ten,")
-    text[9] = f"c9,{2**63},line,5,"
+    text[9], text[10] = f"c9,{2**63},line,5,", f"c10,{-(2**63)},line,5,"
     text.insert(12, "one,field,too,many,of,them")
     (tmp_path / "t.csv").write_text("\n".join(text) + "\n")
     out = tmp_path / "scores.csv"
@@ -126,14 +126,15 @@ def test_a_bad_row_harms_only_itself_and_is_named(lived, tmp_path, capsys):
     ]
     (here.home / "settings.ini").exists()
     done = score_table(here, problem, TableJob(f"{tmp_path}/t.csv", out))
-    assert (done.rows, done.rejected) == (table.height - 2, 3), words
+    assert (done.rows, done.rejected) == (table.height - 3, 4), words
     bad = pl.read_csv(tmp_path / "scores.rejected.csv")
     assert sorted(bad.rows(), key=str) == sorted([
         (4, "minutes is of type int, or null", "'ten'"),
         (9, "client is of type int", f"'{2**63}'"),
+        (10, "client is of type int", f"'{-(2**63)}'"),
         (None, "line 13: has 6 fields, the header has 5", "one,field,too,many,of,them"),
     ], key=str)  # fmt: skip
-    assert set(pl.read_csv(out)["row"]) == set(range(1, table.height + 1)) - {4, 9}
+    assert set(pl.read_csv(out)["row"]) == set(range(1, table.height + 1)) - {4, 9, 10}
 
 
 def test_a_table_without_a_column_that_is_asked_for_is_refused_as_a_whole(lived, tmp_path):

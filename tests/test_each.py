@@ -157,7 +157,7 @@ def lists_are_checked_item_by_item(address, name, sent):
         ([1] * 1_001, "parts is a list of at most 1000 items"),
         ([7, "8"], "parts[1] is of type int"),
         ([7, None], "parts[1] is of type int"),
-        ([2**63], "parts[0] is a whole number from -2**63"),
+        ([2**63], "parts[0] is a whole number from -2**63+1"),
     ):
         status, wrong = post(address, f"/v1/{name}/predictions", {**sent, "parts": parts})
         assert status == 422 and rule in wrong["error"]["rule"], wrong
@@ -225,7 +225,7 @@ def each_is_scored_once_and_what_the_service_decided_is_not_scored_again(lived):
     body = described["paths"][f"/v1/{name}/predictions"]["post"]["requestBody"]["content"]["application/json"]
     assert body["schema"]["oneOf"][0]["properties"]["minutes"]["type"] == ["integer", "null"]
     if name != "bare":
-        told = {"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1}
+        told = {"type": "integer", "minimum": -(2**63) + 1, "maximum": 2**63 - 1}
         described = body["schema"]["oneOf"][0]["properties"]["parts"]
         assert (described["type"], described["items"]) == (["array", "null"], told)
     assert find_decision(at.settings, name, made["decision_id"]).request == values

@@ -132,7 +132,7 @@ def test_methods_slashes_and_precise_rules(world):
         assert answer.status_code == 404 and set(answer.json()["error"]) == {"rule", "got", "remedy"}
     assert post(client, {"customer_id": 13080}, "predictions/").status_code == 404
     error = post(client, {"customer_id": 2**63}).json()["error"]
-    assert "-2**63 to 2**63-1" in error["rule"]
+    assert "-2**63+1 to 2**63-1" in error["rule"]
     assert post(client, {"customer_id": 13080, "request_id": 5}).json()["error"]["remedy"] == "send text"
     assert post(client, {"decision_id": 5, "outcome": 1}, "outcomes").json()["error"]["remedy"] == "send text"
     assert "501 of them" in post(client, {"entities": [{"customer_id": 13080}] * 501}).json()["error"]["got"]

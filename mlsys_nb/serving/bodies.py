@@ -24,7 +24,7 @@ _SAMPLES: Mapping[str, Any] = {"int": 13085, "text": "C-13085", "bool": True, "f
 _EXACT = {"minimum": -(2**53), "maximum": 2**53}
 NAMED_TEXT: _Schema = {"type": "string", "minLength": 1, "maxLength": 200}
 _KEYS: Mapping[str, _Schema] = {
-    "int": {"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1},
+    "int": {"type": "integer", "minimum": -(2**63) + 1, "maximum": 2**63 - 1},
     "text": NAMED_TEXT,
     "bool": {"type": "boolean"},
 }

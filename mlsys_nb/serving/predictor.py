@@ -38,8 +38,8 @@ def _key(name: str, dtype: str, value: Any) -> Any:
     if kind is not _KINDS[dtype]:
         shown = clipped(value, 60) if isinstance(value, (str, bool, float)) else "one"
         raise Refusal(422, f"{name} is of type {dtype}", f"{shown} of type {kind.__name__}", f"send {dtype}")
-    if dtype == "int" and not -(2**63) <= value < 2**63:
-        rule = f"{name} is a whole number from -2**63 to 2**63-1"
+    if dtype == "int" and not -(2**63) < value < 2**63:
+        rule = f"{name} is a whole number from -2**63+1 to 2**63-1"
         raise Refusal(422, rule, f"one of {value.bit_length()} bits", "check it")
     if dtype == "text" and not 0 < len(value) <= 200:
         raise Refusal(422, f"{name} is a text of 1 to 200 characters", f"{len(value)}", "check it")

@@ -63,7 +63,8 @@ def _whole(column: pl.Series, key: bool) -> pl.Series:
         )
     else:
         found = column.cast(pl.Int64, strict=False) if column.dtype.is_integer() else _none(column, pl.Int64)
-    return found if key else pl.select(pl.when(found.is_between(-_SAFE, _SAFE)).then(found)).to_series()
+    least, most = (1 - 2**63, 2**63 - 1) if key else (-_SAFE, _SAFE)
+    return pl.select(pl.when(found.is_between(least, most)).then(found)).to_series()
 
 
 def _number(column: pl.Series) -> pl.Series:

@@ -73,12 +73,10 @@ def ours(place: Path, family: str, given: bool) -> dict[str, float]:
     return {"rows": pl.scan_parquet(job.out).select(pl.len()).collect().item(), **told}
 
 
-def theirs(place: Path, family: str, bends: bool) -> dict[str, float]:
+def pipeline_of(family: str, bends: bool):
+    "What people build with scikit-learn from the same rows, fitted; and the rows."
     import numpy as np
-    import pandas as pd
     import polars as pl
-    import pyarrow as pa
-    import pyarrow.parquet as pq
     import serving_world as world
     from sklearn.compose import ColumnTransformer
     from sklearn.ensemble import HistGradientBoostingClassifier
@@ -112,7 +110,15 @@ def theirs(place: Path, family: str, bends: bool) -> dict[str, float]:
         )
         last = LogisticRegression(C=params["C"], max_iter=1000)
     table = frame.select(names).to_pandas()
-    pipeline = make_pipeline(steps, last).fit(table, frame["label"].to_numpy())
+    return make_pipeline(steps, last).fit(table, frame["label"].to_numpy()), table
+
+
+def theirs(place: Path, family: str, bends: bool) -> dict[str, float]:
+    import pandas as pd
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pipeline, _ = pipeline_of(family, bends)
     began, rows, out = spent(), 0, None
     for batch in pq.ParquetFile(place / "features.parquet").iter_batches(BLOCK):
         p = pipeline.predict_proba(batch.to_pandas())[:, 1]

@@ -5,7 +5,8 @@
 
 The full path is what a caller gets: parse, read fourteen features with windows from the store, the model, the decision by its costs, the
 record on the log, the answer; in each term of durability, with the mean time of each stage as the service counts it. The echo is an ASGI
-application that answers the same bytes, in the same server, loop and venv.
+application that answers the same bytes, in the same server, loop and venv. Each is asked once more with a busy neighbour a core, and two
+peers answer from features that come with the request.
 """
 
 import argparse
@@ -40,6 +41,22 @@ async def app(scope, receive, send):
         await send({"type": "http.response.body", "body": body})
 uvicorn.run(app, port=int(sys.argv[3]), log_level="warning", access_log=False, lifespan="off")
 """
+FASTAPI = """
+import sys, joblib, pandas as pd, uvicorn
+from fastapi import FastAPI
+model, app = joblib.load(sys.argv[1] + "/peer/joblib"), FastAPI()
+@app.post("/invocations")
+def invocations(asked: dict) -> dict:
+    return {"prediction": float(model.predict_proba(pd.DataFrame(asked["dataframe_records"]))[0, 1])}
+uvicorn.run(app, port=int(sys.argv[3]), log_level="warning", access_log=False)
+"""
+MLFLOW = """
+import sys, mlflow, uvicorn
+from mlflow.pyfunc.scoring_server import init
+app = init(mlflow.pyfunc.load_model(sys.argv[1] + "/peer/mlflow"))
+uvicorn.run(app, port=int(sys.argv[3]), log_level="warning", access_log=False)
+"""
+PEERS = {"FastAPI, joblib": FASTAPI, "MLflow's server": MLFLOW}
 
 
 def free() -> int:
@@ -165,6 +182,36 @@ def resident(pid: int) -> float:
     return int(next(line for line in said.splitlines() if line.startswith("Pss:")).split()[1]) / 1024
 
 
+def peers(folder: Path, family: str) -> list[bytes]:
+    "A pipeline of scikit-learn as two peers serve it, and requests that bring the features along: they keep no events and no log."
+    import json
+
+    import joblib
+    import mlflow.sklearn
+    from bulk import pipeline_of
+
+    pipeline, table = pipeline_of(family, True)
+    (folder / "peer").mkdir()
+    joblib.dump(pipeline, folder / "peer" / "joblib")
+    mlflow.sklearn.save_model(
+        pipeline, str(folder / "peer" / "mlflow"), pip_requirements=[], serialization_format="cloudpickle"
+    )
+    rows = json.loads(table.head(500).to_json(orient="records"))
+    return [json.dumps({"dataframe_records": [row]}).encode() for row in rows]
+
+
+@contextmanager
+def neighbours() -> Iterator[None]:
+    "One busy neighbour a core."
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count() or 1)]
+    try:
+        yield
+    finally:
+        for child in busy:
+            child.kill()
+            child.wait()
+
+
 def main() -> None:
     from caller import head
     from serving_world import lines, make
@@ -202,6 +249,27 @@ def main() -> None:
                 print(f"   {resident(child.pid):.0f} MiB", flush=True)
                 if name != "echo":
                     took[name] = stages(port, heads)
+                alone = next(p50 for who, c, _, p50, *_ in table if (who, c) == (name, 1))
+                with neighbours():
+                    _, p50, p99 = asked(port, bodies, path, 1, given.seconds, heads)
+                print(
+                    f"   beside a busy neighbour a core: p50 {p50:.3f} ms ({p50 / alone:.1f}x), p99 {p99:.3f}",
+                    flush=True,
+                )
+        rows, json_head = peers(Path(folder), given.family), {"Content-Type": "application/json"}
+        for name, code in PEERS.items():
+            with process(code, folder) as (port, child):
+                asked(port, rows, "/invocations", 1, 0.5, json_head)
+                before = spent(child.pid)
+                rate, p50, p99 = asked(port, rows, "/invocations", 8, given.seconds, json_head)
+                each = 1e6 * (spent(child.pid) - before) / (rate * given.seconds)
+                print(
+                    f"   {name:16} {rate:8.0f} a second, p50 {p50:.3f} ms, {each:.0f} us of CPU", flush=True
+                )
+                for who, c, ours, _, _, cost in table:
+                    if c == 8 and who != "echo":
+                        told = f"{ours / rate:.0f}x the requests a second, {each / cost:.0f}x by CPU"
+                        print(f"   {who:16} 8 connections: {told}", flush=True)
     echo = {c: (rate, each) for name, c, rate, _, _, each in table if name == "echo"}
     print(
         f"== serving, load {os.getloadavg()[0]:.1f}: requests a second and CPU a request, both also against the echo"
