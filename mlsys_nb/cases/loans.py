@@ -10,7 +10,8 @@ from datetime import UTC, datetime, timedelta
 import polars as pl
 
 from .. import features as f
-from ..data.contract import Column, Contract
+from ..data.columns import Column
+from ..data.contract import Contract
 from ..data.sources import Pace, ReplaySource
 from ..evaluation.costs import Costs
 from ..features import Events, FeatureSet

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from ..system.lazy import attach
 
 if TYPE_CHECKING:
-    from mlsys_nb.data.columns import Column, ContractError
+    from mlsys_nb.data.columns import Column
     from mlsys_nb.data.contract import Contract, RowRule, check
     from mlsys_nb.data.delimited import SourceError
     from mlsys_nb.data.http import HttpSource
@@ -21,13 +21,14 @@ if TYPE_CHECKING:
     from mlsys_nb.data.ingest import ingest
     from mlsys_nb.data.lake import finished, quarantine, read, snapshot
     from mlsys_nb.data.lines import LinesSource
+    from mlsys_nb.data.notation import ContractError
     from mlsys_nb.data.sources import FilesSource, ReplaySource
     from mlsys_nb.data.sql import SqlSource
     from mlsys_nb.data.survey import survey
 else:
     attach(
         "mlsys_nb.data",
-        columns="Column ContractError",
+        columns="Column",
         contract="Contract RowRule check",
         inbox="InboxSource",
         ingest="ingest",
@@ -37,6 +38,7 @@ else:
         http="HttpSource",
         lines="LinesSource",
         sql="SqlSource",
+        notation="ContractError",
         survey="survey",
     )
 

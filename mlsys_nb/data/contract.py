@@ -15,18 +15,11 @@ from typing import Any, TypeAlias
 
 import polars as pl
 
-from mlsys_nb.data.columns import (
-    LARGEST_INT,
-    Column,
-    ContractError,
-    converted,
-    fault,
-    printable,
-    within_calendar,
-)
+from .columns import LARGEST_INT, Column, converted, fault, printable, within_calendar
 from .expectation import Expect, check_expectations
 from .fingerprint import fingerprints
 from .frame import INTERNAL, delivered_as
+from .notation import ContractError
 from ..system.durable import json_bytes, sha256
 from ..system.interchange import as_polars
 from ..system.kind import known_words, of_kind

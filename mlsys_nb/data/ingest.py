@@ -15,7 +15,7 @@ from typing import Any
 
 import polars as pl
 
-from .contract import Checked, ContractError, check_many, promise_tests, verdicts
+from .contract import Checked, check_many, promise_tests, verdicts
 from .fingerprint import said_before
 from .inbox import batch_spans, inbox_batches
 from mlsys_nb.data.lake import (
@@ -39,6 +39,7 @@ from mlsys_nb.data.lake import (
     source_folder,
 )
 from .migration import check_change, migrated, newest
+from .notation import ContractError
 from .pull import SEEN_FILE
 from .reading import read_table
 from .sources import Due, Position, RawBatch, ReplaySource, Source

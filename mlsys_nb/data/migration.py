@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from .columns import POLARS_TYPES, ContractError
+from .columns import POLARS_TYPES
 from .contract import RETRACTED
 from .fingerprint import fingerprints, numbered
 from .frame import BATCH_NUMBER
+from .notation import ContractError
 from ..system.durable import frame_from
 
 # %% auto #0

@@ -16,9 +16,10 @@ import numpy as np
 import polars as pl
 
 from .columns import converted
-from .contract import Contract, ContractError
+from .contract import Contract
 from .delimited import SPOILED, Dialect, SourceError
 from .frame import INTERNAL
+from .notation import ContractError
 from .reading import format_of, read_table
 from ..system.clock import EPOCH, instant, micros, stamp
 from ..system.durable import sha256

@@ -19,7 +19,6 @@ from mlsys_nb.data.contract import (
     RETRACTED,
     Checked,
     Contract,
-    ContractError,
     Test,
     as_delivered,
     missing_test,
@@ -31,6 +30,7 @@ from .expectation import Whole, surprises, values_seen
 from .fingerprint import numbered, together
 from .frame import INTERNAL, delivered_as
 from .lake import LAKE_FORMAT, LakeError
+from .notation import ContractError
 from .sources import TOLD, Derive, RawBatch, Source
 from ..system.interchange import as_polars
 from ..system.lazy import Late

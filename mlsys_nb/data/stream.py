@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from .delimited import SourceError
 from .intake import Intake, Post, Receipt
-from .sources import SourceError
 
 # %% ../../nbs/10_data/16_stream.ipynb #aaec9e2c
 class Stream(Protocol):

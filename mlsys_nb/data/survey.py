@@ -13,8 +13,8 @@ from typing import Any
 
 import polars as pl
 
+from .delimited import SourceError
 from .guess import FEW, ColumnGuess, column_guess, read_as
-from .reading import SourceError
 from .visits import CALLED_SO, measured_column, meets_several, taken_columns, visitor_column
 from ..system.markup import card, table
 from ..system.suggestion import did_you_mean

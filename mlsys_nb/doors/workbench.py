@@ -28,11 +28,12 @@ from ..learning.kept_trial import KeptTrials
 from ..learning.recipe import Recipe
 from ..loop.arrivals import Ingested, ingest_due
 from ..loop.contest import Contest, Played, play
-from ..loop.pipeline import Trained, train
+from ..loop.pipeline import train
 from ..loop.promotion import Release, carry_out, note_release
 from ..loop.retrain import Candidate, followed, incumbent, judged_candidate, learnt
 from ..loop.skew import certified
 from ..loop.step import Context, anew, context
+from ..loop.step_results import Trained
 from ..loop.training_set import training_set
 from ..problem.dataset import Dataset
 from ..system.markup import card, table

@@ -14,7 +14,8 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, Protocol, TypeVar
 
-from ..system.durable import make_folder, sync_folder, write_json
+from ..system.disk import make_folder, sync_folder
+from ..system.durable import write_json
 from ..system.settings import MlsysError
 
 # %% ../../nbs/20_features/26_engine.ipynb #af0547d8

@@ -17,9 +17,9 @@ import numpy as np
 import polars as pl
 
 from .conditions import Condition
-from .dtypes import LISTS
+from .dtypes import LISTS, POLARS
 from .duration import SESSION, Window, stay
-from .events import POLARS, Events
+from .events import Events
 from .feature_set import FeatureSet
 from .plan import EachItem, Family, OtherEntity
 from ..system.clock import instant, micros

@@ -16,8 +16,9 @@ from typing import Any
 
 import polars as pl
 
+from .dtypes import POLARS
 from .event_version import event_versions
-from .events import POLARS, Events
+from .events import Events
 from .feature_set import FeatureSet
 from .generated import World, world
 from .history import as_of

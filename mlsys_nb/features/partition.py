@@ -12,7 +12,8 @@ import numpy as np
 import polars as pl
 
 from .conditions import condition_columns
-from .events import SYSTEM_COLUMNS, normal, resolve_versions, typed_column
+from .dtypes import typed_column
+from .events import SYSTEM_COLUMNS, normal, resolve_versions
 from .plan import Family
 
 # %% auto #0

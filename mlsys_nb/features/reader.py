@@ -18,10 +18,10 @@ from ..data.lists import items_of
 from .aggregates import COUNTED, Aggregate
 from .conditions import Condition
 from .delta import record_key
-from .dtypes import LISTS
+from .dtypes import LISTS, POLARS
 from .duration import Window
 from .engine import Engine, Get
-from .events import FLIP, NULL, POLARS
+from .events import FLIP, NULL
 from .feature_set import FeatureSet
 from .layout import Kind, StoreMismatch, entity_code, key_code
 from .mask import Mask, mask_of, text_at

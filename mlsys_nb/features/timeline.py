@@ -12,15 +12,16 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from .delta import record_key
+from .delta import chunk_key, record_key
+from .dtypes import POLARS
 from .engine import Get
-from .events import NEVER, NULL, POLARS, Events, float_values
+from .events import NEVER, NULL, Events, float_values
 from .layout import Kind, StoreMismatch, entity_code, key_code
 from .mask import text_at
 from .packing import DIRECTORY, END, FIELDS, ID, KNOWN, TIME, Record
 from .reader import looked
 from .store import OnlineStore
-from .visible import Moved, check_horizon, chunk_key
+from .visible import Moved, check_horizon
 from ..system.clock import micros
 
 # %% auto #0

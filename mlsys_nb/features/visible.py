@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .arithmetic import whole
 from .delta import chunk_key
 from .duration import SESSION, Window, session_after
 from .engine import Get
 from .events import NEVER, NULL
 from .layout import StoreMismatch
+from .masked_column import whole
 from mlsys_nb.features.packing import (
     END,
     FIRST,

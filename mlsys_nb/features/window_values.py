@@ -9,9 +9,9 @@ __all__ = ['evaluate_windows']
 import numpy as np
 
 from .aggregates import Aggregate
-from .arithmetic import whole
 from .duration import SESSION
 from .events import NULL
+from .masked_column import whole
 from mlsys_nb.features.range_index import (
     AlikePairs,
     Ranges,

@@ -18,7 +18,7 @@ import polars as pl
 from ..decisions.record import with_requests
 from ..evaluation.bootstrap import Estimate, Resample, clusters, resample
 from ..evaluation.judge import Judge, in_words
-from ..features.events import POLARS
+from ..features.dtypes import POLARS
 from ..learning.train import Fitted, fit
 from .step import Context, evidence, labelled_since
 from ..monitoring.performance import by_period

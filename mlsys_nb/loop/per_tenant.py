@@ -26,7 +26,8 @@ from .step import Context
 from .tenant_fits import OneTenant, OwnFits, own_fits, tenants_in
 from ..problem.tenant import MOST_TEXT, POOLED, tenant_text, tenants_of
 from ..release.footprint import latency_ms
-from ..release.package import Evidence, Model, Package, open_package, with_verdict
+from ..release.manifest import Evidence
+from ..release.package import Model, Package, open_package, with_verdict
 from ..release.package import build as build_package
 from ..release.registry import barred, promote, register
 from ..system.control import get_document, put_document

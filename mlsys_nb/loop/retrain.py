@@ -43,7 +43,8 @@ from ..problem.dataset import Dataset
 from ..problem.declaration import Problem
 from ..release.fallback import is_rule
 from ..release.footprint import latency_ms, memory_bytes
-from ..release.package import Evidence, Model, Package, open_package, with_verdict
+from ..release.manifest import Evidence
+from ..release.package import Model, Package, open_package, with_verdict
 from ..release.package import build as build_package
 from ..system.clock import instant
 from ..system.markup import card, table

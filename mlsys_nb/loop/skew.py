@@ -12,7 +12,7 @@ from typing import Any
 
 from ..decisions.log import read_decisions
 from ..decisions.record import with_requests
-from ..features.events import POLARS
+from ..features.dtypes import POLARS
 from ..features.feature_set import FeatureSet
 from ..features.parity import Replayed, certify, replay_check
 from .step import Context

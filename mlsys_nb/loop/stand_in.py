@@ -23,7 +23,8 @@ from .retrain import held_to, last_training_moment, profile_of
 from .step import Context, seen_by
 from .training_set import training_set
 from ..problem.dataset import Dataset
-from ..release.package import Evidence, Model, Package
+from ..release.manifest import Evidence
+from ..release.package import Model, Package
 from ..release.package import build as build_package
 from ..release.registry import Champion, Version, register
 from ..system.control import put_document

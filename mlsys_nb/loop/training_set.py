@@ -9,7 +9,7 @@ __all__ = ['both_outcomes', 'training_set', 'within_reach']
 from datetime import datetime
 
 from ..decisions.labelled_decisions import taught
-from ..features.events import POLARS
+from ..features.dtypes import POLARS
 from ..learning.split import Split, TooLittleData
 from ..learning.tune import train_and_valid
 from .step import Context

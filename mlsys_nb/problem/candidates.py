@@ -15,7 +15,8 @@ import numpy as np
 import polars as pl
 
 from ..features.conditions import Condition, Field, as_condition, condition_of
-from ..features.events import POLARS, Events, events_of, events_spec
+from ..features.dtypes import POLARS
+from ..features.events import Events, events_of, events_spec
 from ..features.feature_set import FeatureSet, from_spec, to_spec
 from ..features.history import as_of
 from ..features.windows import count, time_since_last

@@ -17,7 +17,7 @@ import polars as pl
 from ..evaluation.costs import PerHit
 from ..evaluation.ranked import Ranked, Ranking, expected_hits
 from ..features.aggregates import Feature
-from ..features.events import POLARS
+from ..features.dtypes import POLARS
 from ..learning.alternatives import AT_ONCE
 from ..learning.link import Learner
 from .candidates import Candidates

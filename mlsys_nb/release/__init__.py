@@ -13,7 +13,8 @@ from ..system.lazy import attach
 
 if TYPE_CHECKING:
     from mlsys_nb.release.fallback import last_sound
-    from mlsys_nb.release.package import Evidence, PackageError, build, load, open_package, seal
+    from mlsys_nb.release.manifest import Evidence
+    from mlsys_nb.release.package import PackageError, build, load, open_package, seal
     from mlsys_nb.release.registry import (
         champion,
         champion_history,
@@ -26,7 +27,8 @@ else:
     attach(
         "mlsys_nb.release",
         fallback="last_sound",
-        package="Evidence PackageError build load open_package seal",
+        manifest="Evidence",
+        package="PackageError build load open_package seal",
         registry="champion champion_history get_version promote register rollback",
     )
 

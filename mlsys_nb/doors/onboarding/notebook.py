@@ -13,9 +13,9 @@ from typing import Any
 
 import polars as pl
 
-from .case import declared_code, written_window
+from .case import declared_code
 from .origin import Origin, reading
-from .proposal import Proposal, assumptions
+from .proposal import Proposal, assumptions, written_window
 
 # %% ../../../nbs/80_doors/81_onboarding/14_notebook.ipynb #5fb7b111
 def _reasons(proposal: Proposal) -> list[str]:
