@@ -30,9 +30,9 @@ NAME = "__seen__"
 FREE = ("35_learning", "45_release", "55_serving", "75_loop")  # floors that are not held
 TINY = 1e-25, 1e-6  # between them there is little but the last digits of a processor
 LONG, SHORT, TIMES, ROWS, DEEP = 20_000, 60, 12, 60, 6
-# What a lesson gives to the house, checks, or names: no value of the house.
+# What a lesson gives to the house, checks, or names: no value of the house. Control tables are those of the rooms that were imported.
 PLAIN = re.compile(
-    r"(pl|np|datetime|timedelta|date|instant|Decimal|test_\w+|expect_fail|Path|TemporaryDirectory)\b"
+    r"(pl|np|datetime|timedelta|date|instant|Decimal|test_\w+|expect_fail|Path|TemporaryDirectory|prepare)\b"
 )
 NOTHING = re.compile(r"None|<\w+>")
 _TOPS = {"tmp", "home", "root", "work", "usr", "var", "opt", "private", "Users", "mnt"} | {

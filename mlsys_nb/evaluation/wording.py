@@ -39,8 +39,9 @@ def is_text(
 def value_tally(
     values: pl.Series,
 ) -> pl.DataFrame:  # text, n
-    "How often each value comes."
-    return values.cast(pl.String).drop_nulls().alias("text").value_counts(name="n")
+    "How often each value comes, in the order of their first."
+    texts = values.cast(pl.String).drop_nulls().alias("text").to_frame()
+    return texts.group_by("text", maintain_order=True).len("n")
 
 # %% ../../nbs/30_evaluation/32_wording.ipynb #ef175b23
 _ENDS, _MOST, _WORD = 2000, 10, re.compile(rf"[{_UNSPACED}]+|[^\W{_UNSPACED}]+")

@@ -39,6 +39,7 @@ from ...system.erasure import ForgetError, Person, note_forgotten, read_forgotte
 from ...system.markup import table
 from ...system.runs import Run, finish_run
 from ...system.settings import Settings
+from ...system.unfinished import sweep
 
 # %% ../../../nbs/80_doors/86_commands/17_forget.ipynb #e9d20996
 _TOLD = (
@@ -187,8 +188,10 @@ def _nothing(settings: Settings, asked: ForgetOrder, options: argparse.Namespace
         raise ForgetError(
             f"somebody is forgotten of whom something is here, got {person.key}={person.value}, of whom nothing is; check the id"
         )
-    if options.yes and there[1] != asked.returns:
-        note_forgotten(settings, person, asked.at, asked.returns)
+    if options.yes:
+        sweep(settings.data)  # what a work left that was killed while it removed its own note
+        if there[1] != asked.returns:
+            note_forgotten(settings, person, asked.at, asked.returns)
     word = "may come again" if (asked.returns if options.yes else there[1]) else "is not taken in again"
     say(
         f"{person.key}={person.value} was forgotten on {there[0]:%Y-%m-%d}; nothing of them is here, and what comes {word}"
