@@ -7195,6 +7195,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'mlsys_nb/monitoring/tail.py'),
                                           'mlsys_nb.monitoring.tail._likelihood': ( '60_monitoring/tail.html#_likelihood',
                                                                                     'mlsys_nb/monitoring/tail.py'),
+                                          'mlsys_nb.monitoring.tail._log_density': ( '60_monitoring/tail.html#_log_density',
+                                                                                     'mlsys_nb/monitoring/tail.py'),
                                           'mlsys_nb.monitoring.tail._weighted': ( '60_monitoring/tail.html#_weighted',
                                                                                   'mlsys_nb/monitoring/tail.py'),
                                           'mlsys_nb.monitoring.tail.beyond_drawing': ( '60_monitoring/tail.html#beyond_drawing',

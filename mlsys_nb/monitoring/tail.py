@@ -126,35 +126,37 @@ def _clearest(told: np.ndarray) -> int:
     return few if told[few] > told[base] + 1.5 else base
 
 # %% ../../nbs/60_monitoring/60_tail.ipynb #e98ba65c
+def _log_density(u: np.ndarray, freedom: float) -> np.ndarray:
+    "Of Student's curve; infinite freedom: the normal one."
+    from scipy.special import gammaln
+
+    if np.isinf(freedom):
+        return np.asarray(-0.5 * (u * u + np.log(2 * np.pi)))
+    scale = gammaln((freedom + 1) / 2) - gammaln(freedom / 2) - 0.5 * np.log(freedom * np.pi)
+    return np.asarray(scale - (freedom + 1) / 2 * np.log1p(u * u / freedom))
+
+
 @lru_cache(maxsize=4)
 def _densities(freedom: float) -> tuple[np.ndarray, np.ndarray]:
     "Distances in spreads of drawing, and the log density of the sum at each, for each squared spread."
-    from scipy.stats import norm, t
-
     u, found = np.r_[0.0, np.geomspace(1e-2, 1e4, 300)], []
     for total in _TOTALS:
         if total == 1 or np.isinf(freedom):
-            found.append(norm.logpdf(u, scale=total**0.5))
+            found.append(_log_density(u / total**0.5, np.inf) - 0.5 * np.log(total))
             continue
         scale = (total - 1) ** 0.5
-        density = t.pdf((u[:, None] - _NOISE) / scale, freedom) @ _WEIGHT / scale
+        density = np.exp(_log_density((u[:, None] - _NOISE) / scale, freedom)) @ _WEIGHT / scale
         found.append(np.log(np.maximum(density, 1e-300)))
     return np.log1p(100 * u), np.array(found)
 
 
 def _likelihood(series: np.ndarray, freedom: float, floor: np.ndarray) -> np.ndarray:
     "How well a curve explains each row, whatever the share of days: the sum of log densities."
-    from scipy.stats import norm, t
-
     centre, square = centre_spread(series, freedom)
     off = np.abs(series - centre[:, None])
     at, densities = _densities(freedom)
     near = np.log1p(100 * off / np.sqrt(floor)[:, None])
     sums = np.array([np.interp(near, at, density).sum(axis=1) for density in densities])
-    alone = (
-        norm.logpdf(off / np.sqrt(square)[:, None])
-        if np.isinf(freedom)
-        else t.logpdf(off / np.sqrt(square)[:, None], freedom)
-    )
+    alone = _log_density(off / np.sqrt(square)[:, None], freedom)
     days = (alone - 0.5 * np.log(square / floor)[:, None]).sum(axis=1)
     return np.maximum(sums.max(axis=0), np.where(square > _TOTALS[-1] * floor, days, -np.inf))
