@@ -8,10 +8,12 @@ import resource
 import shlex
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
@@ -129,6 +131,20 @@ Timekeeper(load_settings(), print).run(seconds=0.3)
 """
 
 
+def stopped_between_writes(process, tables):
+    "Stop a process at a moment when it does not hold the lock of SQLite's file: with that nobody could take over."
+    while True:
+        process.send_signal(signal.SIGSTOP)
+        assert os.WIFSTOPPED(os.waitpid(process.pid, os.WUNTRACED)[1])
+        with closing(sqlite3.connect(tables, timeout=1, isolation_level=None)) as free:
+            try:
+                free.execute("BEGIN EXCLUSIVE")
+                return
+            except sqlite3.OperationalError:
+                process.send_signal(signal.SIGCONT)
+                time.sleep(0.5)  # long enough to end what it was at
+
+
 def test_a_scheduler_that_is_stopped_beyond_its_lease_and_continued_neither_runs_twice_nor_ends_what_is_not_its_own(
     home,
 ):
@@ -138,7 +154,7 @@ def test_a_scheduler_that_is_stopped_beyond_its_lease_and_continued_neither_runs
     try:
         first = subprocess.Popen([sys.executable, "-c", KEEPER])
         until(lambda: newest() is not None)
-        first.send_signal(signal.SIGSTOP)
+        stopped_between_writes(first, home / "data/control.db")
         holder = newest().owner
         second = subprocess.Popen([sys.executable, "-c", KEEPER])
         until(lambda: newest().status == "done")
