@@ -2,10 +2,11 @@
 
 import socket
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 import httpx
 import pytest
+from conftest import until
 from serving_world import make
 from test_service import post, service
 
@@ -42,10 +43,12 @@ def test_slow_heads_slow_bodies_and_silent_sockets_keep_nobody_out(world):
             for said in (b"", BEGUN, BEGUN + b"Content-Length: 40\r\n\r\n{")
             for _ in range(150)
         ]
-        begun = time.monotonic()
+        took = []
         for _ in range(20):
+            begun = time.monotonic()
             assert post(client, {"customer_id": 13080}).status_code == 200
-        assert time.monotonic() - begun < 5
+            took.append(time.monotonic() - begun)
+        assert sorted(took)[10] < 1, took  # the others are let go after a second
         ends = [b"".join(iter(lambda one=one: one.recv(4000), b"")) for one in slow]
         assert all(end.startswith(b"HTTP/1.1 408") for end in ends)
         assert {b"head of a request" in end for end in ends[:300]} == {True}
@@ -55,21 +58,20 @@ def test_slow_heads_slow_bodies_and_silent_sockets_keep_nobody_out(world):
 
 def test_one_connection_too_many_is_told_so_and_the_next_one_after_it_is_let_in(world):
     client, port = world
-    with ExitStack() as stack:
-        many = [opened(port, stack) for _ in range(610)]
-        refused = many[-1].recv(4000)
-        assert refused.startswith(b"HTTP/1.1 503") and b"600 connections from one address" in refused
-        assert b"retry-after: 1" in refused.lower()
-    assert_soon(port)
 
+    def refused():  # unless the first of them are let go before the last has come
+        with ExitStack() as stack:
+            answer = [opened(port, stack) for _ in range(610)][-1].recv(4000)
+        return answer if answer.startswith(b"HTTP/1.1 503") else b""
 
-def assert_soon(port):
-    for _ in range(100):
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}") as other:
-            if post(other, {"customer_id": 13080}).status_code == 200:
-                return
-        time.sleep(0.05)
-    raise AssertionError("nobody is let in again")
+    answer = until(refused)
+    assert b"600 connections from one address" in answer and b"retry-after: 1" in answer.lower()
+
+    def let_in():
+        with suppress(httpx.HTTPError), httpx.Client(base_url=f"http://127.0.0.1:{port}") as other:
+            return post(other, {"customer_id": 13080}).status_code == 200
+
+    until(let_in)
 
 
 def test_a_head_that_never_ends_and_a_websocket_are_refused(world):
