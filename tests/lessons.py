@@ -40,8 +40,8 @@ VOLATILE = {
 }
 PICTURE = re.compile(r'<figure class="mls-figure"><img src="data:image/svg\+xml;base64,([\w+/=]+)"[^>]*>(?:<figcaption>.*?</figcaption>)?</figure>', re.S)  # fmt: skip
 PARTS = re.compile(r"\b[mp][0-9a-f]{10}\b")  # of a picture: named by a digest of their last digits
-EACH_TIME = re.compile(  # the id of an answer, what one takes, the seal of a package, which changes with any code
-    r"""\bh\d+-\d+-[0-9a-f]{16}\b|[\d.]+(?= ms per prediction)|[\d,]+(?= bytes, at most)|(?<=>package</th><td style="text-align:left">)[0-9a-f]{12}"""
+EACH_TIME = re.compile(  # the id of an answer, what one takes, the seal of a package, which changes with any code; whose Python
+    r"""\bh\d+-\d+-[0-9a-f]{16}\b|[\d.]+(?= ms per prediction)|[\d,]+(?= bytes, at most)|(?<=>package</th><td style="text-align:left">)[0-9a-f]{12}|(?<=>python</th><td style="text-align:left">)[\d.]+"""
 )
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e[+-]?\d+)?")
 

@@ -45,8 +45,9 @@ FLOATS = re.compile(r"\d+\.\d{7,}(?:e[+-]?\d+)?")
 
 
 def words(text: str) -> str:
-    "A text without what is of this machine: paths, digests, the last digits of floats."
-    text = FLOATS.sub(lambda m: f"{float(m[0]):.6g}", PATHS.sub("~", text))
+    "A text without what is of this machine: paths, its Python, digests, the last digits of floats."
+    text = PATHS.sub("~", text.replace(platform.python_version(), "3"))
+    text = FLOATS.sub(lambda m: f"{float(m[0]):.6g}", text)
     return DIGESTS.sub("#", text)
 
 

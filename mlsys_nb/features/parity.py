@@ -161,7 +161,7 @@ class Certificate:
         rows = [
             {"feature": f, "cases": self.cases, "differing": self.differing.get(f, 0)} for f in self.compared
         ]
-        body = table(rows) + table([{"example": e} for e in self.examples])
+        body = table(rows) + (table([{"example": e} for e in self.examples]) if self.examples else "")
         return card(f"Parity of {self.features}", facts, body, tone="good" if self.passed else "bad")
 
 # %% ../../nbs/20_features/29_parity.ipynb #772a300a
