@@ -29,7 +29,7 @@ __all__ = ['MOST_ITEMS', 'OneCase', 'entity_named', 'values_named', 'AnswersRead
            'answering', 'decided', 'decided_stepwise', 'decided_now', 'mind', 'stranger']
 
 # %% ../../nbs/55_serving/55_predictor.ipynb #2ff62a4a
-_KINDS: dict[str, type] = {"int": int, "text": str, "bool": bool}
+_KINDS: dict[str, type] = {"int": int, "text": str}
 _SAFE = 2**53  # A number beyond is not exact as a float, and no event could bring it
 
 
