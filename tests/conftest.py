@@ -4,7 +4,6 @@ import glob
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from ports import free_port
 
 # Services that tests start let programs of this machine in without a key, but where a test is about keys, or about what is printed for
 # people: those say MLSYS_OPEN=nobody, and ask with the heads of caller.py.
@@ -29,6 +29,9 @@ settings.register_profile("same", derandomize=True)
 if "DRAW_ANEW" not in os.environ:
     settings.load_profile("same")
 
+
+# `make long` walks all of it; CI a part that is drawn once for all.
+FULL = bool(os.environ.get("TEST_MLSYS_FULL"))
 
 DEAR = "own_problem replay parity_mutants guide site_walk wheel forget site kills parity".split()
 
@@ -53,10 +56,15 @@ def pytest_xdist_make_scheduler(config, log):
     return Files(config, log)
 
 
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+@pytest.fixture(autouse=True, scope="module")
+def trained_on_few_cases(request):
+    "A training proves its features on 60 generated cases, not on 1,000: test_parity.py has those, and `make long` has 5,000."
+    with pytest.MonkeyPatch.context() as m:
+        if not FULL and request.path.name != "test_chapters.py":  # lessons show what a certificate says
+            from mlsys_nb.loop.skew import certificate
+
+            m.setattr(certificate, "__defaults__", (60, *certificate.__defaults__[1:]))
+        yield
 
 
 def until(question, seconds=180):
@@ -68,7 +76,7 @@ def until(question, seconds=180):
     return answer
 
 
-def wait_for(ready, process, seconds=20):
+def wait_for(ready, process, seconds=180):
     end = time.monotonic() + seconds
     while time.monotonic() < end and process.poll() is None:
         try:
@@ -94,6 +102,16 @@ FLAGS = (
 
 def chromium():
     return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+def picture(page, name):
+    "Kept where a variable names a place for pictures; drawing whole pages is half of what looking at them costs."
+    if place := os.environ.get("TEST_MLSYS_SCREENSHOTS"):
+        page.screenshot(path=Path(place) / f"{name}.png", full_page=True)
+
+
+# Each width and each scheme once; what hangs on both together, `make long` looks for.
+SCREENS = [(1280, "dark"), (390, "light"), *([(1280, "light"), (390, "dark")] if FULL else [])]
 
 
 @pytest.fixture(scope="module")

@@ -51,6 +51,7 @@ STEPS = (
     Step("worlds", "three worlds, whole policies: the declared loop against never, recalibrate, refit, newest", (sys.executable, "tests/bench/worlds.py")),
     Step("walks", "tables never seen before, six kinds in many forms: the tutorial by its printed commands, from the wheel", (sys.executable, "-m", "pytest", "-q", "-s", "-p", "no:cacheprovider", "tests/test_own_problem.py"), (("TEST_MLSYS_WALKS", "6"),)),
     Step("odds", "every rate that is stated, measured anew: gate, performance, drift", (sys.executable, "tests/bench/odds.py", "-n", "200")),
+    Step("draws", "what CI draws a part of: odds of gate, performance and drift, 1,000 orders of arrival, leaks, runs compared, screens", (*PYTEST, *(f"tests/test_{n}.py" for n in ("gate", "performance", "drift", "online", "leaks", "comparison", "dashboard", "site", "api_page"))), (("TEST_MLSYS_FULL", "1"), ("TEST_MLSYS_ORDERS", "1000"))),
     Step("diff", "ten planted causes beside an idle one: named by swapping one input at a time", (*PYTEST, "tests/test_swap.py"), (("TEST_MLSYS_FULL", "1"),)),
     Step("causes", "what `mlsys diff` names on shipped cases: ten planted causes each, and trainings again without one", (sys.executable, "tests/causes.py")),
     Step("retrain", "retraining cold, again, after one more trial, feature, month, beside naive", (sys.executable, "tests/bench/retrain.py")),

@@ -7,12 +7,12 @@
 import os
 import re
 import shlex
-import socket
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+from ports import free_port
 from test_guide import FENCE
 from walks import until_ready
 
@@ -44,9 +44,7 @@ def said(command: str, root: str, port: int) -> tuple[int, str]:
 
 def main(root: str) -> int:
     "How many of the commands failed."
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
+    port = free_port()
     environment, wrong, service, name = {**os.environ, "MLSYS_ROOT": root}, 0, None, "ID"
     every = commands()
     for command in every:

@@ -39,7 +39,7 @@ def shown(tmp_path_factory):
         assert client.post("/v1/churn/predictions", json={"customer_id": 13080}).status_code == 200
         assert client.post("/v1/churn/predictions", json={"customer_id": "x"}).status_code == 422
         asked = urllib.request.Request(f"{url}/metrics", headers=head(root))
-        text = urllib.request.urlopen(asked, timeout=20).read().decode()
+        text = urllib.request.urlopen(asked, timeout=60).read().decode()
     found, values = {}, {}
     for family in text_string_to_metric_families(text):
         kinds = {"counter": ["_total"], "histogram": ["_bucket", "_count", "_sum"]}.get(family.type, [""])

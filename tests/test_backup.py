@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import serving_world as world
 from caller import post
+from conftest import until
 
 from mlsys_nb.decisions.log import read_decisions
 from mlsys_nb.decisions.outcomes import read_outcomes
@@ -108,16 +109,16 @@ def test_a_restored_system_ingests_serves_and_makes_the_old_decisions_again(tmp_
 def test_a_killed_backup_leaves_no_half_and_the_next_one_is_whole(tmp_path):
     here, place = world.make(tmp_path / "live"), tmp_path / "copies"
     code = "import sys; from mlsys_nb.doors.cli import main; sys.exit(main())"
-    for seconds in (0.9, 1.2, 1.6, 2.2):
+    for files in (1, 9, 30):
         child = subprocess.Popen(
             [sys.executable, "-c", code, "backup", str(place), "--root", str(here.root)],
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
-        time.sleep(seconds)
+        until(lambda child=child, many=files: child.poll() is not None or len([*place.rglob("*")]) > many)
         child.send_signal(signal.SIGKILL)
         child.wait()
         for n, backup in enumerate(backups(place) if place.exists() else []):
-            root = tmp_path / f"{seconds}-{n}"
+            root = tmp_path / f"{files}-{n}"
             restore(backup, root)
             assert faults(root) == []
     whole = take(here, place, world.JUNE)

@@ -21,6 +21,7 @@ import polars as pl
 import pytest
 import tools_world
 from caller import head
+from conftest import until
 from serving_world import HOME, JUNE, lines, make
 from test_delivery import hook  # noqa: F401
 from test_service import service
@@ -61,10 +62,10 @@ def entities(n):
     return [{"customer_id": 1 if i % 97 == 5 else KNOWN[i % len(KNOWN)]} for i in range(n)]
 
 
-def ended(client, place, seconds=120):
-    until = time.monotonic() + seconds
+def ended(client, place, seconds=180):
+    end = time.monotonic() + seconds
     while (told := client.get(place).json())["status"] in ("queued", "running"):
-        assert time.monotonic() < until, told
+        assert time.monotonic() < end, told
         time.sleep(0.05)
     return told
 
@@ -78,7 +79,7 @@ def answers(client, place):
 
 @contextmanager
 def asked(here, **more):
-    with running(replace(here, **more), "churn") as url, httpx.Client(base_url=url, timeout=30) as client:
+    with running(replace(here, **more), "churn") as url, httpx.Client(base_url=url, timeout=60) as client:
         yield client
 
 
@@ -121,9 +122,7 @@ def test_a_batch_is_its_owners_and_everybody_else_learns_nothing(here):
         place = client.post("/v1/churn/batches", json={"entities": entities(3)}, headers=who["shop"]).headers[
             "location"
         ]
-        until = time.monotonic() + 30
-        while client.get(place, headers=who["shop"]).json()["status"] != "done" and time.monotonic() < until:
-            time.sleep(0.05)
+        until(lambda: client.get(place, headers=who["shop"]).json()["status"] == "done")
         none = "/v1/churn/batches/q" + "0" * 32
         for more in ("", "/answers/1"):
             assert client.get(place + more, headers=who["shop"]).status_code == 200
@@ -205,12 +204,12 @@ def once(here, batch, n):
     return rows
 
 
-def worked(here, batch, workers=1, seconds=60):
+def worked(here, batch, workers=1, seconds=180):
     "Until it is done."
     opened = [open_service(here, problem) for _ in range(workers)]
     started = [BatchWorker(lambda s=s: {"churn": s}).start() for s in opened]
-    until = time.monotonic() + seconds
-    while not progress_of(batch).ended and time.monotonic() < until:
+    end = time.monotonic() + seconds
+    while not progress_of(batch).ended and time.monotonic() < end:
         time.sleep(0.02)
     for worker, one in zip(started, opened, strict=True):
         worker.close()
@@ -289,13 +288,12 @@ def test_what_cannot_go_on_says_so_and_goes_on_when_it_can(here, monkeypatch):
     worker = BatchWorker(lambda: {"churn": opened})
     with full:
         worker.start()
-        until = time.monotonic() + 20
-        while not progress_of(batch).waits and time.monotonic() < until:
-            time.sleep(0.02)
-        assert "No space left" in progress_of(batch).waits and progress_of(batch).status == "running"
+        assert (
+            "No space left" in until(lambda: progress_of(batch).waits)
+            and progress_of(batch).status == "running"
+        )
     assert batch_worker.DecisionLog.append is real
-    while not progress_of(batch).ended and time.monotonic() < until:
-        time.sleep(0.02)
+    until(lambda: progress_of(batch).ended)
     worker.close()
     opened.close()
     once(here, batch, 20)
@@ -328,8 +326,8 @@ def test_kill_nine_of_the_service_between_two_answers(here):
                 ]
             if kill < KILLS:
                 begun = client.get(place).json()["pages"]
-                until = time.monotonic() + 30
-                while client.get(place).json()["pages"] == begun and time.monotonic() < until:
+                end = time.monotonic() + 30
+                while client.get(place).json()["pages"] == begun and time.monotonic() < end:
                     time.sleep(0.01)
                 time.sleep(draw.random() * 0.3)
                 process.send_signal(signal.SIGKILL)

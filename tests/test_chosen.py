@@ -148,7 +148,7 @@ def a_request_brings_its_own_candidates_and_the_decision_is_made_again_from_the_
         ):  # fmt: skip
             status, told = post(address, "/v1/tools/predictions", {**asked, "candidates": wrong})
             assert status == 422 and rule in told["error"]["rule"], told
-        with urllib.request.urlopen(f"{address}/openapi.json", timeout=20) as answer:
+        with urllib.request.urlopen(f"{address}/openapi.json", timeout=60) as answer:
             body = json.load(answer)["paths"]["/v1/tools/predictions"]["post"]["requestBody"]
     schema = body["content"]["application/json"]["schema"]["oneOf"][0]
     assert schema["properties"]["candidates"]["items"] == {"type": "string", "minLength": 1, "maxLength": 200}

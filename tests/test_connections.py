@@ -13,7 +13,7 @@ from test_service import post, service
 
 def opened(port, stack, said=b""):
     made = stack.enter_context(socket.create_connection(("127.0.0.1", port)))
-    made.settimeout(10)
+    made.settimeout(60)
     made.sendall(said)
     return made
 

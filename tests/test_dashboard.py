@@ -2,12 +2,9 @@
 
 import importlib.util
 import json
-import os
 import re
-import socket
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from dataclasses import replace
@@ -17,6 +14,8 @@ import dashboards_world as world
 import polars as pl
 import pytest
 from access import barriers, engine
+from conftest import SCREENS, picture, until
+from ports import free_port
 
 from mlsys_nb.cases.churn import lines
 from mlsys_nb.data.ingest import ingest
@@ -135,9 +134,7 @@ def windows(tmp_path_factory):
     "The server of all dashboards over a system that lived; its address, its token and its root."
     settings = load_settings(root=tmp_path_factory.mktemp("windows") / "system", home=HOME)
     world.lived(settings)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     kept = settings.root / "token"
     kept.write_text("a-token-for-this-test")
     code = "import sys; from mlsys_nb.doors.cli import main; sys.exit(main())"
@@ -146,14 +143,12 @@ def windows(tmp_path_factory):
         [sys.executable, "-c", code, *words], cwd=HOME, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     try:
-        until = time.monotonic() + 90
-        while status(f"http://127.0.0.1:{port}/favicon.ico") != 204:
-            assert time.monotonic() < until and server.poll() is None, "the dashboards did not start"
-            time.sleep(0.3)
+        until(lambda: server.poll() is not None or status(f"http://127.0.0.1:{port}/favicon.ico") == 204)
+        assert server.poll() is None, "the dashboards did not start"
         yield f"http://127.0.0.1:{port}", "a-token-for-this-test", settings
     finally:
         server.terminate()
-        server.wait(30)
+        server.wait(60)
 
 
 def status(url):
@@ -216,26 +211,30 @@ CLIPPED = """() => [...document.querySelectorAll('.mls-sheet, .mls-sheet *, main
 
 
 @pytest.fixture(scope="module")
-def shots(tmp_path_factory):
-    "Where pictures are kept; a variable names a place that stays."
-    place = Path(os.environ.get("TEST_MLSYS_SCREENSHOTS", tmp_path_factory.mktemp("shots")))
-    place.mkdir(parents=True, exist_ok=True)
-    return place
+def pages(tmp_path_factory):
+    "Where the plain pages lie of a system that never ran, and of one in which much has happened."
+    made = {}
+    for state in ("fresh", "lived"):
+        place = tmp_path_factory.mktemp(state)
+        settings = load_settings(root=place / "system", home=HOME)
+        if state == "lived":
+            world.lived(settings)
+        write_snapshot(settings, place / "pages")
+        made[state] = place / "pages"
+    return made
 
 
 @VOILA
-@pytest.mark.parametrize("state", ["fresh", "lived"])
-@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "light"), (390, "dark")])
-def test_every_page_shows_whole_on_any_screen(state, width, scheme, browser, shots, tmp_path):
-    settings, errors, foreign = load_settings(root=tmp_path / "system", home=HOME), [], []
-    if state == "lived":
-        world.lived(settings)
-    write_snapshot(settings, tmp_path / "pages")
+@pytest.mark.parametrize(
+    ("state", "width", "scheme"), [("fresh", 390, "light"), *(("lived", *screen) for screen in SCREENS)]
+)
+def test_every_page_shows_whole_on_any_screen(state, width, scheme, browser, pages):
+    errors, foreign = [], []
     page = watched(browser, width, errors, foreign, scheme)
     for name in [OVERVIEW, *(f"churn-{sheet}" for sheet in SHEETS)]:
-        page.goto((tmp_path / "pages" / f"{name}.html").as_uri())
+        page.goto((pages[state] / f"{name}.html").as_uri())
         page.evaluate("document.querySelectorAll('details').forEach(e => { e.open = true })")
-        page.screenshot(path=shots / f"{name}_{state}_{width}_{scheme}.png", full_page=True)
+        picture(page, f"{name}_{state}_{width}_{scheme}")
         assert page.evaluate(CLIPPED) == [], f"{name} at {width}"
         assert page.evaluate("document.documentElement.scrollWidth") <= width, name
         assert page.locator("h1").is_visible() and page.locator(".mls-nav").first.is_visible()
@@ -245,7 +244,7 @@ def test_every_page_shows_whole_on_any_screen(state, width, scheme, browser, sho
 
 
 @VOILA
-def test_the_list_of_runs_and_a_report_with_every_link_show_whole_on_any_screen(browser, shots, tmp_path):
+def test_the_list_of_runs_and_a_report_with_every_link_show_whole_on_any_screen(browser, tmp_path):
     settings, errors, foreign = load_settings(root=tmp_path / "system", home=HOME), [], []
     world.lived(settings)
     places = {"runs": index(settings)}
@@ -261,7 +260,7 @@ def test_the_list_of_runs_and_a_report_with_every_link_show_whole_on_any_screen(
         for width, scheme in SCREENS:
             tab = watched(browser, width, errors, foreign, scheme)
             tab.goto(place.as_uri())
-            tab.screenshot(path=shots / f"{name}_{width}_{scheme}.png", full_page=True)
+            picture(tab, f"{name}_{width}_{scheme}")
             assert tab.evaluate(CLIPPED) == [], f"{name} at {width}"
             boxes = [b.bounding_box() for b in tab.locator("td.said, nav.mls-links a").all()]
             assert len(boxes) >= 4 and max(b["x"] + b["width"] for b in boxes) <= width, f"{name} at {width}"
@@ -285,15 +284,12 @@ def test_the_search_for_barriers_finds_one(browser):
     }  # fmt: skip
 
 
-SCREENS = [(1280, "light"), (1280, "dark"), (390, "light"), (390, "dark")]
-
-
-def kept(page, shots, name):
-    "Pictures of where a stranger has come to, on every screen; nothing is cut off on any."
+def kept(page, name):
+    "Where a stranger has come to nothing is cut off on any screen."
     for width, scheme in SCREENS:
         page.set_viewport_size({"width": width, "height": 900})
         page.emulate_media(color_scheme=scheme)
-        page.screenshot(path=shots / f"stranger_{name}_{width}_{scheme}.png", full_page=True)
+        picture(page, f"stranger_{name}_{width}_{scheme}")
         assert page.evaluate(CLIPPED) == [], f"{name} at {width}"
 
 
@@ -316,7 +312,7 @@ def strangers(browser, tmp_path):
 
 
 @VOILA
-def test_a_stranger_finds_why_version_4_replaced_3(strangers, shots):
+def test_a_stranger_finds_why_version_4_replaced_3(strangers):
     "Neither of them is the newest, and neither is beside the other when the page opens."
     page = strangers[1]()
     page.get_by_role("link", name="churn", exact=True).first.click()
@@ -328,13 +324,13 @@ def test_a_stranger_finds_why_version_4_replaced_3(strangers, shots):
     assert "It replaced version 3 on 29 Aug 2010, by gate: reason 4" in told
     assert "reason 5" not in told, "the others make room"
     assert section.locator("figure").filter(visible=True).count() == 4, "a curve and gains of each"
-    kept(page, shots, "versions")
+    kept(page, "versions")
     section.get_by_label("this").select_option("version 6")
     assert "It never served. version 6 was not better" in section.inner_text()
 
 
 @VOILA
-def test_a_stranger_finds_the_batch_that_moved_a_feature(strangers, shots):
+def test_a_stranger_finds_the_batch_that_moved_a_feature(strangers):
     "From the alert on the overview to the one batch among those that the feature reads."
     page = strangers[1]()
     alert = page.locator("section.mls-box", has_text="orders 90d, critical")
@@ -343,11 +339,11 @@ def test_a_stranger_finds_the_batch_that_moved_a_feature(strangers, shots):
     card.wait_for()
     (moved,) = [line.inner_text() for line in card.locator("li").all() if "MOVED" in line.inner_text()]
     assert "lines 2010-08-15" in moved and "2.4" in moved and "1,900 rows" in moved
-    kept(page, shots, "batch")
+    kept(page, "batch")
 
 
 @VOILA
-def test_a_stranger_compares_two_runs(strangers, shots):
+def test_a_stranger_compares_two_runs(strangers):
     "Of three looks the first and the last: one parameter and one batch are other, and a figure with them."
     settings, opened = strangers
     batches = pl.DataFrame({"source": ["lines"] * 2, "batch": ["1", "2"], "content": ["a", "b"]})
@@ -370,7 +366,7 @@ def test_a_stranger_compares_two_runs(strangers, shots):
     assert said("found") == "explained by parameter limit: nothing else differs"
     assert said("names") == f"{three.run_id} {one.run_id}"
     assert "0.2" in section.inner_text() and "data lines" not in section.inner_text()
-    kept(page, shots, "runs")
+    kept(page, "runs")
     pick("this", two)
     assert said("found") == "the inputs differ, what came out is the same"
     pick("beside", three)
@@ -381,13 +377,11 @@ def test_a_stranger_compares_two_runs(strangers, shots):
 
 
 @VOILA
-def test_a_stranger_moves_the_threshold_and_reads_the_money(browser, shots, tmp_path):
+def test_a_stranger_moves_the_threshold_and_reads_the_money(browser, pages):
     "Act on nobody, then on everybody, then let a missed case cost twice as much: each figure is what the counts say."
-    settings, errors, foreign = load_settings(root=tmp_path / "system", home=HOME), [], []
-    world.lived(settings)
-    write_snapshot(settings, tmp_path / "pages")
+    errors, foreign = [], []
     page = watched(browser, 390, errors, foreign)
-    page.goto((tmp_path / "pages" / "overview.html").as_uri())
+    page.goto((pages["lived"] / "overview.html").as_uri())
     page.get_by_role("link", name="churn", exact=True).first.click()
     counts = {row["threshold"]: row for row in world.cuts(seed=3).to_dicts()}
     money = lambda t, fp, fn: (
@@ -406,14 +400,14 @@ def test_a_stranger_moves_the_threshold_and_reads_the_money(browser, shots, tmp_
     slide("cost of a missed case", 4)
     assert said("cost") == pytest.approx(money(0.3, 3, 4), abs=0.6)
     assert said("least") == pytest.approx(min(money(t, 3, 4) for t in counts), abs=0.6)
-    kept(page, shots, "threshold")
+    kept(page, "threshold")
     page.get_by_role("button", name="as declared").click()
     assert said("cost") == pytest.approx(money(0.6, 3, 2), abs=0.6)
     assert not errors and not foreign, (errors, foreign)
 
 
 @VOILA
-def test_the_catalog_is_searched_behind_the_server(windows, browser, shots):
+def test_the_catalog_is_searched_behind_the_server(windows, browser):
     (url, token, _), errors, foreign = windows, [], []
     page = watched(browser, 1280, errors, foreign)
     page.goto(f"{url}/overview.html?token={token}")
@@ -421,7 +415,7 @@ def test_the_catalog_is_searched_behind_the_server(windows, browser, shots):
     page.wait_for_selector(".mls-card")
     page.get_by_placeholder("pence 30d").fill("pence 30")
     page.wait_for_function("document.querySelectorAll('.mls-card').length >= 1")
-    page.screenshot(path=shots / "catalog.png", full_page=True)
+    picture(page, "catalog")
     assert "log_turnover_30d" in page.inner_text("body")
     assert page.locator("h1").all_inner_texts() == ["Features"]
     assert "_xsrf" in {cookie["name"] for cookie in page.context.cookies()}, (
@@ -433,7 +427,7 @@ def test_the_catalog_is_searched_behind_the_server(windows, browser, shots):
 
 
 @VOILA
-def test_a_stranger_answers_five_review_cases(windows, browser, shots):
+def test_a_stranger_answers_five_review_cases(windows, browser):
     "From the overview to five answers on disk, each a label, without a word of explanation."
     (url, token, settings), errors, foreign = windows, [], []
     page = watched(browser, 1280, errors, foreign)
@@ -450,7 +444,7 @@ def test_a_stranger_answers_five_review_cases(windows, browser, shots):
     for done in range(1, 6):
         page.get_by_role("button", name="it happened").click()
         page.wait_for_function(f"document.body.innerText.includes('{done} answered')")
-    kept(page, shots, "reviews")
+    kept(page, "reviews")
     colour = "e => getComputedStyle(e).backgroundColor"
     assert page.locator("#mls-desk").evaluate(colour) == page.locator("main").first.evaluate(colour), (
         "dark as the page"

@@ -7,15 +7,18 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import pairwise
 
 import polars as pl
 import pytest
+from conftest import until
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mlsys_nb.decisions import writer
 from mlsys_nb.decisions.batches import append_batch, batch_written, read_batch
 from mlsys_nb.decisions.log import UnknownDecision, find_decision, read_decisions
 from mlsys_nb.decisions.record import Decision, DecisionError, from_record, to_record
@@ -212,6 +215,23 @@ log = DecisionLog(load_settings(root=sys.argv[1]), "churn")
 while True:
     print(log.append([one])[0].decision_id, flush=True)
 """
+
+
+def test_a_log_that_is_closed_while_its_thread_gathers_ends(tmp_path, monkeypatch):
+    "Fault: what `close` had said was cleared with what was due, and a service that was told to end took half a minute."
+    log = DecisionLog(replace(load_settings(root=tmp_path), durable="within 5 ms"), "churn")
+    gathers = threading.Event()
+
+    def pause(seconds):
+        gathers.set()
+        until(lambda: log._later._ends)
+        time.sleep(0.05)  # and the rest of what `close` says
+
+    monkeypatch.setattr(writer, "pause", pause)
+    log.write([ONE])
+    assert gathers.wait(60)
+    log.close(patience=10)
+    assert not log._later._thread.is_alive()
 
 
 def test_killed_writer_loses_nothing_acknowledged(tmp_path):

@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
+from ports import free_port
 from serving_world import make
 
 from mlsys_nb.doors.cli import main, parser
@@ -41,11 +41,6 @@ churn.monitor = 30 6 * * 1-5 Europe/London
 [problems]
 churn = mlsys_nb.cases.churn:problem
 """
-
-
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return probe.getsockname()[1]
 
 
 def declared(home: Path, control: str = "", port: int = 8100) -> Path:

@@ -156,7 +156,7 @@ def test_bounds_that_the_service_holds_stand_in_the_description(served, name, bo
     ]
     import httpx
 
-    answer = httpx.post(f"{url}/v1/churn/{name}", json=body, headers=heads, timeout=20)
+    answer = httpx.post(f"{url}/v1/churn/{name}", json=body, headers=heads, timeout=60)
     assert answer.status_code == 422, answer.text
     assert not jsonschema.Draft202012Validator(schema).is_valid(body)
 
@@ -171,7 +171,7 @@ def test_true_is_an_outcome_and_the_description_says_so(served):
         "schema"
     ]
     assert jsonschema.Draft202012Validator(schema).is_valid(body)
-    assert httpx.post(f"{url}/v1/churn/outcomes", json=body, headers=heads, timeout=20).status_code in (
+    assert httpx.post(f"{url}/v1/churn/outcomes", json=body, headers=heads, timeout=60).status_code in (
         200,
         409,
     )

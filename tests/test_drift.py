@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from conftest import FULL
 
 from mlsys_nb.monitoring.deviation import _unheard, charted
 from mlsys_nb.monitoring.drift import Odds, drift_check, drift_of
@@ -371,9 +372,9 @@ def test_a_value_that_took_rows_from_others_is_the_one_that_is_named():
 
 
 def test_rows_and_simulated_sketches_give_the_same_verdicts():
-    "A shift of a fifth at 5,000 rows a day, ten features: five times from rows, as a user would see it."
+    "A shift of a fifth at 5,000 rows a day, ten features: a few times from rows, as a user would see it."
     world, hits = odds.World(), 0
-    for seed in range(5):
+    for seed in range(5 if FULL else 2):
         rng = np.random.default_rng(seed)
         effect = odds.effects(world, rng, 63, 3)
         effect[0, 60:] += 0.25
@@ -393,7 +394,7 @@ def test_rows_and_simulated_sketches_give_the_same_verdicts():
         assert not {"x1", "x2"} & set(report.alerts)
     rng, fault = np.random.default_rng(9), odds.Fault("", world, lambda c, x, e: c(x, e + 0.25))
     simulated = sum(odds.found(fault, rng, width=3) for _ in range(40))
-    assert hits >= 4 and simulated >= 34
+    assert hits >= (4 if FULL else 2) and simulated >= 34
 
 
 def test_no_power_beyond_what_any_test_has():

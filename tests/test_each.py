@@ -220,7 +220,7 @@ def each_is_scored_once_and_what_the_service_decided_is_not_scored_again(lived):
             post(address, f"/v1/{name}/outcomes", {"decision_id": made["decision_id"], "outcome": [1]})[0]
             == 422
         )
-        with urllib.request.urlopen(f"{address}/openapi.json", timeout=20) as answer:
+        with urllib.request.urlopen(f"{address}/openapi.json", timeout=60) as answer:
             described = json.load(answer)
     body = described["paths"][f"/v1/{name}/predictions"]["post"]["requestBody"]["content"]["application/json"]
     assert body["schema"]["oneOf"][0]["properties"]["minutes"]["type"] == ["integer", "null"]

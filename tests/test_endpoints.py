@@ -97,7 +97,7 @@ def test_fault_14_a_stall_longer_than_the_deadline(here):
 
         def stall(handle, path):
             began.set()
-            go.wait(20)
+            go.wait(60)
 
         async def given_up(body):
             with pytest.raises(TimeoutError):
@@ -109,7 +109,7 @@ def test_fault_14_a_stall_longer_than_the_deadline(here):
 
         with patch("mlsys_nb.system.appender.sync_file", stall):
             ask(both())
-            assert began.wait(5)
+            assert began.wait(60)
             assert "has not finished a write" in service.log.trouble(patience=0.0)
             go.set()
             ask(predict(service, ONE))

@@ -8,8 +8,9 @@ import subprocess
 import threading
 
 import pytest
-from conftest import free_port, wait_for
+from conftest import wait_for
 from feature_sets import features
+from ports import free_port
 
 from mlsys_nb.features.engine import LmdbEngine
 from mlsys_nb.features.generated import world

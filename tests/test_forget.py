@@ -240,7 +240,7 @@ def test_no_file_tells_of_who_was_forgotten_and_all_else_is_as_it_was(shop, caps
 def test_a_service_at_work_forgets_too(shop, filled):
     theirs = json.loads((filled / "told.json").read_text())["decision"]
     with running(shop, "buyers", "notes") as url:
-        ask = lambda i: urllib.request.urlopen(f"{url}/v1/buyers/decisions/{i}", timeout=20).status
+        ask = lambda i: urllib.request.urlopen(f"{url}/v1/buyers/decisions/{i}", timeout=60).status
         status, hers = post(url, "/v1/buyers/predictions", {"client": world.ADA})
         assert status == 200 and ask(hers["decision_id"]) == 200
         assert forget(shop, "--yes") == 0

@@ -8,13 +8,13 @@ held to the parser by tests/test_remedies.py. The only thing changed is the port
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from pictures import PLACE, loop
+from ports import free_port
 
 ROOT = Path(__file__).resolve().parents[1]
 GUIDE = ROOT / "nbs/guide"
@@ -59,9 +59,7 @@ RUN = [p for p in PAGES if SAID in script(p.read_text())[0]]
 def test_a_page_runs_as_printed(path, tmp_path):
     if shutil.which("curl") is None and "curl" in path.read_text():
         pytest.skip("curl is not installed here")
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = str(s.getsockname()[1])
+    port = str(free_port())
     text, expected = script(path.read_text())
     text = "trap 'kill $(jobs -p) 2>/dev/null || true' EXIT\n" + text.replace(":8100", f":{port}")
     own = {k: v for k, v in os.environ.items() if not k.startswith(("MLSYS_", "PYTHONPATH"))}

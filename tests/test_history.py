@@ -45,9 +45,9 @@ def one_long_life(n, late):
 def test_fault_19_no_pair_of_moment_and_event_is_listed(features, late):
     "100,000 events x 20,000 moments are a billion pairs: minutes, where the index takes a second."
     frame, asked = one_long_life(100_000, late)
-    begin = time.perf_counter()
+    begin = time.process_time()
     told = as_of(FeatureSet("s", features), asked, {"orders": frame})
-    assert time.perf_counter() - begin < 15
+    assert time.process_time() - begin < 15
     assert told[features[-1].name].null_count() < told.height
 
 
@@ -252,12 +252,12 @@ def test_ids_that_are_used_once_are_not_crossed_with_moments():
     n = 300_000
     frame = pl.DataFrame({"event_id": np.arange(n), "customer": np.arange(n) * 1_000_003, "at": np.arange(n) * 10**6, "pence": 1})  # fmt: skip
     frame = frame.with_columns(pl.col("at").cast(pl.Datetime("us", "UTC")), shop=pl.lit("a"))
-    begin = time.perf_counter()
+    begin = time.process_time()
     words = (f.count(orders, "30d"), f.sum(orders, "pence", "lifetime"), f.last(orders, "shop"))
     rows = as_of(
         FeatureSet("once", words, strict=True), frame.select("customer", moment="at"), {"orders": frame}
     )
-    assert time.perf_counter() - begin < 10
+    assert time.process_time() - begin < 10
     assert rows[words[1].name].sum() == 0 and rows.height == n
 
 

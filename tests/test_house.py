@@ -401,8 +401,7 @@ def imported(nodes: Iterator[ast.AST]) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("module", MODULES, ids=room_of)
-def test_exported_style(module):
+def is_written_in_style(module):
     parsed = tree(module)
     assert not imported(ast.walk(parsed)) & FOREIGN, "exported code never imports nbdev, fastcore or execnb"
     heavy = imported(iter(parsed.body)) & HEAVY
@@ -453,10 +452,9 @@ TAG = re.compile(
 )
 
 
-def calls(module: Path) -> Iterator[tuple[str, ast.Call]]:
-    for node in ast.walk(tree(module)):
-        if isinstance(node, ast.Call):
-            yield ast.unparse(node.func), node
+@cache
+def calls(module: Path) -> list[tuple[str, ast.Call]]:
+    return [(ast.unparse(node.func), node) for node in ast.walk(tree(module)) if isinstance(node, ast.Call)]
 
 
 def opens_for_writing(name: str, call: ast.Call) -> bool:
@@ -467,8 +465,7 @@ def opens_for_writing(name: str, call: ast.Call) -> bool:
     return any(set(m) & set("wxa+") for m in modes)
 
 
-@pytest.mark.parametrize("module", MODULES, ids=room_of)
-def test_only_disk_writes(module):
+def writes_by_disk_alone(module):
     room = room_of(module)
     found = set()
     for name, call in calls(module):
@@ -483,8 +480,7 @@ def test_only_disk_writes(module):
     )
 
 
-@pytest.mark.parametrize("module", MODULES, ids=room_of)
-def test_only_clock_tells_the_time(module):
+def asks_the_clock_for_the_time(module):
     for name, _ in calls(module):
         first, _, last = name.rpartition(".")
         asks = last in TIME and first.split(".")[-1] in (
@@ -504,8 +500,7 @@ def test_only_clock_tells_the_time(module):
         )
 
 
-@pytest.mark.parametrize("module", MODULES, ids=room_of)
-def test_only_markup_makes_html(module):
+def makes_html_by_markup(module):
     parsed = tree(module)
     docs = {id(n.body[0].value) for n in ast.walk(parsed)
             if isinstance(n, ast.Module | ast.ClassDef | ast.FunctionDef) and n.body and isinstance(n.body[0], ast.Expr)}  # fmt: skip
@@ -522,8 +517,7 @@ def test_only_markup_makes_html(module):
     )
 
 
-@pytest.mark.parametrize("module", MODULES, ids=room_of)
-def test_only_package_loads_models(module):
+def loads_no_models(module):
     parsed = tree(module)
     assert not imported(ast.walk(parsed)) & LOADERS, "nothing in this house unpickles"
     for name, _ in calls(module):
@@ -531,6 +525,15 @@ def test_only_package_loads_models(module):
             assert room_of(module) == "release.package", (
                 f"{room_of(module)} loads arrays; only package turns bytes into a model"
             )
+
+
+@pytest.mark.parametrize("module", MODULES, ids=room_of)
+def test_a_room_keeps_the_rules_of_the_house(module):
+    is_written_in_style(module)
+    writes_by_disk_alone(module)
+    asks_the_clock_for_the_time(module)
+    makes_html_by_markup(module)
+    loads_no_models(module)
 
 
 def test_the_service_is_lean():

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import nbformat
 import pytest
+from conftest import until
 from test_markup import acting
 
 from mlsys_nb.jobs.kernels import Ahead, Kernels, order_kernel, thread_limits
@@ -142,10 +143,7 @@ def test_a_kernel_looks_ahead_for_one_job_only(tmp_path):
             assert (kernel.pid == pid) is same and kernel.is_alive()
             kernel.shutdown_kernel()
         kernels.prepare(mine)
-        waited = time.monotonic() + 20
-        while not (tmp_path / "mine").is_dir():
-            assert time.monotonic() < waited
-            time.sleep(0.01)
+        until(lambda: (tmp_path / "mine").is_dir())
 
 
 def test_a_parent_of_kept_older_code_is_asked_for_no_more_than_it_knows(tmp_path):
@@ -231,13 +229,6 @@ def alive(pid: int) -> bool:
     return True
 
 
-def wait(condition, seconds=30):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.02)
-
-
 def start(home: Path, root: Path, marker: Path, seconds: float) -> subprocess.Popen:
     code = (
         "from dataclasses import replace\nfrom pathlib import Path\nfrom mlsys_nb.jobs.runner import run_job\n"
@@ -251,12 +242,12 @@ def start(home: Path, root: Path, marker: Path, seconds: float) -> subprocess.Po
 def test_kill_nine_leaves_no_half_report_and_no_orphan(home, tmp_path):
     marker, root = tmp_path / "pid", tmp_path / "system"
     process = start(home, root, marker, 60)
-    wait(lambda: marker.exists() and marker.read_text())
+    until(lambda: marker.exists() and marker.read_text())
     kernel = int(marker.read_text())
     assert alive(kernel)
     process.kill()
     process.wait()
-    wait(lambda: not alive(kernel), 5)
+    until(lambda: not alive(kernel))
     assert not list(root.glob("reports/*/*/*")), "a report before its commit"
     settings = load_settings(root=root, home=home)
     control = open_control(settings)
@@ -284,7 +275,7 @@ def test_killed_between_report_and_note_counts_as_done(home, tmp_path):
 def test_two_callers_of_one_key_do_the_work_once(home, tmp_path):
     root = tmp_path / "system"
     both = [start(home, root, tmp_path / "m", 0.5) for _ in range(2)]
-    assert [p.wait(60) for p in both] == [0, 0]
+    assert [p.wait(120) for p in both] == [0, 0]
     runs = list_runs(open_control(load_settings(root=root, home=home)))
     assert [run.status for run in runs] == ["succeeded"]
 
@@ -296,13 +287,13 @@ def test_ctrl_c_is_calm(home, tmp_path):
         [sys.executable, "-c", "import sys; from mlsys_nb.doors.cli import main; sys.exit(main())", *words],
         cwd=home, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
-    wait(lambda: marker.exists() and marker.read_text())
+    until(lambda: marker.exists() and marker.read_text())
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=30)
+    _, said = process.communicate(timeout=120)
     assert process.returncode == 130, said
     assert "stopped" in said
     assert "Traceback" not in said
-    wait(lambda: not alive(int(marker.read_text())), 5)
+    until(lambda: not alive(int(marker.read_text())))
     assert [run.status for run in list_runs(open_control(load_settings(root=root, home=home)))] == [
         "interrupted"
     ]
@@ -374,7 +365,7 @@ def test_fault_16_no_kernel_outlives_a_killed_parent(home, tmp_path):
         pid = kernel.pid
         runner._kernels._parent.process.kill()
         runner._kernels._parent.process.wait()
-        wait(lambda: not alive(pid), 5)
+        until(lambda: not alive(pid))
         assert not kernel.is_alive()
         kernel.shutdown_kernel()
         with pytest.raises(JobFailed, match="ended unexpectedly"):
@@ -384,9 +375,9 @@ def test_fault_16_no_kernel_outlives_a_killed_parent(home, tmp_path):
 def test_fault_16_whoever_waits_for_another_run_is_told(home, tmp_path, caplog):
     root, marker = tmp_path / "system", tmp_path / "m"
     other = start(home, root, marker, 1.0)
-    wait(lambda: marker.exists() and marker.read_text())
+    until(lambda: marker.exists() and marker.read_text())
     run_job(load_settings(root=root, home=home), "slow", {"seconds": 0.0, "marker": str(marker)})
-    assert other.wait(30) == 0
+    assert other.wait(90) == 0
     assert "another run of slow is at work; waiting" in caplog.text
 
 

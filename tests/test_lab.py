@@ -4,13 +4,14 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from conftest import picture, until
+from ports import free_port
 from strange_tables import decisions
 from walks import run
 
@@ -32,9 +33,7 @@ def lab(browser, tmp_path_factory):
     opens = place / "opens.sh"
     opens.write_text(f'#!/bin/sh\necho "$1" > {place}/address.txt\n')
     opens.chmod(0o755)
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
+    port = free_port()
     own = {k: v for k, v in os.environ.items() if not k.startswith(("MLSYS_", "JUPYTER_", "PYTHONPATH"))}
     more = {"JUPYTER_CONFIG_DIR": place / "config", "JUPYTER_RUNTIME_DIR": place / "runtime", "JUPYTER_DATA_DIR": place / "data",
             "JUPYTER_PORT": port, "IPYTHONDIR": place / "ipython", "BROWSER": f"{opens} %s"}  # fmt: skip
@@ -42,12 +41,10 @@ def lab(browser, tmp_path_factory):
         process = subprocess.Popen([MLSYS, "lab", "mine"], cwd=place / "shop", stdout=said, stderr=said,
                                    env=own | {k: str(v) for k, v in more.items()}, start_new_session=True)  # fmt: skip
     try:
-        end = time.monotonic() + 90
-        while not (place / "address.txt").exists():
-            assert process.poll() is None and time.monotonic() < end, (place / "said.txt").read_text()[-2000:]
-            time.sleep(0.3)
-        time.sleep(0.3)
-        yield (place / "address.txt").read_text().strip(), place
+        told = place / "address.txt"  # whole, once its line has ended
+        until(lambda: process.poll() is not None or told.exists() and told.read_text().endswith("\n"))
+        assert process.poll() is None, (place / "said.txt").read_text()[-2000:]
+        yield told.read_text().strip(), place
     finally:
         os.kill(
             process.pid, signal.SIGTERM
@@ -106,6 +103,4 @@ def test_the_notebook_of_a_new_problem_opens_and_all_of_its_cells_run(browser, l
     assert len(numbers) == sum(c["cell_type"] == "code" for c in cells) >= 3
     assert not page.locator('.jp-Notebook [data-mime-type="application/vnd.jupyter.stderr"]').count()
     assert page.locator(".jp-Notebook .mls-card").count(), "what a cell gives is trusted, and shown as a card"
-    shots = os.environ.get("TEST_MLSYS_SCREENSHOTS")
-    if shots:
-        page.screenshot(path=Path(shots) / "lab.png")
+    picture(page, "lab")

@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 import pytest
 import visits_world as gym
+from conftest import FULL
 from test_loop import at as at_gym
 from test_loop import lived
 
@@ -319,7 +320,7 @@ def at_desk(settings, name, accepted=None):
     return at
 
 
-@pytest.mark.parametrize("name", ["calls", "desk"])
+@pytest.mark.parametrize("name", ["calls", *["desk"] * FULL])
 def test_a_leak_stops_a_promotion_until_somebody_answers_for_it(desk, name):
     at = at_desk(desk, name)
     suspected = {s.column for s in leaks(at.problem, training_set(at).frame) if s.sure}

@@ -165,7 +165,7 @@ def visitors(address, members):
     answers, gone, trouble = [], threading.Event(), []
 
     def ask():
-        with httpx.Client(base_url=address, timeout=30) as client:
+        with httpx.Client(base_url=address, timeout=60) as client:
             while not gone.is_set():
                 for member in members:
                     body = {"member": member, "features": True}

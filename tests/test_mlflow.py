@@ -11,7 +11,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import serving_world as world
-from conftest import free_port, wait_for
+from conftest import wait_for
+from ports import free_port
 
 from mlsys_nb.cases.churn import problem
 from mlsys_nb.doors.cli import main
@@ -26,7 +27,7 @@ pytest.importorskip("mlflow")
 
 
 def answer(url):
-    with urllib.request.urlopen(url, timeout=20) as said:
+    with urllib.request.urlopen(url, timeout=60) as said:
         return json.load(said)
 
 
@@ -37,7 +38,7 @@ def alias_at(url, alias="champion"):
 def stop(process):
     "By its pid; it takes everything that it started with it."
     process.send_signal(signal.SIGTERM)
-    assert process.wait(30) is not None
+    assert process.wait(90) is not None
 
 
 def tags_of(version):
@@ -161,7 +162,7 @@ def test_the_window_opens_and_ends_with_the_command(settings):
     try:
         version = wait_for(lambda: alias_at(url), process, 120)
         assert tags_of(version)["digest"] == world.package("linear").digest
-        with urllib.request.urlopen(url, timeout=20) as page:
+        with urllib.request.urlopen(url, timeout=60) as page:
             assert b"<title>MLflow</title>" in page.read()
         assert main(["mlflow", "--port", str(port), "--root", str(settings.root)]) == 2  # the port is taken
     finally:
@@ -198,4 +199,4 @@ def test_a_server_that_was_away_gets_everything(settings, tmp_path_factory):
         assert np.array_equal(said, last_sound(open_control(settings), settings, problem).model.predict(rows))
     finally:
         os.killpg(process.pid, signal.SIGTERM)
-        process.wait(30)
+        process.wait(90)

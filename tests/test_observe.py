@@ -15,8 +15,9 @@ import httpx
 import pytest
 from caller import client_of
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from ports import free_port
 from serving_world import make
-from test_deploy import declared, free_port
+from test_deploy import declared
 
 from mlsys_nb.serving.service import running
 from mlsys_nb.system.settings import load_settings

@@ -292,7 +292,7 @@ def test_two_rollbacks_at_once_go_back_once(tmp_path):
 
     def back():
         try:
-            check = lambda version: barrier.wait(10)
+            check = lambda version: barrier.wait(60)
             won.append(rollback(open_control(here), seen, **said, check=check).version)
         except StalePointer as e:
             lost.append(str(e))

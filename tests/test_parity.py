@@ -1,6 +1,6 @@
 """Training, serving and the stream give the same bits, on generated cases, for every word of the feature floor.
 
-The always-run part compares 500 cases a feature, `make long` 5,000. The acceptance figure (10,000 and more) is
+The always-run part compares 250 cases a feature, `make long` 5,000. The acceptance figure (10,000 and more) is
 `TEST_MLSYS_PARITY_CASES=10000 pytest tests/test_parity.py`, or `mlsys parity churn`.
 """
 
@@ -19,7 +19,7 @@ from mlsys_nb.features.generated import World
 from mlsys_nb.features.parity import bits, by_history, by_reference, by_store, certify
 from mlsys_nb.system.clock import EPOCH
 
-CASES = int(os.environ.get("TEST_MLSYS_PARITY_CASES", "500"))
+CASES = int(os.environ.get("TEST_MLSYS_PARITY_CASES", "250"))
 
 
 def test_every_word_of_the_floor():

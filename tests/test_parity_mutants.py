@@ -35,7 +35,7 @@ from mlsys_nb.features.masked_column import MaskedColumn
 from mlsys_nb.features.packing import ORDERLY, TIME
 from mlsys_nb.features.parity import certify
 
-CASES, FEW, SEED = 220, 40, 4
+FEW, SEED = 20, 4
 strict = replace(features, strict=True)
 
 
@@ -418,9 +418,10 @@ def test_there_are_enough():
     assert len(MUTANTS) >= 20
 
 
-def test_the_unchanged_floor_passes():
-    assert certify(features, CASES, SEED).examples == ()
-    assert certify(strict, CASES, SEED).examples == ()
+@pytest.mark.parametrize("declared", [features, strict], ids=["loose", "strict"])
+def test_the_unchanged_floor_passes(declared):
+    "The very cases in which most mistakes are found; test_parity.py has many more."
+    assert certify(declared, FEW, SEED).examples == ()
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda f: f.__name__)

@@ -194,7 +194,7 @@ def test_mlflows_own_client_gets_the_same_bits(tmp_path):
         asker = scoring.ScoringServerClient(host, int(port))
         asker.ping()  # raises where nobody answers
         found = asker.invoke(pd.DataFrame({"customer_id": FEW})).get_predictions()
-        with httpx.Client(base_url=url, timeout=20) as client:
+        with httpx.Client(base_url=url, timeout=60) as client:
             single = own(client, FEW)
     assert found["prediction"].tolist() == [one["prediction"] for one in single]
     assert {*found["decision_id"]} <= {*read_decisions(here, "churn")["decision_id"]}
@@ -205,7 +205,7 @@ def test_who_may_not_predict_may_not_by_another_protocol(tmp_path):
     asked = {"/v2/models/churn/infer": {"inputs": [tensor(TWO)]}, "/invocations": {"instances": [{"customer_id": TWO[0]}]},
              "/v1/churn/explanations": {"customer_id": TWO[0]}, "/v1/churn/invocations": {"instances": [{"customer_id": TWO[0]}]}}  # fmt: skip
     keys = {role: f"Bearer {add_key(here, KeyWanted(role, (role,)), 'test')}" for role in ("predict", "view")}
-    with running(here, "churn") as url, httpx.Client(base_url=url, timeout=20) as client:
+    with running(here, "churn") as url, httpx.Client(base_url=url, timeout=60) as client:
         for path, body in asked.items():
             assert client.post(path, json=body).status_code == 401
             told = {

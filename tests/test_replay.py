@@ -116,7 +116,7 @@ def test_a_second_start_has_nothing_to_do(home, undisturbed):
 def test_killed_at_random_moments_it_comes_to_the_same_table(home, undisturbed):
     _, out = undisturbed
     root, rng, kills = home / "killed", random.Random(7), 0
-    for _ in range(4):
+    for _ in range(2):
         process = demo(home, root)
         time.sleep(rng.uniform(2, 9))
         if process.poll() is None:

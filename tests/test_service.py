@@ -13,8 +13,10 @@ from contextlib import contextmanager
 import httpx
 import pytest
 from caller import client_of, undescribed
+from conftest import until
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from ports import free_port
 from serving_world import HOME, JUNE, lake, make
 
 from mlsys_nb.cases.churn import problem
@@ -34,8 +36,7 @@ serve(load_settings(root=sys.argv[1], home=sys.argv[2]), "churn", port=int(sys.a
 
 @contextmanager
 def service(root, **environment):
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = free_port()
     quick = {**os.environ, "MLSYS_RELOAD_SECONDS": "0.1", "MLSYS_OPEN": "nobody", **environment}
     command = [sys.executable, "-c", START, str(root), str(HOME), str(port)]
     process = subprocess.Popen(command, env=quick, stderr=subprocess.PIPE, cwd=root)
@@ -233,10 +234,10 @@ def test_documentation_health_and_metrics(world):
 
 def test_slow_and_endless_bodies(tmp_path):
     make(tmp_path)
-    with service(tmp_path, MLSYS_DEADLINE_SECONDS="0.5", MLSYS_OPEN="loopback") as (client, _, port):
+    with service(tmp_path, MLSYS_HEADER_SECONDS="1", MLSYS_OPEN="loopback") as (client, _, port):
         for begin in (b"Content-Length: 50\r\n\r\n{", b"Transfer-Encoding: chunked\r\n\r\n1\r\n{\r\n"):
             with socket.create_connection(("127.0.0.1", port)) as slow:
-                slow.settimeout(10)
+                slow.settimeout(60)
                 slow.sendall(
                     b"POST /v1/churn/predictions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
                     + begin
@@ -251,14 +252,6 @@ def test_slow_and_endless_bodies(tmp_path):
         assert post(client, {"customer_id": 13080}).status_code == 200
 
 
-def wait_for(question, seconds=10.0):
-    for _ in range(int(seconds / 0.05)):
-        if question():
-            return True
-        time.sleep(0.05)
-    return False
-
-
 def test_champion_is_exchanged_and_a_damaged_one_refused(tmp_path):
     here = make(tmp_path, champion=None)
     control, said = open_control(here), {"at": JUNE, "actor": "ada", "reason": "test"}
@@ -266,18 +259,18 @@ def test_champion_is_exchanged_and_a_damaged_one_refused(tmp_path):
         assert client.get("/readyz").status_code == 503
         assert post(client, {"customer_id": 13080}).status_code == 503
         promote(control, "churn", 1, expected_epoch=0, **said)
-        assert wait_for(lambda: client.get("/readyz").status_code == 200)
+        assert until(lambda: client.get("/readyz").status_code == 200)
         before = post(client, {"customer_id": 13080}).json()
         second = versions(control, here, "churn")[1]
         good = (second.path / "value.npy").read_bytes()
         (second.path / "value.npy").write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
         promote(control, "churn", 2, expected_epoch=1, **said)
-        assert wait_for(lambda: "was refused" in client.get("/readyz").json()["problems"]["churn"]["detail"])
+        assert until(lambda: "was refused" in client.get("/readyz").json()["problems"]["churn"]["detail"])
         assert "mlsys_champion_refused" in client.get("/metrics").text
         after = post(client, {"customer_id": 13080}).json()
         assert (after["version"], after["prediction"]) == (1, before["prediction"])
         (second.path / "value.npy").write_bytes(good)
-        assert wait_for(lambda: post(client, {"customer_id": 13080}).json()["version"] == 2)
+        assert until(lambda: post(client, {"customer_id": 13080}).json()["version"] == 2)
 
 
 def test_kill_loses_no_acknowledged_decision(tmp_path):
@@ -297,7 +290,8 @@ def test_kill_loses_no_acknowledged_decision(tmp_path):
 
             threads = [threading.Thread(target=ask) for _ in range(4)]
             [t.start() for t in threads]
-            time.sleep(1.0)
+            many = len(told) + 40
+            until(lambda many=many: len(told) > many)
             os.kill(process.pid, signal.SIGKILL)
             stop.set()
             [t.join() for t in threads]
@@ -312,7 +306,7 @@ def test_sigterm_finishes_and_what_the_process_imports(tmp_path):
         maps = open(f"/proc/{process.pid}/maps").read()
         assert not [m for m in ("sklearn", "scipy", "matplotlib", "pandas", "zmq") if f"/{m}/" in maps]
         process.send_signal(signal.SIGTERM)
-        assert process.wait(15) in (0, -signal.SIGTERM)
+        assert process.wait(60) in (0, -signal.SIGTERM)
         assert b"Traceback" not in process.stderr.read()
     assert read_decisions(here, "churn").height == 1
 
@@ -350,13 +344,13 @@ def test_workers_share_a_port_and_one_that_is_killed_is_replaced(tmp_path):
             if line.startswith("mlsys_predictions_total")
         ]
         # the worker that is not asked tells what it counted when it next looks at its champions
-        assert wait_for(lambda: sum(counted()) == len(told), 10)
+        assert until(lambda: sum(counted()) == len(told))
         children = [int(c) for c in open(f"/proc/{process.pid}/task/{process.pid}/children").read().split()]
         workers = [c for c in children if b"spawn_main" in open(f"/proc/{c}/cmdline", "rb").read()]
         assert len(workers) == 2
         os.kill(workers[0], signal.SIGKILL)
         killed, waited = time.monotonic(), []
-        while time.monotonic() - killed < 60:
+        while time.monotonic() - killed < 180:
             with client_of(tmp_path, f"http://127.0.0.1:{port}") as mine:
                 try:
                     begun = time.monotonic()
@@ -370,7 +364,7 @@ def test_workers_share_a_port_and_one_that_is_killed_is_replaced(tmp_path):
             time.sleep(0.02)
         assert len(by_worker) == 3 and waited
         process.send_signal(signal.SIGTERM)
-        assert process.wait(15) in (0, -signal.SIGTERM)
+        assert process.wait(60) in (0, -signal.SIGTERM)
     kept = read_decisions(here, "churn")["decision_id"].to_list()
     assert set(told) <= set(kept) and len(set(kept)) == len(kept)
 
@@ -380,7 +374,7 @@ def test_workers_end_when_whoever_looks_after_them_is_killed(tmp_path):
     with service(tmp_path, MLSYS_WORKERS="2") as (client, process, _):
         children = open(f"/proc/{process.pid}/task/{process.pid}/children").read().split()
         os.kill(process.pid, signal.SIGKILL)
-        assert wait_for(lambda: not any(os.path.exists(f"/proc/{child}/exe") for child in children), 30)
+        assert until(lambda: not any(os.path.exists(f"/proc/{child}/exe") for child in children))
 
 
 def test_imports_of_the_service():

@@ -3,10 +3,9 @@ into the inbox, a kill in the middle, an ingest, and the same features in the st
 
 import random
 import signal
-import subprocess
 
 import pytest
-from conftest import wait_for
+from conftest import until
 from pages_world import make, problem
 from test_engines import redis_port  # noqa: F401
 from test_events import same_everywhere, service, start, view, wait_until_up
@@ -39,7 +38,7 @@ def test_an_inbox_on_redis_with_control_tables_on_postgresql(here):
         wait_until_up(process, url)
         import httpx
 
-        with httpx.Client(base_url=url, timeout=20) as web:
+        with httpx.Client(base_url=url, timeout=60) as web:
             for i in sent[:30]:
                 assert (
                     web.post("/v1/events/views", json=view(i, draw, visitor=f"v-{i % 7}")).status_code == 202
@@ -56,9 +55,9 @@ def test_an_inbox_on_redis_with_control_tables_on_postgresql(here):
 
         def seen():
             answer = web.post("/v1/pages/predictions", json={"visitor": "new", "features": True})
-            assert answer.status_code == 200 and answer.json()["features"]["views"] == 1
+            return answer.status_code == 200 and answer.json()["features"]["views"] == 1
 
-        wait_for(seen, subprocess.Popen(["sleep", "30"]))
+        until(seen)
         asked = [web.post("/v1/pages/predictions", json={"visitor": f"v-{i}"}) for i in range(7)]
         assert all(a.status_code == 200 for a in asked)
     now = Context(here, problem, SystemClock().now())

@@ -1,10 +1,9 @@
 """The documentation site and the reports in a real browser: no error on the console, no request to anywhere, no link to nowhere.
 
-Screenshots stand in TEST_MLSYS_SCREENSHOTS, or in pytest's temporary folder.
+Pictures of the pages are put into TEST_MLSYS_SCREENSHOTS, where that names a folder.
 """
 
 import json
-import os
 import re
 import shutil
 from dataclasses import replace
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from access import barriers, engine
+from conftest import SCREENS, picture
 
 from mlsys_nb.doors.cli import parser
 from mlsys_nb.doors.docs.manual import reference
@@ -59,10 +59,8 @@ def site(home):
 
 
 @pytest.fixture(scope="module")
-def look(browser, tmp_path_factory):
+def look(browser):
     "Open pages, and hold what the browser said against them."
-    shots = Path(os.environ.get("TEST_MLSYS_SCREENSHOTS") or tmp_path_factory.mktemp("screenshots"))
-    shots.mkdir(parents=True, exist_ok=True)
     page = browser.new_page(viewport={"width": 1280, "height": 900})
     said: list[str] = []
     page.on("console", lambda m: said.append(m.text) if m.type in ("error", "warning") else None)
@@ -74,8 +72,8 @@ def look(browser, tmp_path_factory):
     def look(path: Path, name: str):
         said.clear()
         page.goto(path.as_uri())
-        page.wait_for_timeout(300)
-        page.screenshot(path=shots / f"{name}.png")
+        page.evaluate("new Promise(idle => requestIdleCallback(idle))")  # what it does by itself is done
+        picture(page, name)
         assert said == [], f"{path.name}: {said}"
         wide = page.evaluate("document.documentElement.scrollWidth > document.documentElement.clientWidth")
         assert not wide, f"{path.name} is wider than its window"
@@ -83,6 +81,7 @@ def look(browser, tmp_path_factory):
             assert barriers(page) == [], path.name
         return page
 
+    look.page = page
     yield look
     page.close()
 
@@ -278,9 +277,9 @@ def test_the_search_says_so_when_nothing_fits(site, look):
     assert "xyzzy<b>" in page.locator("#found .none").inner_text()
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(390, "light"), (390, "dark"), (1280, "dark")])
+@pytest.mark.parametrize(("width", "scheme"), SCREENS)
 def test_pages_on_a_phone_and_at_night(whole, look, width, scheme):
-    page = look(whole.folder / "index.html", "site-front-before")
+    page = look.page
     page.set_viewport_size({"width": width, "height": 844})
     page.emulate_media(color_scheme=scheme)
     try:

@@ -88,7 +88,7 @@ class Client:
 
     def close(self) -> None:
         self._process.stdin.close()
-        assert self._process.wait(20) == 0
+        assert self._process.wait(60) == 0
 
 
 def begin(folder: Path):
@@ -165,7 +165,7 @@ class Lived:
 
     def _wait_until_visible(self) -> None:
         "The day's clock stands still, so it must not move on before what was posted is there."
-        box, until = Inbox(self.settings, "visits", remember=0), time.monotonic() + 20
+        box, until = Inbox(self.settings, "visits", remember=0), time.monotonic() + 180
         while box.at.visible < len(self.day) and time.monotonic() < until:
             time.sleep(0.05)
             box.catch_up()

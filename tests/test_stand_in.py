@@ -232,7 +232,7 @@ def test_a_look_says_what_to_expect_of_decisions_that_wait_for_their_outcome(own
 def get(address: str, path: str) -> tuple[int, dict]:
     import urllib.request
 
-    with urllib.request.urlopen(address + path, timeout=20) as answer:
+    with urllib.request.urlopen(address + path, timeout=60) as answer:
         return answer.status, json.load(answer)
 
 

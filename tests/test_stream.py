@@ -15,8 +15,9 @@ from datetime import timedelta
 
 import polars as pl
 import pytest
-from conftest import free_port, wait_for
+from conftest import wait_for
 from pages_world import HERE, features, problem, settings_of, source, views
+from ports import free_port
 
 from mlsys_nb.data.inbox import Inbox
 from mlsys_nb.data.ingest import ingest

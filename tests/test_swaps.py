@@ -65,7 +65,7 @@ def swap(here, version):
 
 
 def served(port, heads, version):
-    end = time.monotonic() + 60
+    end = time.monotonic() + 180
     while ask(port, heads, CUSTOMERS[0])[1].get("version") != version:
         assert time.monotonic() < end, f"version {version} never served"
         time.sleep(0.02)

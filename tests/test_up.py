@@ -10,7 +10,8 @@ import urllib.request
 from pathlib import Path
 
 import serving_world as world
-from conftest import free_port, wait_for
+from conftest import wait_for
+from ports import free_port
 
 
 def children(pid):

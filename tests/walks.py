@@ -5,7 +5,6 @@ import os
 import re
 import resource
 import shlex
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ports import free_port
 from strange_tables import Strange
 
 LIMIT = 180  # seconds of machine time that the whole walk may take
@@ -65,7 +65,7 @@ def post(line: str, port: int, folder: Path, decision: str = "") -> dict[str, An
     heads = dict(words[i + 1].split(": ", 1) for i, word in enumerate(words) if word == "-H")
     asked = urllib.request.Request(words[-1].replace(":8100/", f":{port}/"), json.dumps(body).encode(), heads)
     try:
-        with urllib.request.urlopen(asked, timeout=20) as answer:
+        with urllib.request.urlopen(asked, timeout=60) as answer:
             return dict(json.load(answer))
     except urllib.error.HTTPError as e:
         raise AssertionError(f"{line}\n{e.code} {e.read().decode()}") from e
@@ -73,7 +73,7 @@ def post(line: str, port: int, folder: Path, decision: str = "") -> dict[str, An
 
 def until_ready(port: int, service: subprocess.Popen[str]) -> None:
     "Wait for a service that was started, as long as it lives."
-    for _ in range(240):
+    for _ in range(720):
         try:
             urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5)
             return
@@ -84,9 +84,7 @@ def until_ready(port: int, service: subprocess.Popen[str]) -> None:
 
 def served(mlsys: Any, folder: Path, line: str, posts: Sequence[str]) -> dict[str, Any]:
     "Start the service by its printed command, on a free port; ask it, and tell it what came of it."
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
+    port = free_port()
     words = [str(mlsys), *shlex.split(line)[1:], "--port", str(port)]
     service = subprocess.Popen(words, cwd=folder, stderr=subprocess.PIPE, text=True)
     try:
@@ -96,7 +94,7 @@ def served(mlsys: Any, folder: Path, line: str, posts: Sequence[str]) -> dict[st
         return answer
     finally:
         service.terminate()
-        service.wait(20)
+        service.wait(60)
 
 
 def worked() -> float:

@@ -225,7 +225,7 @@ class _Later:
             self._due.set()
 
     def _work(self) -> None:
-        while self._due.wait() and not self._ends:
+        while not self._ends and self._due.wait():  # in this order: what `close` says may be cleared here
             pause(0.003)  # whoever writes in the meantime goes with it
             self._due.clear()
             begun = self._since = elapsed()
