@@ -6,6 +6,7 @@
 __all__ = ['CLOCKS', 'on_calendar', 'exported']
 
 # %% ../../nbs/70_jobs/75_timetable.ipynb #3e64b424
+import hashlib
 import json
 import re
 import shlex
@@ -96,9 +97,12 @@ def _systemd(entries: Sequence[TimedJob], home: Path) -> dict[str, str]:
 
 # %% ../../nbs/70_jobs/75_timetable.ipynb #5e28ce4f
 def _kubernetes(entries: Sequence[TimedJob], home: Path) -> dict[str, str]:
-    documents = []
+    documents, names = [], set[str]()
     for entry in entries:
-        name = re.sub(r"[^a-z0-9-]", "-", f"mlsys-{entry.name}".lower())[:52]
+        name = re.sub(r"[^a-z0-9-]", "-", f"mlsys-{entry.name}".lower())
+        if len(name) > 52 or name in names:  # Kubernetes takes no longer one
+            name = f"{name[:43]}-{hashlib.sha256(entry.name.encode()).hexdigest()[:8]}"
+        names.add(name)
         box = {"name": "mlsys", "image": "mlsys:latest", "workingDir": str(home), "command": entry.words()}
         pod = {"spec": {"restartPolicy": "Never", "containers": [box]}}
         job = {
