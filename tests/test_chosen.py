@@ -23,7 +23,7 @@ from mlsys_nb.learning.correction import Corrigible, correction
 from mlsys_nb.learning.train import fit, raw_sums
 from mlsys_nb.loop.arrivals import ingest_due
 from mlsys_nb.loop.pipeline import monitor, score, train
-from mlsys_nb.loop.reproduction import reproduce
+from mlsys_nb.loop.reproduction import explanation_of, reproduce
 from mlsys_nb.loop.skew import served_again
 from mlsys_nb.loop.step import context
 from mlsys_nb.loop.training_set import training_set
@@ -167,6 +167,11 @@ def the_service_answers_ranked_candidates_and_the_outcome_comes_back(lived):
         status, made = post(address, "/v1/tools/predictions", {"visitor": 3, "visit": "mine"})
         assert status == 200, made
         shown = made["answer"]["candidates"]
+        status, told = post(address, "/v1/tools/predictions", {"visitor": 3, "visit": "why", "explain": True})
+        assert status == 200 and told["because"]["of"] == told["answer"]["candidates"][0]["item"], told
+        because, features = explanation_of(at, find_decision(at.settings, "tools", told["decision_id"]))
+        assert because.parts == told["because"]["parts"] and because.about == told["because"]["of"]
+        assert not any(isinstance(features[name], list) for name in because.parts), features
         assert [len(shown), made["action"]] == [3, "show"]
         assert [one["p"] for one in shown] == sorted((one["p"] for one in shown), reverse=True)
         assert made["prediction"] == pytest.approx(sum(one["p"] for one in shown))

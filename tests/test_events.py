@@ -17,22 +17,27 @@ import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import datetime, timedelta
 from types import SimpleNamespace
 
 import httpx
+import pages_world
 import polars as pl
 import pytest
 from conftest import until
-from pages_world import HERE, features, make, problem, views
+from pages_world import HERE, contract, features, make, problem, source, views
 from ports import free_port
 
 from mlsys_nb.data.columns import Column
 from mlsys_nb.data.contract import Contract
 from mlsys_nb.data.entries import inbox_folder, verify_inbox
+from mlsys_nb.data.expectation import Expect
 from mlsys_nb.data.inbox import InboxSource
 from mlsys_nb.data.ingest import ingest
+from mlsys_nb.data.intake import Intake, Post
 from mlsys_nb.data.lake import quarantine, read, snapshot, verify_lake
+from mlsys_nb.data.notation import ContractError
 from mlsys_nb.data.stream import JsonLines, take_in
 from mlsys_nb.features import Events, FeatureSet, count, promise, store
 from mlsys_nb.features.history import as_of
@@ -42,10 +47,11 @@ from mlsys_nb.loop.arrivals import ingest_due
 from mlsys_nb.loop.skew import served_again
 from mlsys_nb.loop.step import Context
 from mlsys_nb.serving.events import events
+from mlsys_nb.serving.refusal import Refusal
 from mlsys_nb.serving.service import running
 from mlsys_nb.serving.shared import Shared
 from mlsys_nb.system import disk
-from mlsys_nb.system.clock import SystemClock
+from mlsys_nb.system.clock import SystemClock, micros
 from mlsys_nb.system.settings import load_settings
 
 EVENTS = int(os.environ.get("TEST_MLSYS_EVENTS", "900"))
@@ -554,29 +560,86 @@ def test_whatever_form_an_id_or_a_key_comes_in_it_is_refused_at_the_door_or_stor
         assert sync(store, here, store.kinds()["odd"].declared, snapshot(here, "odd")) == 0
 
 
+def post_odd(shared, arrival, **more):
+    event = {"name": 1, "who": "a", "at": "2026-01-01", "n": 1, **more}
+    return asyncio.run(events({"odd": arrival}, "odd", json.dumps(event).encode(), shared.metrics))
+
+
+def test_fault_events_under_another_contract_were_acknowledged_and_waited_for_ever(tmp_path):
+    here = load_settings(root=tmp_path)
+    shared, arrival, source = of_types(here, "int", "text")
+    post_odd(shared, arrival)
+    shared.close()
+    shared, arrival, text = of_types(here, "text", "text")  # the contract has changed; the event waits still
+    with pytest.raises(Refusal, match="are like 1, got 'one'; keep the type in the contract"):
+        post_odd(shared, arrival, name="one")
+    shared.close()
+    ingest(here, source, SystemClock().now())
+    shared, arrival, _ = of_types(here, "text", "text")  # now the lake has it
+    lines = tmp_path / "odd.jsonl"
+    lines.write_text(json.dumps({"name": "two", "who": "a", "at": "2026-01-01", "n": 1}) + "\n")
+    with pytest.raises(ContractError, match="its type was int and is text; keep what they have"):
+        take_in(JsonLines(lines), {"odd": arrival.intake})
+    shared.close()
+    shared, arrival, _ = of_types(here, "int", "text")
+    lines.write_text(lines.read_text().replace('"two"', "2"))
+    assert take_in(JsonLines(lines), {"odd": arrival.intake})["odd"][0].count("accepted") == 1
+    shared.close()
+
+
 def test_fault_a_store_of_another_form_dropped_every_event_that_was_acknowledged(tmp_path):
     here = load_settings(root=tmp_path)
-    shared, _, _ = of_types(here, "int", "text")
-    post = lambda name, arrival: asyncio.run(
-        events(
-            {"odd": arrival},
-            "odd",
-            json.dumps({"name": name, "who": "a", "at": "2026-01-01", "n": 1}).encode(),
-            shared.metrics,
-        )
-    )
-    post(1, shared.arrivals["odd"])
+    shared, arrival, _ = of_types(here, "int", "text")
+    post_odd(shared, arrival)
     shared.close()
-    shared, arrival, _ = of_types(
-        here, "text", "text"
-    )  # the contract has changed, the store has not been made anew
-    assert post("one", arrival)[0] == 202
-    assert "event ids of 'odd' are int, got text" in until(lambda: arrival.trouble)[0]
+    shared, arrival, source = of_types(here, "text", "text")
+    ingest(here, source, SystemClock().now())  # the lake has texts, the store has not been made anew
+    assert post_odd(shared, arrival, name="one")[0] == 202
+    told = until(lambda: arrival.trouble)[0]
+    assert "event ids of 'odd' are int, got text" in told and "remove the store" in told
     assert len(arrival.intake.box.waiting) == 1
     shared.close()
     shutil.rmtree(here.online)
-    shared, arrival, source = of_types(here, "text", "text")
-    until(lambda: not arrival.trouble and not arrival.intake.box.waiting)
+    shared, arrival, _ = of_types(here, "text", "text")
+    assert until(lambda: not arrival.intake.box.waiting and not arrival.trouble)
     shared.close()
     with open_online(here.online_url) as store:
         assert "one" in list(stored_rows(store, store.kinds()["odd"]).ids)
+
+
+def test_over_http_a_source_whose_contract_does_not_fit_its_lake_takes_nothing_and_says_so(
+    world, monkeypatch
+):
+    numbers = (Column("view", "int"), *contract.columns[1:])
+    changed = replace(source, contract=replace(contract, columns=numbers))
+    monkeypatch.setattr(pages_world, "problem", replace(problem, sources=(changed,)))
+    event = {
+        "view": 7,
+        "visitor": "v-1",
+        "page": "/tool1/use",
+        "at": f"{SystemClock().now():%Y-%m-%dT%H:%M:%SZ}",
+    }
+    with running(world, "pages") as url, httpx.Client(base_url=url, timeout=20) as web:
+        answer = web.post("/v1/events/views", json=[event, {**event, "view": 8}])
+        assert answer.status_code == 503 and answer.headers["retry-after"]
+        told = answer.json()["error"]
+        assert "view: its type was text and is int; keep what they have" in told["got"], told
+        assert "its type was text" in web.get("/readyz").text
+        assert web.post("/v1/pages/predictions", json={"visitor": "v-1"}).status_code == 200
+
+
+def test_what_is_odd_of_events_together_takes_none_of_those_away_that_were_acknowledged(tmp_path):
+    here = load_settings(root=tmp_path)
+    columns = (Column("name", "text"), Column("who", "text"), Column("at", "time"))
+    more = Column("n", "int", nullable=True)
+    for effect in ("quarantine", "refuse"):
+        hoped = (Expect.missing("n", at_most=0.1, effect=effect), Expect.rows(5, 9, effect))
+        source = InboxSource(effect, Contract(effect, (*columns, more), id="name", expects=hoped))
+        intake = Intake(here, source, SystemClock().now)
+        odd = [{"name": f"e{i}", "who": "a", "at": "2026-01-01", "n": " 7" if i else None} for i in range(3)]
+        assert [f.status for f in intake.submit(Post(odd)).result(20).told] == ["accepted"] * 3
+        with intake.box.changing() as box:
+            box.append([{"visible": 3, "known": micros(SystemClock().now())}])
+        intake.close()
+        report = ingest(here, source, SystemClock().now())
+        assert (report.rows, report.set_aside, len(report.notes)) == (3, 0, 2)

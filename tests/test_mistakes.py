@@ -164,6 +164,11 @@ MISTAKES: dict[str, tuple[Mistake, tuple[str, ...]]] = {
         gym(target=Happens(count(Events("visits", {"member": "text"}, "at", {}), "7d"), "==", 0)),
         ("as their contract delivers", "member is int in the contract and text in the events", "declare both alike"),
     ),
+    "a time that may be missing": (
+        gym(sources=(replace(GYM.sources[0], contract=replace(visits.contract, columns=tuple(
+            replace(c, nullable=c.name == "at") for c in visits.contract.columns))),)),
+        ("as their contract delivers", "at may be missing in the contract", "declare both alike"),
+    ),
     "a column that is not there": (lambda: Happens.by(ANSWERS, "solved"), ("no column", "'solved'", "known")),
     "an amount of texts": (lambda: Amount.by(ANSWERS, "desk"), ("an amount is a number", "text", "OneOf")),
     "an interval that never holds": (lambda: Amount(WEEK, coverage=0.2), ("interval", "0.2", "0.8")),

@@ -18,7 +18,10 @@ from .columns import POLARS_TYPES
 from .contract import RETRACTED, check_many
 from .entries import Entry
 from .inbox import REFUSED_KEY, Inbox, raw_batch
+from .lake import batches_of, source_folder
 from .lists import list_written
+from .migration import check_change, newest
+from .notation import ContractError
 from .plain import PlainRows, plain_rows
 from .sources import Source
 from .staging import Staged, Stamp, staged, with_derived
@@ -30,7 +33,7 @@ from ..system.settings import Settings
 
 # %% auto #0
 __all__ = ['UNWANTED', 'GROUP_OF_EVENTS', 'text_row', 'clean_text', 'Post', 'arriving_rows', 'refused', 'judged', 'Fate',
-           'Receipt', 'named_in', 'unwanted', 'Intake']
+           'Receipt', 'named_in', 'unwanted', 'under_one_contract', 'Intake']
 
 # %% ../../nbs/10_data/15_intake.ipynb #7fb5f292
 def text_row(
@@ -265,6 +268,30 @@ def unwanted(
         for e, n in zip(entries, named, strict=True)
     ]
 
+# %% ../../nbs/10_data/15_intake.ipynb #e3079b55
+def under_one_contract(
+    settings: Settings,
+    source: Source,
+    box: Inbox,  # Its inbox
+    found: Sequence[Sequence[Entry]],  # Judged under the source's contract
+) -> bool:
+    "That events come under the contract of the rows that are there already; refused otherwise."
+    there = batches_of(source_folder(settings, source.name))
+    own = {name: meta for name, meta in there.items() if not meta.get("withdraws")}
+    if own:
+        before = newest(own.values())["contract"]
+        if before["hash"] != source.contract.hash:
+            check_change(source.name, before["said"], source.contract.said)
+        return True
+    was = next((k for k in reversed(box.latest) if not str(k).startswith(REFUSED_KEY)), None)
+    now = next((e.event_id for entries in found for e in entries if e.event_id is not None), None)
+    if None not in (was, now) and isinstance(was, int) != isinstance(now, int):
+        raise ContractError(
+            f"ids of one source are of one type, those of {source.name!r} that wait for their ingest are like {was!r:.40}, "
+            f"got {now!r:.40}; keep the type in the contract, ingest first, or give the changed source a name of its own"
+        )
+    return True
+
 # %% ../../nbs/10_data/15_intake.ipynb #6914bb36
 GROUP_OF_EVENTS = 4_000  # Checked and written together
 
@@ -293,6 +320,7 @@ class Intake:
     ) -> None:
         self.settings, self.source, self._now = settings, source, now
         self._box: Inbox | None = None
+        self._fits = False  # Not looked at yet
         self._commit: GroupCommit[Post, Receipt] = GroupCommit(f"events of {source.name}", self._write, most)
         self.submit, self.trouble, self.close = self._commit.submit, self._commit.trouble, self._commit.close
 
@@ -313,11 +341,11 @@ class Intake:
         now, listed = self._now(), read_forgotten(self.settings)
         found = [unwanted(self.source, entries, listed, now) for entries in judged(self.source, posts, now)]
         with self.box.changing() as box:
+            self._fits = self._fits or under_one_contract(self.settings, self.source, box, found)
             fresh: dict[int | str, str] = {}
             met = [list(_met(box, entries, fresh)) for entries in found]
             records = [entry.record() for post in met for _, entry in post if entry is not None]
-            notes = [{"mark": name, "at": at} for post in posts for name, at in post.marks.items()]
-            box.append([*records, *notes])
+            box.append([*records, *({"mark": n, "at": at} for p in posts for n, at in p.marks.items())])
             known = {n for c in self.source.contract.columns for n in (c.name, c.called)} | {RETRACTED}
             names = [sorted({n for e in entries for n in e.row} - known) for entries in found]
             each = zip(met, names, strict=True)

@@ -305,13 +305,14 @@ def _as_a_whole(
     whole = Whole(rows, len(batch.frame) + len(batch.spoiled), lacking, stamp.before)
     odd = surprises(contract.expects, columns, whole)
     notes = [f"{batch.batch_id}: {why}" for _, why in odd]
-    stop = [why for said, why in odd if said.effect == "refuse"]
+    told_off = odd if batch.each is None else []  # what was acknowledged one by one stays, and is noted
+    stop = [why for said, why in told_off if said.effect == "refuse"]
     if stop:
         raise ContractError(
             f"{contract.name} is not what it is like: {'; '.join(stop)}; look at the delivery; if it is right, widen what "
             f"the contract expects"
         )
-    aside = [why for said, why in odd if said.effect == "quarantine"]
+    aside = [why for said, why in told_off if said.effect == "quarantine"]
     if not aside:
         return rows, pl.DataFrame(schema=REFUSED), notes
     names = [f"batch: {why}" for why in aside]

@@ -322,7 +322,9 @@ def survey(
     what = given["target"] or (
         None if given["item"] else next(iter(found), None) or _answered(columns, typed, when)
     )
-    others = tuple(n for n in found or _targets(columns, {when, whom}, False) if n != what)[:4]
+    others = tuple(
+        n for n in found or _targets(columns, {when, whom}, False) if n not in (what, given["item"])
+    )[:4]
     seen = Survey(
         came.height, tuple(columns), when, whom, what, others,
         looked.height - looked.unique().height, typed, came is not frame, measured=measured is not None and whom == measured,

@@ -229,7 +229,8 @@ def noted(
     ids = "int" if delivery.rows.ids is None else "text"
     if kind.ids not in ("", ids):
         raise StoreMismatch(
-            f"event ids of {kind.name!r} are {kind.ids}, got {ids}; they order ties, so one kind of events has one type of id"
+            f"event ids of {kind.name!r} are {kind.ids}, got {ids}; they order ties, so one kind of events has one type of id; "
+            "remove the store (data/online) and run `mlsys ingest`: it is rebuilt from the lake"
         )
     changed = replace(kind, ids=ids, lacking=tuple(dict.fromkeys([*kind.lacking, *delivery.absent])))
     if changed != kind:

@@ -70,11 +70,21 @@ def _events_of(problem: Any) -> Iterator[Events]:
 def _unlike(contract: Contract, events: Events) -> list[str]:
     "Columns that are declared otherwise than they are delivered."
     wanted = {**events.keys, events.time: "time", **{c: m.dtype for c, m in events.columns.items()}}
-    came = {c.called: c.dtype for c in (*contract.columns, *contract.derived)}
-    return [
+    columns = (*contract.columns, *contract.derived)
+    came = {c.called: c.dtype for c in columns}
+    unlike = [
         f"{name} is {came[name]} in the contract and {dtype} in the events"
         for name, dtype in wanted.items()
         if name in came and came[name] not in _READ_FROM[dtype]
+    ]
+    lacking = any(c.nullable for c in columns if c.called == events.time)
+    return [
+        *unlike,
+        *(
+            [f"{events.time} may be missing in the contract, and says in the events when they happened"]
+            if lacking
+            else []
+        ),
     ]
 
 # %% ../../nbs/40_problem/42_parts.ipynb #a6b4d4ac

@@ -114,16 +114,23 @@ def _submitted(service: OpenService, decision: Decision) -> Waiting[Decision]:
     return done
 
 # %% ../../nbs/55_serving/58_endpoints.ipynb #1dcbad2f
+def _beside(predictor: Predictor, decision: Decision) -> dict[str, Any]:
+    "What the answer was chosen from, as it was at its moment: no log holds it."
+    seen = predictor.reader.read_many([decision.entity], decision.moment, [decision.request or {}])
+    return dict(seen.frame.row(0, named=True))
+
+
 def _because(service: OpenService, decision: Decision) -> dict[str, Any]:
     "The parts of an answer's margin; an answer that is made is given, explained or not."
-    model = answering(service.predictor, (decision.entity, decision.request)).model
+    predictor = answering(service.predictor, (decision.entity, decision.request))
+    model = predictor.model
     told = f"mlsys explain {decision.decision_id}"
     if decision.version != model.version:
         return {
             "cannot_say": f"version {decision.version} gave this answer, version {model.version} serves now; {told}"
         }
     try:
-        found = explain(model, decision.features)
+        found = explain(model, decision.features if model.among is None else _beside(predictor, decision))
     except MlsysError as e:
         return {"cannot_say": clipped(str(e), 300)}
     about = {"of": found.about} if found.about else {}

@@ -118,14 +118,11 @@ def replay_decision(settings: Settings, options: argparse.Namespace) -> int:
 # %% ../../../nbs/80_doors/86_commands/15_traceability.ipynb #27bdf7fe
 def explain_decision(settings: Settings, options: argparse.Namespace) -> None:
     "What each feature added to one answer, compared with the cases sealed beside its model."
-    from mlsys_nb.problem.declaration import load_problem
-    from mlsys_nb.release.explanation import explain
-    from mlsys_nb.release.registry import load_version
-    from mlsys_nb.system.control import open_control
+    from mlsys_nb.loop.reproduction import explanation_of
+    from mlsys_nb.loop.step import context
 
     made = decision_named(settings, options)
-    problem = load_problem(settings, made.problem)
-    why = explain(load_version(open_control(settings), settings, problem, made.version), made.features)
+    why, features = explanation_of(context(made.problem, options.now or "", settings), made)
     if options.json:
         facts = {"decision_id": made.decision_id, "version": made.version, "score": made.score}
         say_data({**facts, **vars(why)})
@@ -135,4 +132,4 @@ def explain_decision(settings: Settings, options: argparse.Namespace) -> None:
         f"version {made.version} said {made.score:.4f}: margin{of} {why.margin:+.4f}, of the cases it is compared with {why.usual:+.4f}"
     )
     for name, part in why.parts.items():
-        say(f"{part:+10.4f}  {name} = {made.features.get(name)}")
+        say(f"{part:+10.4f}  {name} = {features.get(name)}")

@@ -323,9 +323,10 @@ def declared_code(
     parts = ["\n".join(group_code(*g) for g in together.items()), *parts] if together else parts
     text = "\n".join(parts)
     costs = next(word for word in ("OverUnder", "CostMatrix", "PerHit", "Costs") if f"{word}(" in text)
+    judged = ["Limits", costs] if "Limits(" in text else [costs]
     known = ("Amount", "Candidates", "Chosen", "Criterion", "Each", "Everyone", "Happens", "OneOf", "Problem")
     words = [w for w in known if re.search(rf"\b{w}\b", text)]
-    _check_words([(evaluation, costs), *((problem, word) for word in words)])
+    _check_words([*((evaluation, word) for word in judged), *((problem, word) for word in words)])
     sources = ", ".join(w for w in ("FilesSource", "SqlSource") if f"{w}(" in text)
-    imports = _IMPORTS.format(costs=costs, words=", ".join(words), sources=sources)
+    imports = _IMPORTS.format(costs=", ".join(judged), words=", ".join(words), sources=sources)
     return [imports if "timedelta(" in text else imports.replace(", timedelta", ""), *parts]

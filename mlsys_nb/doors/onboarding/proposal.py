@@ -301,8 +301,8 @@ def propose(
         return replace(found, until=_until(look, whole, now, [found.known or look.time, look.time]))
     if look.entity is None:
         raise MlsysError(
-            f"a question needs an outcome (--target) or somebody who returns (--entity), none was found among "
-            f"{', '.join(c.name for c in look.columns)}; name one"
+            f"a question needs an outcome (--target), somebody who returns (--entity), or what comes next in a log of who took what "
+            f"(--item), none was found among {', '.join(c.name for c in look.columns)}; name one"
         )
     rows = pl.DataFrame([
         read_as(whole[look.entity], look[look.entity]).alias("who"),

@@ -76,6 +76,6 @@ def next_item(
     target=Chosen(f.first({name}, "{item}", "{horizon}", by="{who}").named("next_{item}"), among=offered),
     horizon={written_length(proposal.horizon)}, lookback={written_length(lookback_of(proposal.horizon))},
     rule=Rule.feature("log_taken_{back}", "likelier", "what many took"),
-    costs=PerHit("EUR", 1.0),
+    costs=PerHit("EUR", 1.0), limits=Limits(latency_ms=20.0),
 )''',
     ]
