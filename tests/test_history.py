@@ -7,6 +7,7 @@ from datetime import timedelta
 import numpy as np
 import polars as pl
 import pytest
+from conftest import FULL
 from feature_sets import features as everything
 
 from mlsys_nb import features as f
@@ -87,7 +88,7 @@ def test_mode_and_recent_against_counting(seed):
             assert [row[x.name] for x in latest] == back[:4]
 
 
-@pytest.mark.parametrize("n", [2, 7, 100])
+@pytest.mark.parametrize("n", [2, 7, 100 if FULL else 30])
 @pytest.mark.parametrize("lazy", [False, True])
 def test_partitions_give_the_same_bits(n, lazy):
     "Corrections that move an event to another entity, late and retracted events, several keys, unknown keys."

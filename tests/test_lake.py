@@ -12,6 +12,7 @@ from typing import Any
 
 import polars as pl
 import pytest
+from conftest import FULL
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -78,7 +79,7 @@ deliveries = st.lists(
 
 
 @given(deliveries)
-@hypothesis_settings(max_examples=25, deadline=None)
+@hypothesis_settings(max_examples=25 if FULL else 12, deadline=None)
 def test_fault_5_what_was_seen_once_never_changes(
     tmp_path_factory: pytest.TempPathFactory, days: list[Any]
 ) -> None:
@@ -175,7 +176,7 @@ def test_fault_5_a_replay_is_ingested_by_its_own_clock(tmp_path: Path) -> None:
 
 
 @given(st.lists(st.tuples(sales, st.integers(1, 3)), min_size=1, max_size=8), st.integers(0, 10**6))
-@hypothesis_settings(max_examples=30, deadline=None)
+@hypothesis_settings(max_examples=30 if FULL else 15, deadline=None)
 def test_fault_7_any_order_and_split_is_the_same_lake(
     tmp_path_factory: pytest.TempPathFactory, bought: list[Any], seed: int
 ) -> None:
@@ -205,7 +206,7 @@ def test_fault_7_any_order_and_split_is_the_same_lake(
 
 
 @given(st.lists(sales, min_size=1, max_size=5), st.integers(0, 10**6))
-@hypothesis_settings(max_examples=20, deadline=None)
+@hypothesis_settings(max_examples=20 if FULL else 10, deadline=None)
 def test_fault_7_twins_count_where_the_source_says_so(
     tmp_path_factory: pytest.TempPathFactory, rows: list[Any], seed: int
 ) -> None:

@@ -278,7 +278,7 @@ def test_nobody_keeps_time_and_it_is_said(home, capsys):
 def test_a_job_that_hangs_is_ended_and_a_stopped_scheduler_leaves_nothing(home):
     settings = declared(home, "0 3 * * * UTC -p seconds=600 --timeout 8s --retries 0")
     started = time.monotonic()
-    assert main(["schedule", "--once"]) == 0 and time.monotonic() - started < 100
+    assert main(["schedule", "--once"]) == 0 and time.monotonic() - started < 300
     control = open_control(settings)
     assert "it took longer than" in dues(control)[-1].error
     settings, before = declared(home, "30 3 * * * UTC -p seconds=600"), {r.run_id for r in list_runs(control)}

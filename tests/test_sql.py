@@ -12,6 +12,7 @@ from typing import Any
 import polars as pl
 import pytest
 import sqlalchemy as sa
+from conftest import FULL
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -513,7 +514,9 @@ writes = st.lists(
 
 @given(writes, st.sampled_from(["2h", "30h"]), st.booleans())
 @hypothesis_settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=40 if FULL else 20,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 def test_what_is_visible_within_the_overlap_arrives_once(
     tmp_path_factory: pytest.TempPathFactory, days: list[Any], overlap: str, whole: bool

@@ -199,7 +199,7 @@ def test_several_workers_at_work_forget_and_nothing_comes_back(root, request, mo
         for thread in threads:
             thread.start()
         try:
-            until(lambda: sum(status == 200 for _, status, _ in told) > 60)
+            until(lambda: sum(status == 200 for _, status, _ in told) > 40)
             code = "import sys; from mlsys_nb.doors.cli import main; sys.exit(main(sys.argv[1:]))"
             words = [
                 "forget",
@@ -222,7 +222,7 @@ def test_several_workers_at_work_forget_and_nothing_comes_back(root, request, mo
             )
             done = len(told)
             assert made.returncode == 0, made.stdout + made.stderr
-            until(lambda: len(told) > done + 40)
+            until(lambda: len(told) > done + 30)
         finally:
             stop.set()
             for thread in threads:
@@ -238,7 +238,7 @@ def test_several_workers_at_work_forget_and_nothing_comes_back(root, request, mo
     mine = {
         t["decision_id"] for who, status, t in told if who == "123" and status == 200 and "decision_id" in t
     }
-    assert len(mine) > 20 and mine <= kept, "what others were told is there"
+    assert len(mine) > 10 and mine <= kept, "what others were told is there"
     assert findings(here) == []
     left, now = ("early", "lake"), others(here)
     assert {k: now[k] for k in left} == {k: before[k] for k in left}

@@ -9,6 +9,7 @@ from typing import Any
 
 import polars as pl
 import pytest
+from conftest import FULL
 
 from mlsys_nb import features as f
 from mlsys_nb.data.columns import Column
@@ -80,7 +81,7 @@ def same_in_store(store: Any, shop: Settings, moment: datetime) -> None:
         assert {k: bits(v) for k, v in mine.items()} == {k: bits(row[k]) for k in mine}
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(6 if FULL else 3))
 @pytest.mark.parametrize("contract", [SALES, NAMED], ids=["by content", "by id"])
 def test_withdrawals_in_any_order_against_a_diary(
     shop: Settings, tmp_path: Path, contract: Contract, seed: int
