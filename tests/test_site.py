@@ -72,7 +72,9 @@ def look(browser):
     def look(path: Path, name: str):
         said.clear()
         page.goto(path.as_uri())
-        page.evaluate("new Promise(idle => requestIdleCallback(idle))")  # what it does by itself is done
+        page.evaluate(
+            "new Promise(idle => requestIdleCallback(() => idle(), {timeout: 9000}))"
+        )  # what it does by itself is done
         picture(page, name)
         assert said == [], f"{path.name}: {said}"
         wide = page.evaluate("document.documentElement.scrollWidth > document.documentElement.clientWidth")
