@@ -530,6 +530,36 @@ def test_a_lake_of_another_format_is_refused_with_a_way_on(shop: Settings) -> No
     assert snapshot(shop, "till").rows == 1
 
 
+def test_a_manifest_is_read_once_while_its_file_stays_and_again_when_it_is_another(
+    shop: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lake, opened = import_module("mlsys_nb.data.lake"), list[Path]()
+    reading = lake.read_folder_manifest
+    monkeypatch.setattr(lake, "read_folder_manifest", lambda path: opened.append(path) or reading(path))
+    for day in (1, 2):
+        deliver(shop, f"2010-03-0{day}", [(day, "1.00", "2010-02-01")])
+    ingest(shop, till(), LATER)
+    first, folder = snapshot(shop, "till"), shop.lake / "till" / "2010-03-01.csv"
+    assert read(shop, snapshot(shop, "till")).height == 2 and sorted(opened) == [folder, folder.with_name("2010-03-02.csv")]  # fmt: skip
+    path, elsewhere = folder / "manifest.json", folder.with_name(".elsewhere")
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b'"rows": 1', b'"rows": 2'))  # in its place, of the same length
+    with pytest.raises(SealError, match=r"manifest.json is not as it was written"):
+        snapshot(shop, "till")
+    path.write_bytes(content)
+    assert snapshot(shop, "till") == first
+    folder.rename(elsewhere)
+    folder.symlink_to(elsewhere)
+    with pytest.raises(SealError, match="is a link"):
+        snapshot(shop, "till")
+    folder.unlink()
+    elsewhere.rename(folder)
+    assert snapshot(shop, "till") == first
+    path.unlink()
+    with pytest.raises(LakeError, match="is missing from the lake|holds other content"):
+        snapshot(shop, "till")
+
+
 def damages(path: Path) -> Iterator[Callable[[], None]]:
     content = path.read_bytes()
     yield lambda: path.unlink()

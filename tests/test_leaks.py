@@ -17,6 +17,7 @@ from test_loop import lived
 from mlsys_nb.data.contract import Column
 from mlsys_nb.evaluation.battery import Judged, battery
 from mlsys_nb.evaluation.classes import Classes
+from mlsys_nb.evaluation.giveaway import averages
 from mlsys_nb.evaluation.leakage import suspects
 from mlsys_nb.evaluation.probability import Probability
 from mlsys_nb.features.events import Events
@@ -184,6 +185,18 @@ def test_doubled_cases_are_named(kind):
     assert [(s.column, s.test) for s in battery(rows, HONEST, entity=["who"]) if s.sure] == [
         ("rows", "doubled")
     ]
+
+
+@pytest.mark.parametrize(("spoiled", "named"), [(0, True), (200, True), (201, False), (260, False)])
+@pytest.mark.parametrize("side", [1, -1])
+def test_a_mean_over_groups_is_named_from_four_rows_in_five_on_wherever_they_stand(spoiled, named, side):
+    rng = np.random.default_rng(3)
+    shop = np.concatenate([np.arange(1_000) % 40 + 1, np.zeros(200, dtype=int)])  # the commonest says nothing
+    y = rng.normal(50, 20, len(shop)).round(2)
+    mean = (np.bincount(shop, y) / np.bincount(shop))[shop].round(2)
+    mean[:1_000][::side][:spoiled] += 7.0
+    rows = pl.DataFrame({"mean": mean, "shop": shop})
+    assert bool(set(averages(rows, ["mean"], ["shop"], y[:, None]))) == named
 
 
 @pytest.mark.parametrize("kind", KINDS)

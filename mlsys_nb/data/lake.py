@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -67,11 +68,22 @@ def batch_folder(
     return source_folder(settings, source) / batch_id
 
 # %% ../../nbs/10_data/13_lake.ipynb #928aa1e7
+@lru_cache(maxsize=2_000)
+def _read_once(folder: Path, looks: tuple[int, ...]) -> dict[str, Any]:
+    return read_folder_manifest(folder)
+
+
 def read_batch_manifest(
     folder: Path,  # Of a batch
-) -> dict[str, Any]:  # Checked against its seal
-    "What a batch says of itself."
-    manifest = read_folder_manifest(folder)
+) -> dict[str, Any]:  # Checked against its seal; nobody changes it
+    "What a batch says of itself; a process reads it again when its file is another one."
+    try:
+        own, file = folder.lstat(), (folder / MANIFEST).stat()
+    except OSError:
+        manifest = read_folder_manifest(folder)  # which says what is wrong
+    else:
+        looks = (own.st_ino, file.st_ino, file.st_size, file.st_mtime_ns, file.st_ctime_ns)
+        manifest = _read_once(folder, looks)
     known = manifest.get("format") == LAKE_FORMAT and manifest.get("entity_keys") is None
     if not known:
         raise LakeError(

@@ -45,13 +45,14 @@ def recalibration(
         z = x @ b
         return float(np.sum(np.logaddexp(0, z) - y * z) + pull * np.sum((b - (0, 1)) ** 2) / 2)
 
+    here = loss(at)
     for _ in range(30):
         q = 1 / (1 + np.exp(-np.clip(x @ at, -500, 500)))
         slope = x.T @ (q - y) + pull * (at - (0, 1))
         step = np.linalg.solve((x * (q * (1 - q))[:, None]).T @ x + pull * np.eye(2), slope)
-        while loss(at - step) > loss(at) and np.abs(step).max() > 1e-9:
+        while (there := loss(at - step)) > here and np.abs(step).max() > 1e-9:
             step = step / 2
-        at = at - step
+        at, here = at - step, there
         if np.abs(step).max() < 1e-9:
             break
     return Recalibration(float(at[0]), float(at[1]))

@@ -6,7 +6,7 @@
 __all__ = ['days_table', 'quarantine_table', 'freshness_table', 'arrival_tables', 'scores_table', 'score_tables']
 
 # %% ../../nbs/75_loop/76_arrival_tables.ipynb #b17667eb
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -36,20 +36,21 @@ def days_table(
     for name, one in taken.items():
         if one.newest is None:
             continue
-        since = one.newest - back
-        for batch in one.batches:
-            folder = batch_folder(at.settings, name, batch)
-            manifest = read_batch_manifest(folder)
-            if not manifest.get("newest") or instant(manifest["newest"]) <= since:
-                continue
+        known = pl.concat(list(_known(at, one, one.newest - back)))
+        counts = known.dt.date().alias("day").value_counts(name="rows")
+        found.append(counts.select(table=pl.lit(name), day="day", rows="rows").cast(_DAYS))
+    return pl.concat(found).sort("table", "day")
+
+
+def _known(at: Context, taken: Snapshot, since: datetime) -> Iterator[pl.Series]:
+    "When the rows became known that became known later than a moment; only batches that have such are opened."
+    yield pl.Series(dtype=POLARS["time"])
+    for batch in taken.batches:
+        folder = batch_folder(at.settings, taken.source, batch)
+        manifest = read_batch_manifest(folder)
+        if manifest.get("newest") and instant(manifest["newest"]) > since:
             known = frame_from(read_sealed(folder, ROWS, manifest))["known_at"].cast(POLARS["time"])
-            day = known.filter(known > since).dt.date().alias("day")
-            counts = day.value_counts(name="rows").select(
-                table=pl.lit(name), day="day", rows=pl.col("rows").cast(pl.Int64)
-            )
-            found.append(counts.cast(_DAYS))
-    whole = pl.concat(found).group_by("table", "day").agg(pl.col("rows").sum())
-    return whole.sort("table", "day").select(*_DAYS)
+            yield known.filter(known > since)
 
 # %% ../../nbs/75_loop/76_arrival_tables.ipynb #697dead4
 def quarantine_table(
