@@ -262,8 +262,11 @@ def with_changes(
     new: Rows,  # Rows that come to it
     ended: np.ndarray,  # Versions in it that end, fields x rows
 ) -> Rows:  # Sorted
-    "Bring changes into one part."
+    "Bring changes into one part; both are sorted, and what is new is nearly always what comes last."
     both = joined([rows, new])
+    later = len(rows) and len(new) and rows.cells[TIME, -1] < new.cells[TIME, 0]
+    if later and not ended.shape[1]:
+        return both
     for code, known, end in ended[[ID, KNOWN, END]].T.tolist():
         both.cells[END][(both.cells[ID] == code) & (both.cells[KNOWN] == known)] = end
     return both.take(sorted_rows(both))

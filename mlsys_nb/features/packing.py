@@ -87,9 +87,10 @@ INTEGER_CODES = {1: "<u1", 2: "<u2", 4: "<u4", 8: "<i8"}
 
 def packed(
     values: np.ndarray,  # int64, at least one
+    low: int,  # The smallest of them
+    high: int,  # The largest
 ) -> tuple[int, int, bytes]:  # Width with flag, smallest value, what is written
     "A column in as few bytes as its range takes."
-    low, high = int(values.min()), int(values.max())
     if low == high:
         return (NULLS if low == NULL else 0), low, b""
     nulls = low == NULL
@@ -202,6 +203,7 @@ def record_bytes(
     chunks = 0 if directory is None else directory.shape[1]
     at = HEAD.size + 8 * DIRECTORY * chunks + PLACE.size * len(cells)
     places, parts = [], []
+    ends = (cells.min(axis=1).tolist(), cells.max(axis=1).tolist()) if n else ()
     for f, values in enumerate(cells):
         if n == 0:
             width, low, content = 0, NULL, b""
@@ -210,7 +212,7 @@ def record_bytes(
         elif f == TIME and n > 1:
             width, low, content = 8, 0, values.astype("<i8").tobytes()
         else:
-            width, low, content = packed(values)
+            width, low, content = packed(values, *(end[f] for end in ends))
         places.append(PLACE.pack(width, at, low))
         parts.append(content)
         at += len(content)
