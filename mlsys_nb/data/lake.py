@@ -5,6 +5,7 @@
 # %% ../../nbs/10_data/13_lake.ipynb #973d71e4
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -68,22 +69,17 @@ def batch_folder(
     return source_folder(settings, source) / batch_id
 
 # %% ../../nbs/10_data/13_lake.ipynb #928aa1e7
-@lru_cache(maxsize=2_000)
-def _read_once(folder: Path, looks: tuple[int, ...]) -> dict[str, Any]:
-    return read_folder_manifest(folder)
-
-
 def read_batch_manifest(
     folder: Path,  # Of a batch
 ) -> dict[str, Any]:  # Checked against its seal; nobody changes it
     "What a batch says of itself; a process reads it again when its file is another one."
-    try:
-        own, file = folder.lstat(), (folder / MANIFEST).stat()
-    except OSError:
-        manifest = read_folder_manifest(folder)  # which says what is wrong
-    else:
-        looks = (own.st_ino, file.st_ino, file.st_size, file.st_mtime_ns, file.st_ctime_ns)
-        manifest = _read_once(folder, looks)
+    looks = [path.lstat() for path in (folder, folder / MANIFEST) if os.path.exists(path)]
+    return _read_once(folder, tuple((s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for s in looks))
+
+
+@lru_cache(maxsize=2_000)
+def _read_once(folder: Path, looks: tuple[tuple[int, ...], ...]) -> dict[str, Any]:
+    manifest = read_folder_manifest(folder)
     known = manifest.get("format") == LAKE_FORMAT and manifest.get("entity_keys") is None
     if not known:
         raise LakeError(
@@ -243,9 +239,7 @@ def snapshot(
     ledger = read_ledger(folder)  # before the folders: an ingest may be at work
     there = batches_of(folder)
     check_ledger(folder, ledger, there, ingested_by)
-    found = {
-        n: m for n, m in there.items() if ingested_by is None or instant(m["ingested_at"]) <= ingested_by
-    }
+    found = {n: m for n, m in there.items() if not ingested_by or instant(m["ingested_at"]) <= ingested_by}
     contents = contents_of(found)
     rows = sum(m["counts"]["rows"] for m in found.values())
     claims = tuple(sorted({m["claims"] for m in found.values() if m["claims"]}))
@@ -363,12 +357,8 @@ def _wrong_with(folder: Path) -> Iterator[Finding]:
             yield Finding(folder / name, "it was ingested and is missing", "run `mlsys ingest` again")
         elif name in there and not as_noted(there[name], content):
             yield Finding(folder / name, "it holds other content than was ingested", anew)
-    ends = ledger.finishes[-1].moment if ledger.finishes else None
-    late = [
-        b
-        for b, m in there.items()
-        if (ends is None or instant(m["ingested_at"]) > ends) and not m.get("withdraws")
-    ]
+    ends, own = ledger.finishes[-1:], {b: m for b, m in there.items() if not m.get("withdraws")}
+    late = [b for b, m in own.items() if not ends or instant(m["ingested_at"]) > ends[0].moment]
     if late or (folder / LEDGER).stat().st_size != ledger.size:
         told = f"the ingest of {late[0]} did not end" if late else "its last line is only half there"
         yield Finding(folder / LEDGER, told, "run `mlsys ingest` again")
