@@ -16,7 +16,7 @@ from mlsys_nb.data.delimited import SourceError
 from mlsys_nb.data.reading import read_table
 from mlsys_nb.data.survey import concerns
 from mlsys_nb.doors.onboarding.case import declared_code
-from mlsys_nb.doors.onboarding.origin import Origin, read_origin
+from mlsys_nb.doors.onboarding.origin import Origin, read_origin, reading
 from mlsys_nb.doors.onboarding.proposal import assumptions, called, completed, propose
 from mlsys_nb.doors.onboarding.stored_type import as_stored
 from mlsys_nb.loop.step import StaleData, reaching
@@ -233,6 +233,10 @@ def test_many_rare_classes_are_told_in_one_line() -> None:
     ]
 
 
+def look_at(table: pl.DataFrame) -> Any:
+    return survey(table).columns[0]
+
+
 @pytest.mark.parametrize(
     ("page", "words"),
     [("cp1250", ["Złożono", "Łódź", "wąż", "Kraków"]), ("cp1251", ["Город", "Москва", "Тверь", "km"]),
@@ -248,6 +252,35 @@ def test_a_byte_a_letter_is_read_as_the_language_it_is(tmp_path: Path, page: str
     assert [
         line for line in origin.unread if line.startswith(f"read as {page}") and "save it as UTF-8" in line
     ]
+    code, said = "\n".join([origin.source("t", "None", look_at(table), None), reading(origin)]), {}
+    assert f'Dialect("{page}")' in code
+    ascii_only = path.with_name("u.csv")
+    ascii_only.write_bytes(b"a;n\n" + "".join(f"{words[1]};{i}\n" for i in range(2)).encode(page))
+    exec(
+        f"from mlsys_nb.data import FilesSource\nfrom mlsys_nb.data.delimited import Dialect\nfound = {origin.source('t', 'None', look_at(table), None)}",
+        said,
+    )
+    assert set(read_table(ascii_only, said["found"].dialect).frame["a"]) == {words[1]}
+    ascii_only.write_text(f"a;n\n{words[0]}é;1\n", encoding="utf-8")
+    assert "sound UTF-8" in read_table(ascii_only, said["found"].dialect).notes[0]
+
+
+def test_one_word_in_several_spellings_is_told_and_not_merged() -> None:
+    rng = np.random.default_rng(2)
+    told = [
+        str(v)
+        for v in rng.choice(
+            ["yes", "YES", "Yes", "no", "NO", "perhaps"], 900, p=[0.3, 0.1, 0.1, 0.3, 0.1, 0.1]
+        )
+    ]
+    look = survey(pl.DataFrame({"x": range(900), "came": told, "way": ["a", "b", "c"] * 300}), target="came")
+    [line] = [line for line in concerns(look) if "capitals" in line]
+    assert (
+        "'NO': 'no'" in line
+        and "'Yes': 'yes'" in line
+        and "perhaps" not in line
+        and look["came"].distinct == 6
+    )
 
 
 def test_amounts_beside_an_item_ask_first_who_returns() -> None:

@@ -6,11 +6,12 @@
 from __future__ import annotations
 
 import gzip
+import io
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import polars as pl
 
@@ -74,16 +75,30 @@ def _moved(spoiled: pl.DataFrame, lines: int) -> pl.DataFrame:
     return spoiled.with_columns(reason=pl.Series(told, dtype=pl.String))
 
 
+class _Narrow:
+    "A text of two or four bytes a letter as UTF-8; what is no letter spoils its line, as it does in a whole file."
+
+    def __init__(self, file: BinaryIO, encoding: str) -> None:
+        self._text = io.TextIOWrapper(file, encoding, "replace", newline="")
+
+    def read(self, size: int) -> bytes:
+        return self._text.read(size).encode().replace("\ufffd".encode(), b"\xff")
+
+
+def _narrowed(file: Any) -> Any:
+    begin = file.read(4096)
+    file.seek(0)
+    encoding = dialect_of(begin).encoding if begin else "utf-8"
+    return _Narrow(file, encoding) if encoding.startswith(("utf-16", "utf-32")) else file
+
+
 def _texts(file: BinaryIO, kind: str, size: int, name: str) -> Iterator[RawTable]:
     "A text file, table by table."
     dialect, head, lines = Dialect(), b"", 0
+    file = _narrowed(file) if kind in TEXT_FORMATS else file
     for i, piece in enumerate(_pieces(file, size, name)):
         if kind in TEXT_FORMATS and i == 0:
             dialect = dialect_of(piece[: 2**20].rpartition(b"\n")[0] or piece)
-            if "\n".encode(dialect.encoding) != b"\n" and dialect.encoding != "utf-8-sig":
-                raise SourceError(
-                    f"a table that is read part by part is written in UTF-8, {name} in {dialect.encoding}; convert it"
-                )
         found = parsed(head + piece, kind, dialect)
         yield replace(found, spoiled=_moved(found.spoiled, lines - bool(head)))
         lines += piece.count(b"\n")

@@ -325,6 +325,8 @@ def delimited(
     )
     spoiled = spoiled_lines((first + i + 1, below.lines[i], why) for i, why in bad.items())
     form = f"read as {encoding}, delimited by {delimiter!r}"
+    if dialect.encoding and not encoding.startswith("utf") and not data.isascii() and _reads(data, "utf-8"):
+        form += f"; its bytes are sound UTF-8, {encoding} is what is declared"
     told = [f"{above} lines above the header are left out: {lines[0][:80]!r}"] if above else []
     return RawTable(frame, True, spoiled, (form, *told, *notes))
 

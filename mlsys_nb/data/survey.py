@@ -111,6 +111,22 @@ def _skewed(
 _NAMED = 4  # rare classes are told one by one
 
 
+def _spellings(column: pl.Series) -> list[str]:
+    "Values that are written in several ways, in words."
+    ways: dict[str, list[str]] = {}
+    for value in column.drop_nulls().value_counts(sort=True)[column.name]:
+        ways.setdefault(str(value).strip().casefold(), []).append(value)
+    several = {same[0]: same[1:] for same in ways.values() if len(same) > 1}
+    if not several:
+        return []
+    shown = "; ".join(", ".join(map(repr, [value, *same])) for value, same in several.items())
+    merge = {other: value for value, same in several.items() for other in same}
+    return [
+        f"{column.name}: {shown} differ in capitals or blanks alone and are values of their own; if they are one, write "
+        f"merge={merge} in its Column, leave the merged ones out of classes, and ask with what stays"
+    ]
+
+
 def concerns(
     look: Survey,
 ) -> list[str]:  # Sentences
@@ -120,6 +136,7 @@ def concerns(
     for name in (c.name for c in known if c.dtype in ("int", "float", "decimal") and c.distinct > 20):
         if _skewed(look.sample[name]):
             found.append(f"{name} is skewed: 1 % of the rows hold more than a quarter of its total")
+    found += [line for c in look.columns if c.dtype == "category" for line in _spellings(look.sample[c.name])]
     if look.target and 1 < look[look.target].distinct <= FEW:
         rare = _rare(look.sample[look.target])
         each = [f"rows that have {look.target} = {v!r}: only {n}" for v, n in rare.items()]

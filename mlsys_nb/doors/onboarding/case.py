@@ -328,5 +328,6 @@ def declared_code(
     words = [w for w in known if re.search(rf"\b{w}\b", text)]
     _check_words([*((evaluation, word) for word in judged), *((problem, word) for word in words)])
     sources = ", ".join(w for w in ("FilesSource", "SqlSource") if f"{w}(" in text)
+    sources += "\nfrom mlsys_nb.data.delimited import Dialect" if "Dialect(" in text else ""
     imports = _IMPORTS.format(costs=", ".join(judged), words=", ".join(words), sources=sources)
     return [imports if "timedelta(" in text else imports.replace(", timedelta", ""), *parts]

@@ -30,6 +30,7 @@ class Origin:
     text: bool = True  # It knows no types
     secret: str = ""  # Where the password of a database stands
     pattern: str = ""  # Of the files of its folder; empty: all of its kind
+    encoding: str = ""  # A guessed code page, which later files have as well
     unread: tuple[
         str, ...
     ] = ()  # What is to be told of a guessed code page, and of lines that could not be read
@@ -54,7 +55,8 @@ class Origin:
         )
         known = f",\n    known=lambda _: {moment}" if until else ""
         folder, pattern = Path(self.place).parent, self.pattern or f"*{Path(self.place).suffix}"
-        return f'FilesSource("{name}", {contract}, folder="{folder}", pattern="{pattern}"{known})'
+        page = f', dialect=Dialect("{self.encoding}")' if self.encoding else ""
+        return f'FilesSource("{name}", {contract}, folder="{folder}", pattern="{pattern}"{page}{known})'
 
     @property
     def query(self) -> str:
@@ -70,11 +72,13 @@ def reading(
         secret = f", secret={origin.secret!r}" if origin.secret else ""
         asked = f"table_rows({origin.place!r}, {origin.query!r}{secret})"
         return f"from mlsys_nb.data.sql import table_rows\n\ntable = {asked}"
-    return f"""from mlsys_nb.data.reading import read_table
+    word = "from mlsys_nb.data.delimited import Dialect\n" if origin.encoding else ""
+    page = f', Dialect("{origin.encoding}")' if origin.encoding else ""
+    return f"""{word}from mlsys_nb.data.reading import read_table
 from mlsys_nb.system import load_settings
 
 settings = load_settings()
-table = read_table(settings.raw / "{origin.place}").frame"""
+table = read_table(settings.raw / "{origin.place}"{page}).frame"""
 
 # %% ../../../nbs/80_doors/81_onboarding/10_origin.ipynb #f5ed8ceb
 def _of_database(given: str, secret: str) -> tuple[pl.DataFrame, Origin]:
@@ -95,7 +99,8 @@ def read_origin(
     read = read_table(Path(given))
     pages = [note for note in read.notes if note.startswith("read as cp")]  # a guess that letters show
     told = [f"{note}; where letters look wrong, save it as UTF-8" for note in pages]
-    return read.frame, Origin(given, text=read.text, unread=(*told, *_unread(read.spoiled)))
+    page = pages[0].split()[2].rstrip(",") if pages else ""
+    return read.frame, Origin(given, text=read.text, unread=(*told, *_unread(read.spoiled)), encoding=page)
 
 
 def _unread(spoiled: pl.DataFrame) -> tuple[str, ...]:
