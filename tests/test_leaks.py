@@ -191,10 +191,11 @@ def test_doubled_cases_are_named(kind):
 @pytest.mark.parametrize("side", [1, -1])
 def test_a_mean_over_groups_is_named_from_four_rows_in_five_on_wherever_they_stand(spoiled, named, side):
     rng = np.random.default_rng(3)
-    shop = np.concatenate([np.arange(1_000) % 40 + 1, np.zeros(200, dtype=int)])  # the commonest says nothing
+    shop = np.concatenate([np.arange(1_150) % 40 + 1, np.zeros(200, dtype=int)])  # the commonest says nothing
     y = rng.normal(50, 20, len(shop)).round(2)
     mean = (np.bincount(shop, y) / np.bincount(shop))[shop].round(2)
-    mean[:1_000][::side][:spoiled] += 7.0
+    mean[:150] = np.nan
+    mean[150:1_150][::side][:spoiled] += 7.0
     rows = pl.DataFrame({"mean": mean, "shop": shop})
     assert bool(set(averages(rows, ["mean"], ["shop"], y[:, None]))) == named
 

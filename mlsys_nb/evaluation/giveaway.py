@@ -142,19 +142,19 @@ def _telling(made: np.ndarray, rows: np.ndarray) -> np.ndarray:
     return (kind != common) & (len(values) > _OTHERS)
 
 
-def _may_meet(x: np.ndarray, made: np.ndarray) -> bool:
+def _may_meet(x: np.ndarray, made: np.ndarray, known: np.ndarray) -> bool:
     "Whether a first part of the rows leaves room for so many: nearly always it says no, and nobody looks at the rest."
-    n, first = len(x), len(x) // 4
-    far = np.abs(x[:first] - made[:first]) > 0.006 + 1e-6 * np.abs(made[:first])
-    return bool(n - far.sum() > _MET * n - 1)
+    first = len(x) // 4
+    near = np.abs(x[:first] - made[:first]) <= 0.006 + 1e-6 * np.abs(made[:first])  # never where x is unknown
+    return bool(near.sum() + known[first:].sum() > _MET * known.sum() - 1)
 
 
 def _meets(x: np.ndarray, made: np.ndarray) -> bool:
     "Whether a number is one that was worked out, nearly everywhere."
     known = np.isfinite(x)
-    x, made = x[known], made[known]
-    if len(x) < _FEWEST or not _may_meet(x, made):
+    if known.sum() < _FEWEST or not _may_meet(x, made, known):
         return False
+    x, made = x[known], made[known]
     near = np.abs(x - made) <= 1e-6 * np.maximum(1, np.abs(made))
     return bool(max(near.mean(), *((np.abs(x - made.round(d)) < 1e-9).mean() for d in (2, 3, 4))) >= _MET)
 
