@@ -26,6 +26,7 @@ from mlsys_nb.loop.succession import looks, note_look, succession
 from mlsys_nb.loop.training_tables import gain_table
 from mlsys_nb.loop.upkeep import decisions_made, less_lost, state_of, waiting_days, worse_than
 from mlsys_nb.monitoring.alerts import Alert, alerts, open_alerts, record
+from mlsys_nb.monitoring.performance import allowed, performance_check
 from mlsys_nb.problem.occasion import Age, Cadence, Growth, NoLabels, WorseThan
 from mlsys_nb.release.hold import hold_of
 from mlsys_nb.release.registry import champion, champion_history
@@ -259,6 +260,27 @@ def test_fault_a_version_that_is_refreshed_before_its_outcomes_come_was_never_ju
     assert newly_matured(again, again.model)["version"].unique().to_list() == [new]
     monitor(again)
     assert looks(later(own, 18), 1)[-1].evidence.labels > first.evidence.labels
+
+
+def test_frequent_looks_judge_the_newest_three_together_each_question_at_half_of_the_rate(own, monkeypatch):
+    asked, real = [], performance_check
+
+    def noted(problem, rows, given, rate):
+        asked.append((rows["label"].count(), round(rate / allowed(0.01, timedelta(days=3)), 3)))
+        return real(problem, rows, given, rate)
+
+    monkeypatch.setattr("mlsys_nb.loop.follow_up.performance_check", noted)
+    for day in (3, 6, 9):
+        score(later(own, day))
+    found = [monitor(later(own, day)).performance for day in (11, 14, 17, 20)]
+    n = [report.evaluation.n for report in found]
+    assert asked[0][0] == n[0] > 100 and asked[1] == (n[1], 1.0)  # nobody knows when the first look began
+    assert asked[2:] == [(n[2], 0.5), (n[1] + n[2], 0.5), (n[3], 0.5), (sum(n[1:]), 0.5)]
+    assert [report.verdict for report in found] == ["as promised"] * 4
+    spent = [report.false_alarm_rate / allowed(0.01, timedelta(days=3)) for report in found[1:]]
+    assert spent == pytest.approx([1.0] * 3)  # one answer of both questions
+    monitor(later(own, 60))
+    assert len(asked) == 7 and asked[6][1] > 1  # what comes after so long is asked alone
 
 
 def test_the_remedy_of_a_broken_promise_begins_anew(own, monkeypatch):

@@ -28,6 +28,7 @@ from mlsys_nb.monitoring.performance import (
     PerformanceReport,
     Promise,
     allowed,
+    over_looks,
     performance_check,
 )
 from ..monitoring.wobble import apart_of
@@ -43,9 +44,13 @@ def newly_matured(
     model: Model,  # Whose decisions, and those of the versions that it refreshed
 ) -> pl.DataFrame:  # Decisions with label, each entity and moment once
     "The decisions whose outcome became final since the last look."
-    line = succession(at, model.version)
-    since = _judged(at, line[0])
-    rows = labelled_since(at, _oldest(at, since))
+    before = looks(at, succession(at, model.version)[0])
+    return _matured(at, model, before[-1].until if before else None)
+
+
+def _matured(at: Context, model: Model, since: datetime | None) -> pl.DataFrame:
+    "The decisions whose outcome became final later than a moment; None: all."
+    line, rows = succession(at, model.version), labelled_since(at, _oldest(at, since))
     if rows.is_empty() or not rows["label"].count():
         return rows.clear()
     final = pl.col("period") + at.problem.matures_after
@@ -56,12 +61,6 @@ def newly_matured(
     one = at.problem.population.one(at.problem.features)
     rows = evidence(at.control, at.problem.name, seen_outcomes(at.problem, rows.filter(fresh)))
     return rows.unique(one, keep="first", maintain_order=True)
-
-
-def _judged(at: Context, root: int) -> datetime | None:
-    "Up to when outcomes have been judged; None when nobody has looked."
-    before = looks(at, root)
-    return before[-1].until if before else None
 
 
 def _decided() -> pl.Expr:
@@ -91,8 +90,12 @@ def look_at(
     began: Any = last.until if last else came or at.now
     covered = max(at.now - began, at.problem.population.calendar.length)
     given = promised_by(at, rows, model.version)
-    judged = standing_for_all(at.problem, rows, explored_by(at.control, at.problem, rows))
-    found = performance_check(at.problem, judged, given, allowed(at.settings.false_alarm_rate, covered))
+    rate, run = allowed(at.settings.false_alarm_rate, covered), _run(before, at.now)
+    found = _checked(at, rows, given, rate if run is None else rate / 2)
+    if run is not None and found.evaluation:
+        several = _matured(at, model, run)
+        wide = _checked(at, several, promised_by(at, several, model.version), rate / 2)
+        found = over_looks(found, wide)
     until = at.now if found.evaluation else last.until if last else began - timedelta(microseconds=1)
     evidence = last.evidence if last else Tally()
     fresh = _witnesses(at, rows, last.counted if last else None)
@@ -102,6 +105,20 @@ def look_at(
     broken = found.verdict == "broken promise" or bool(last and last.broken and not found.evaluation)
     note_look(at, root, Look(at.now, until, evidence, at.now, broken))
     return found, rows
+
+# %% ../../nbs/75_loop/76_follow_up.ipynb #dfeef1dc
+def _checked(at: Context, rows: pl.DataFrame, given: Promise, rate: float) -> PerformanceReport:
+    judged = standing_for_all(at.problem, rows, explored_by(at.control, at.problem, rows))
+    return performance_check(at.problem, judged, given, rate)
+
+
+_RUN, _MONTH = 3, timedelta(days=31)
+
+
+def _run(before: list[Look], now: datetime) -> datetime | None:
+    "Since when outcomes count that the newest looks judge together; None where looks are rare, or few."
+    ends = sorted({look.until for look in before})[-_RUN:]
+    return ends[0] if len(ends) > 1 and now - ends[0] <= _MONTH else None
 
 
 def _one_by_one(

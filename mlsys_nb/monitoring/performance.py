@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Promise', 'promise', 'joint', 'PerformanceFinding', 'allowed', 'Beside', 'PerformanceReport', 'performance_check',
-           'by_period']
+           'over_looks', 'by_period']
 
 # %% ../../nbs/60_monitoring/62_performance.ipynb #72fc28be
 from collections.abc import Callable, Mapping, Sequence
@@ -263,6 +263,20 @@ def _finding(
     return PerformanceFinding(
         name, promised.values[name], value, low, high, z, limit, bool(z > limit), watched.meaning
     )
+
+# %% ../../nbs/60_monitoring/62_performance.ipynb #694ebd04
+def over_looks(
+    fresh: PerformanceReport,  # Of what came since the last look
+    run: PerformanceReport,  # Of that and of the looks just before
+) -> PerformanceReport:
+    "One report of two questions, each of which had its own share of the false alarms."
+    alone = {f.name for f in fresh.findings if f.broken}
+    wide = {f.name: f for f in run.findings if f.broken and f.name not in alone}
+    said = [replace(f, meaning=f"{f.meaning}; over the newest looks together") for f in wide.values()]
+    kept = tuple(f for f in fresh.findings if f.name not in wide)
+    verdict = "broken promise" if wide else fresh.verdict
+    rate = fresh.false_alarm_rate + run.false_alarm_rate
+    return replace(fresh, verdict=verdict, findings=(*kept, *said), false_alarm_rate=rate)
 
 # %% ../../nbs/60_monitoring/62_performance.ipynb #37c2cc67
 def by_period(

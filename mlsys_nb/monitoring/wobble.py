@@ -113,7 +113,9 @@ def period_wobble(
     return max(found.sd for found in _of_outcomes(judge, known, period, window))
 
 
-def _of_outcomes(judge: Judge, known: pl.DataFrame, period: str, window: timedelta) -> list[Spread]:
+def _of_outcomes(
+    judge: Judge, known: pl.DataFrame, period: str, window: timedelta, expected: Sequence[float] = ()
+) -> list[Spread]:
     "The spread of each column of levels, its season taken out."
     columns, code = judge.levels(judge.outcomes(known["label"])), known[period].rank("dense").to_numpy() - 1
     n = np.bincount(code).astype(np.float64)
@@ -122,11 +124,11 @@ def _of_outcomes(judge: Judge, known: pl.DataFrame, period: str, window: timedel
     place = season(ends, length) if isinstance(ends.dtype, pl.Datetime) else None
     size = max(float(columns.std(axis=0).max()), 1e-12)
     found = []
-    for column in columns.T:
+    for column, prior in zip(columns.T, expected or [PRIOR * size] * columns.shape[1], strict=False):
         means = np.bincount(code, column) / n
         within = float(((column - means[code]) ** 2).sum() / max(len(column) - len(n), 1))
         left, lost = without_season(means, n, place)
-        found.append(between_periods(left, within / n, PRIOR * size, apart_of(window, length), lost))
+        found.append(between_periods(left, within / n, prior, apart_of(window, length), lost))
     return found
 
 
@@ -176,9 +178,11 @@ def wobbles(
         return ()
     y, p = judge.outcomes(known["label"]), p[known["_row"].to_numpy()]
     ends = known["period"].unique().sort()
-    many, found, together = len(ends), [], 1
+    many, together = len(ends), 1
+    found: list[Wobble] = []
     while together == 1 or many // together >= 8:
-        found.append(_at(judge, known, (y, p), evaluation, (window, together)))
+        shorter = found[-1] if found else None
+        found.append(_at(judge, known, (y, p), evaluation, (window, together, shorter)))
         together *= 2
     return tuple(found)
 
@@ -191,10 +195,10 @@ def _at(
     known: pl.DataFrame,
     said: tuple[np.ndarray, Any],
     evaluation: Evaluation,
-    how: tuple[timedelta, int],
+    how: tuple[timedelta, int, Wobble | None],
 ) -> Wobble:
     "The spreads at looks of some periods taken together."
-    (y, p), (window, together) = said, how
+    (y, p), (window, together, shorter) = said, how
     length = _length(known["period"].unique().sort())
     look, whole = _looks(known["period"], together)
     rows = [np.flatnonzero(look == k) for k in range(min(whole, _NEWEST))]
@@ -203,20 +207,24 @@ def _at(
         np.array([float(len(at)) for at in rows]),
     )
     size = max(float(judge.levels(y).std(axis=0).max()), 1e-12)
-    outcomes = _of_looks(judge, known, look, whole, window + (together - 1) * length)
+    usual = {n: w.sensitivity * PRIOR * (1.0 if w.share else size) for n, w in judge.watched.items()}
+    expected = {n: shorter.figures[n].sd for n in usual} if shorter else usual
+    outcomes = _of_looks(judge, known, look, (whole, window + (together - 1) * length), [*expected.values()])
     figures = {}
     for i, (name, watched) in enumerate(judge.watched.items()):
-        prior = watched.sensitivity * PRIOR * (1.0 if watched.share else size)
         told = [v.get(name) for v in values]
-        own = _own(told, n, _row_noise(evaluation, name), (prior, apart_of(window, length, together)))
+        own = _own(
+            told, n, _row_noise(evaluation, name), (expected[name], apart_of(window, length, together))
+        )
         level = outcomes[min(i, len(outcomes) - 1)]
         other = (
             level if watched.promised == 0.0 else _bent(judge, said, name, level) if watched.bends else own
         )
-        figures[name] = max(own, other, key=lambda s: s.sd)
+        most = max(own, other, key=lambda s: s.sd)
+        figures[name] = Spread(max(most.sd, usual[name] * _LEAST / PRIOR), most.free)
     return Wobble(together, figures)
 
-
+# %% ../../nbs/60_monitoring/61_wobble.ipynb #36efeb22
 def _looks(period: pl.Series, together: int) -> tuple[np.ndarray, int]:
     "The look that each row belongs to, the newest first, and how many of them are whole."
     back = period.rank("dense", descending=True).to_numpy().astype(int) - 1
@@ -224,11 +232,18 @@ def _looks(period: pl.Series, together: int) -> tuple[np.ndarray, int]:
 
 
 def _of_looks(
-    judge: Judge, known: pl.DataFrame, look: np.ndarray, whole: int, window: timedelta
+    judge: Judge,
+    known: pl.DataFrame,
+    look: np.ndarray,
+    how: tuple[int, timedelta],
+    expected: Sequence[float],  # Of each figure; those of the levels come first
 ) -> list[Spread]:
     "The spread of outcomes between looks."
+    whole, window = how
     rows = known.with_columns(_look=pl.Series(look)).filter(pl.col("_look") < whole)
-    return _of_outcomes(judge, rows.with_columns(pl.col("period").max().over("_look")), "period", window)
+    return _of_outcomes(
+        judge, rows.with_columns(pl.col("period").max().over("_look")), "period", window, expected
+    )
 
 # %% ../../nbs/60_monitoring/61_wobble.ipynb #f570dc26
 _FAR = 3.3  # Spreads of the level that one look in a thousand exceeds

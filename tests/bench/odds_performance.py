@@ -5,7 +5,7 @@
 
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from statistics import NormalDist
 from types import SimpleNamespace
@@ -203,16 +203,40 @@ def looked(kind: Kind, rows: pl.DataFrame, given: Promise, rate: float) -> tuple
     return report.evaluation is not None, bool(report.broken)
 
 
+@dataclass
+class Looks:
+    "The looks at a model, each asked as `follow_up.look_at` asks: alone, and where looks are frequent the newest three together."
+
+    kind: Kind
+    world: World
+    given: Promise
+    begun: bool = False  # Nobody knows how far the first look reached back: it stands alone
+    before: list[pl.DataFrame] = field(default_factory=list)
+
+    def at(self, rows: pl.DataFrame) -> tuple[bool, bool]:
+        "Whether there was enough to judge, and whether a figure was broken."
+        covered, rate = self.world.look * self.world.every * DAY, 0.01
+        rate, many = allowed(rate, covered), min(len(self.before), 2)
+        run = many > 0 and (many + 1) * covered <= timedelta(days=31)
+        judged, broken = looked(self.kind, rows, self.given, rate / 2 if run else rate)
+        if judged and run and not broken:
+            several = pl.concat([*self.before[-2:], rows])
+            broken = looked(self.kind, several, self.given, rate / 2)[1]
+        self.before = [*self.before[-1:], rows] if judged and self.begun else self.before
+        self.begun = self.begun or judged
+        return judged, broken
+
+
 def model_year(kind: Kind, world: World, seed: int) -> tuple[int, int]:
     "False alarms and checks of one model-year, the detector's among them."
     given, later, _ = lived(kind, world, seed)
-    rate, evidence, alarms, checks = allowed(0.01, world.look * world.every * DAY), Tally(), 0, 0
+    asked, evidence, alarms, checks = Looks(kind, world, given), Tally(), 0, 0
     bands, waiting = bands_of(kind.judge, given), []
     for look in range(world.looks):
         last = world.history + (look + 1) * world.look
         waiting += [later(i) for i in (range(last - world.look, last) if world.whole else [last - 1])]
         rows = pl.concat(waiting)
-        judged, broken = looked(kind, rows, given, rate)
+        judged, broken = asked.at(rows)
         if not judged:
             continue
         found = detect(kind.judge, kind.judge.outcomes(rows["label"]), kind.said(rows), bands, evidence)
@@ -254,26 +278,22 @@ def quiet(n: int, seed: int) -> Iterator[dict[str, Any]]:
 
 
 def found_within(kind: Kind, world: World, seed: int, shift: float, looks: int = 3) -> bool:
-    "Whether a change of level is found within a few looks."
+    "Whether a change of level is found within a few looks, after two quiet ones."
     given, later, rng = lived(kind, world, seed)
-    rate, bands, evidence = (
-        allowed(0.01, world.look * world.every * DAY),
-        bands_of(kind.judge, given),
-        Tally(),
-    )
-    for look in range(looks):
-        first = world.history + look * world.look
+    asked, bands, evidence = Looks(kind, world, given), bands_of(kind.judge, given), Tally()
+    for look in range(-2, looks):
+        first = world.history + (look + 2) * world.look
         ends = range(first, first + world.look) if world.whole else [first]
-        levels = world.level(rng, len(ends)) + shift
+        levels = world.level(rng, len(ends)) + (shift if look >= 0 else 0.0)
         made = [
             kind.frame(rng, world.n, x, START + i * world.every * DAY)
             for i, x in zip(ends, levels, strict=True)
         ]
         rows = pl.concat(made)
-        broken = looked(kind, rows, given, rate)[1]
+        broken = asked.at(rows)[1]
         found = detect(kind.judge, kind.judge.outcomes(rows["label"]), kind.said(rows), bands, evidence)
         evidence = found.evidence
-        if broken or found.alarm:
+        if (broken or found.alarm) and look >= 0:
             return True
     return False
 
