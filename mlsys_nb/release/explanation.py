@@ -239,7 +239,7 @@ def explain(
     item = model.link.item  # type: ignore[attr-defined]
     if any(name not in row for name in (item, *model.feature_names)):
         raise PackageError(
-            "what was chosen among candidates is explained with the candidates, which this row does not hold; mlsys explain reads those of a decision from history"
+            "what was chosen among candidates is explained with the candidates, which this row does not hold; those of a decision are read from history by `mlsys explain ID`"
         )
     long = alternatives([row], item, model.inputs.names)
     found = contributions(model, long.rows, long.rows)
