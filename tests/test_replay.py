@@ -13,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from conftest import FULL
 
 from mlsys_nb.doors.replay import run_key
 from mlsys_nb.loop.backtest import backtest
@@ -116,7 +117,7 @@ def test_a_second_start_has_nothing_to_do(home, undisturbed):
 def test_killed_at_random_moments_it_comes_to_the_same_table(home, undisturbed):
     _, out = undisturbed
     root, rng, kills = home / "killed", random.Random(7), 0
-    for _ in range(2):
+    for _ in range(4 if FULL else 2):
         process = demo(home, root)
         time.sleep(rng.uniform(2, 9))
         if process.poll() is None:

@@ -276,10 +276,9 @@ def under_one_contract(
     found: Sequence[Sequence[Entry]],  # Judged under the source's contract
 ) -> bool:
     "That events come under the contract of the rows that are there already; refused otherwise."
-    there = batches_of(source_folder(settings, source.name))
-    own = {name: meta for name, meta in there.items() if not meta.get("withdraws")}
-    if own:
-        before = newest(own.values())["contract"]
+    there = batches_of(source_folder(settings, source.name)).values()
+    if own := [meta for meta in there if not meta.get("withdraws")]:
+        before = newest(own)["contract"]
         if before["hash"] != source.contract.hash:
             check_change(source.name, before["said"], source.contract.said)
         return True

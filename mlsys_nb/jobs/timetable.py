@@ -141,7 +141,7 @@ def _airflow(entries: Sequence[TimedJob], home: Path) -> dict[str, str]:
     )
     told = [
         _DAG.format(
-            name=f"mlsys_{e.name.replace('.', '_')}", cron=e.cron, zone=e.zone, catchup=e.missed == "all", job=e.job,
+            name=f"mlsys-{e.name.replace('.', '-')}", cron=e.cron, zone=e.zone, catchup=e.missed == "all", job=e.job,
             command=shlex.join(e.words()), home=str(home), retries=e.retries, seconds=int(e.timeout.total_seconds()),
         )
         for e in entries

@@ -77,15 +77,9 @@ def _unlike(contract: Contract, events: Events) -> list[str]:
         for name, dtype in wanted.items()
         if name in came and came[name] not in _READ_FROM[dtype]
     ]
-    lacking = any(c.nullable for c in columns if c.called == events.time)
-    return [
-        *unlike,
-        *(
-            [f"{events.time} may be missing in the contract, and says in the events when they happened"]
-            if lacking
-            else []
-        ),
-    ]
+    if any(c.nullable for c in columns if c.called == events.time):
+        unlike += [f"{events.time} may be missing in the contract, and says in the events when they happened"]
+    return unlike
 
 # %% ../../nbs/40_problem/42_parts.ipynb #a6b4d4ac
 def check_sources(
