@@ -39,7 +39,7 @@ _TEXTS = (
     bag,
     "BUCKETS _MOST _WORD _FACTOR _STIR _bucket _named _runs Bags _read _MANY _joined _whole bags Weights",
 )
-_ALONE = "_Split _numbered _Asked _of_number _of_category _inputs_asked _MASKS ExitLeaves _ROWS _only_bit _sums_of_many exit_leaves"
+_ALONE = "_Split _numbered _Asked _of_number _of_category _inputs_asked _MASKS _KNOWN _left ExitLeaves _ROWS _only_bit _sums_of_many exit_leaves"
 _FORMS: Mapping[str, tuple[tuple[ModuleType, str], ...]] = {
     "Linear": ((inference, "SEGMENT MISSING CATEGORY _FEW _BLOCK Linear _sums _term _sums_of_many"),),
     "Trees": ((leaves, _ALONE), (inference, "_FEW Trees tree_columns _walk _sum")),

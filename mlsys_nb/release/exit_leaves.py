@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -122,10 +122,24 @@ def _inputs_asked(nodes: Any, splits: Sequence[_Split], n_inputs: int, full: int
         if looked_up:
             yield _of_category(source, looked_up, full)
 
-# %% ../../nbs/45_release/45_exit_leaves.ipynb #95a4af00
+# %% ../../nbs/45_release/45_exit_leaves.ipynb #e1715ea5
 _MASKS = 8 << 20  # Bytes of all of them, at most
+_KNOWN = 1 << 17  # Bytes of the sets of leaves whose sums are remembered, at most
 
 
+def _left(asked: tuple[_Asked, ...], left: int, row: Sequence[float]) -> int:
+    "The leaves of a row, of all that there are."
+    for source, bounds, masks, missing in asked:
+        x = row[source]
+        if x != x:
+            left &= missing
+        elif bounds is None:
+            left &= masks[int(x) + 1]
+        else:
+            left &= masks[bisect_left(bounds, x)]
+    return left
+
+# %% ../../nbs/45_release/45_exit_leaves.ipynb #95a4af00
 @dataclass(frozen=True)
 class ExitLeaves:
     "A forest, ready for rows."
@@ -136,6 +150,7 @@ class ExitLeaves:
     word: int  # Bytes that a tree has of it
     values: np.ndarray  # Of the bits
     sums: int
+    known: dict[int, float] = field(default_factory=dict, repr=False, compare=False)  # Sums, by the leaves
 
     @cached_property
     def tables(self) -> tuple[np.ndarray, ...]:
@@ -147,26 +162,24 @@ class ExitLeaves:
         row: Sequence[float],  # Of `Inputs.row`; NaN where a value is missing
     ) -> float:
         "The sum of a forest that has one: its baseline plus one leaf of every tree, added in the order of the trees."
-        return float(np.add.accumulate(self._chosen(row))[-1])
+        left = _left(self.asked, self.full, row)
+        if (found := self.known.get(left)) is None:
+            if len(self.known) * (self.size + 100) >= _KNOWN:
+                self.known.clear()
+            found = self.known[left] = float(np.add.accumulate(self._values(left))[-1])
+        return found
 
     def raw(self, row: Sequence[float]) -> Floats:
         "One row of sums, of a forest that may have several."
-        return np.add.accumulate(self._chosen(row).reshape(-1, self.sums), axis=0)[-1:]
+        return np.add.accumulate(
+            self._values(_left(self.asked, self.full, row)).reshape(-1, self.sums), axis=0
+        )[-1:]
 
     def many(self, matrix: Floats) -> Floats:
         "The sums of many rows."
         return _sums_of_many(self, matrix)
 
-    def _chosen(self, row: Sequence[float]) -> Floats:
-        left = self.full
-        for source, bounds, masks, missing in self.asked:
-            x = row[source]
-            if x != x:
-                left &= missing
-            elif bounds is None:
-                left &= masks[int(x) + 1]
-            else:
-                left &= masks[bisect_left(bounds, x)]
+    def _values(self, left: int) -> Floats:
         bits = np.unpackbits(np.frombuffer(left.to_bytes(self.size, "little"), np.uint8), bitorder="little")
         return self.values[bits.view(np.bool_)]
 

@@ -249,7 +249,7 @@ def _opens_still(
     if (key := caller.key) is None or text is None:
         return key is None and text is None
     try:
-        return ring.find(text) is key and (key.ends_at is None or not key.ended(SystemClock().now()))
+        return ring.holds(key) and (key.ends_at is None or not key.ended(SystemClock().now()))
     except KeyringError:
         return False
 

@@ -282,3 +282,10 @@ class Keyring:
         key = self._keys.get(number)
         same = hmac.compare_digest(_NOTHING if key is None else key.digest, key_digest(text))
         return key if same else None
+
+    def holds(self, key: ApiKey) -> bool:
+        "Whether a key that was found before stands there still, as it did."
+        if elapsed() - self._looked >= KEY_LOOK:
+            self._look()
+            self._looked = elapsed()
+        return self._keys.get(key.id.encode()) is key
