@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from mlsys_nb.doors.workbench import open_problem as open
+    from mlsys_nb.doors.notebook_api import open_problem as open
 
 
 def __getattr__(name: str) -> Any:  # `mlsys_nb.open` loads its room when it is first used (PEP 562)
     if name == "open":
-        from mlsys_nb.doors.workbench import open_problem
+        from mlsys_nb.doors.notebook_api import open_problem
 
         return open_problem
     raise AttributeError(f"module 'mlsys_nb' has no attribute {name!r}")

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from mlsys_nb.jobs.schedule import Scheduler, due_until, entry_from
 from mlsys_nb.system.clock import instant
-from mlsys_nb.system.control import open_tables
-from mlsys_nb.system.duty import dues
+from mlsys_nb.system.control_tables import open_tables
+from mlsys_nb.system.work_queue import dues
 
 KNOWN = {"problems": ["churn"], "jobs": ["ingest", "monitor", "retrain", "score"]}
 LINES = {

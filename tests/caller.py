@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 
-from mlsys_nb.serving.keys import first_key, local_key
+from mlsys_nb.serving.api_keys import first_key, local_key
 from mlsys_nb.system.settings import load_settings
 
 

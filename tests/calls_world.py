@@ -13,12 +13,12 @@ from mlsys_nb.data.sources import ReplaySource
 from mlsys_nb.evaluation.costs import CostMatrix, Costs, OverUnder
 from mlsys_nb.features import Events, FeatureSet, count, last, of
 from mlsys_nb.features.transforms import request, size
-from mlsys_nb.learning.rule import Rule
-from mlsys_nb.problem.amount import Amount
+from mlsys_nb.learning.declared_rule import Rule
+from mlsys_nb.problem.binary_target import Happens
 from mlsys_nb.problem.declaration import Problem
-from mlsys_nb.problem.each import Each
-from mlsys_nb.problem.happens import Happens
-from mlsys_nb.problem.one_of import OneOf
+from mlsys_nb.problem.multiclass_target import OneOf
+from mlsys_nb.problem.per_event_population import Each
+from mlsys_nb.problem.regression_target import Amount
 from mlsys_nb.system.settings import Settings, load_settings
 
 START, DAY = datetime(2024, 1, 1, tzinfo=UTC), timedelta(days=1)

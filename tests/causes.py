@@ -15,14 +15,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mlsys_nb.jobs import record
-from mlsys_nb.jobs.comparison import compare_runs
+from mlsys_nb.jobs import run_artifacts
+from mlsys_nb.jobs.run_comparison import compare_runs
 from mlsys_nb.jobs.runner import Runner
 from mlsys_nb.system.settings import Settings, load_settings
 
 ROOT = Path(__file__).resolve().parents[1]
 NEW_YORK = '__import__("zoneinfo").ZoneInfo("America/New_York")'
-LIMITS = '__import__("mlsys_nb.evaluation.limits", fromlist=["Limits"]).Limits'
+LIMITS = '__import__("mlsys_nb.evaluation.gate_limits", fromlist=["Limits"]).Limits'
 # Of each case: a day before the last batch, the day of training, and what is written otherwise: (before, after, what is to be named).
 CASES: Mapping[str, tuple[str, str, dict[str, tuple[str, str, str]]]] = {
     "churn": ("2010-04-28", "2010-04-29", {
@@ -98,7 +98,7 @@ def tried(case: str, nulls: int, folder: Path) -> tuple[int, int]:
         shutil.copytree(settings.root, folder / "early")
         runner.run("ingest", {"problem": case, "now": now})
     base, right = trained(settings, folder / "base", case, now), 0
-    known = record.libraries()
+    known = run_artifacts.libraries()
     planted = {
         "data batch": ("^data ", {}),
         "parameter": ("^parameter n_trials$", {"n_trials": 2}),
@@ -111,9 +111,9 @@ def tried(case: str, nulls: int, folder: Path) -> tuple[int, int]:
         written(home, case, *edits[name][:2] if name in edits else ())
         whose = replace(settings, root=folder / "early") if name == "data batch" else settings
         if name == "library":
-            record.libraries = lambda: {**known, "polars": "9.9.9"}
+            run_artifacts.libraries = lambda: {**known, "polars": "9.9.9"}
         good, told = named(base, trained(whose, place, case, now, **given), wanted)
-        record.libraries = lambda: known
+        run_artifacts.libraries = lambda: known
         written(home, case)
         right += good
         print(f"{case:8} {name:12} {'named' if good else 'NOT NAMED':10} {told[:300]}", flush=True)

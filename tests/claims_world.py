@@ -14,14 +14,14 @@ import polars as pl
 from mlsys_nb.data.contract import Column, Contract
 from mlsys_nb.data.sources import ReplaySource
 from mlsys_nb.evaluation.costs import Costs
-from mlsys_nb.evaluation.limits import Limits
+from mlsys_nb.evaluation.gate_limits import Limits
 from mlsys_nb.features import Events, FeatureSet
 from mlsys_nb.features.transforms import request
-from mlsys_nb.learning.rule import Rule
+from mlsys_nb.learning.declared_rule import Rule
+from mlsys_nb.problem.binary_target import Happens
 from mlsys_nb.problem.dataset import Lake
 from mlsys_nb.problem.declaration import Problem
-from mlsys_nb.problem.each import Each
-from mlsys_nb.problem.happens import Happens
+from mlsys_nb.problem.per_event_population import Each
 from mlsys_nb.problem.replay_plan import ReplayPlan
 
 START, DAY, PERIOD = datetime(2024, 1, 1, tzinfo=UTC), timedelta(days=1), timedelta(days=28)

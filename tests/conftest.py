@@ -61,7 +61,7 @@ def trained_on_few_cases(request):
     "A training proves its features on 60 generated cases, not on 1,000: test_parity.py has those, and `make long` has 5,000."
     with pytest.MonkeyPatch.context() as m:
         if not FULL and request.path.name != "test_chapters.py":  # lessons show what a certificate says
-            from mlsys_nb.loop.skew import certificate
+            from mlsys_nb.loop.training_serving_skew import certificate
 
             m.setattr(certificate, "__defaults__", (60, *certificate.__defaults__[1:]))
         yield

@@ -7,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-from mlsys_nb.system import disk
+from mlsys_nb.system import file_operations
 
 CUT = 9  # The exit code of whoever was cut
 
@@ -24,7 +24,7 @@ def cut_before(number: int, logs: bool = True) -> list[int]:
                     file.write(content[: len(content) // 2])
             os._exit(CUT)
 
-    disk.FAULTS.append(fault)
+    file_operations.FAULTS.append(fault)
     return count
 
 

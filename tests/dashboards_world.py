@@ -13,19 +13,19 @@ import numpy as np
 import polars as pl
 from values import words
 
-from mlsys_nb.decisions.batches import append_batch
+from mlsys_nb.decisions.batch_decisions import append_batch
 from mlsys_nb.doors.cli import main
-from mlsys_nb.doors.dashboards.snapshot import OVERVIEW, SHEETS, dashboard
-from mlsys_nb.doors.dashboards.view import views
+from mlsys_nb.doors.dashboards.page_data import views
+from mlsys_nb.doors.dashboards.static_export import OVERVIEW, SHEETS, dashboard
 from mlsys_nb.monitoring.alerts import Alert, record
 from mlsys_nb.problem.declaration import load_problem
 from mlsys_nb.system.clock import instant
-from mlsys_nb.system.control import open_control, put_document
+from mlsys_nb.system.control_tables import open_control, put_document
 from mlsys_nb.system.durable import frame_bytes, json_bytes, make_folder, sha256, write_folder, write_json
 from mlsys_nb.system.pointers import Move, move_pointer
-from mlsys_nb.system.runs import Run, finish_run, start_run
+from mlsys_nb.system.runs_table import Run, finish_run, start_run
 from mlsys_nb.system.settings import load_settings
-from mlsys_nb.system.versions import VersionRow, add_version
+from mlsys_nb.system.versions_table import VersionRow, add_version
 
 DAY = timedelta(days=1)
 APRIL, SEPTEMBER = instant("2010-04-01"), instant("2010-09-01")

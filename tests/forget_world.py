@@ -10,10 +10,10 @@ from mlsys_nb.data.contract import Column, Contract
 from mlsys_nb.data.sources import ReplaySource
 from mlsys_nb.evaluation.costs import Costs
 from mlsys_nb.features import Events, FeatureSet, count, last, request, time_since_last
-from mlsys_nb.learning.rule import Rule
+from mlsys_nb.learning.declared_rule import Rule
+from mlsys_nb.problem.binary_target import Happens
 from mlsys_nb.problem.declaration import Problem
-from mlsys_nb.problem.each import Each
-from mlsys_nb.problem.happens import Happens
+from mlsys_nb.problem.per_event_population import Each
 from mlsys_nb.problem.population import Everyone
 from mlsys_nb.system.settings import Settings, load_settings
 

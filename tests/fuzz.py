@@ -23,8 +23,8 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 from mlsys_nb.serving import service
+from mlsys_nb.serving.api_keys import first_key, local_key
 from mlsys_nb.serving.fast_path import StraightLine
-from mlsys_nb.serving.keys import first_key, local_key
 from mlsys_nb.system.settings import Settings
 
 WORDS = [b"null", b"NaN", b"1e999", b"-0", b"9" * 40, b'"', b"\\", b"\\ud800", b"\x00", b"\xff\xfe", b"[" * 40, b"{}", b"\r\n", b"\r\n\r\n",

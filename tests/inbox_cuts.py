@@ -13,10 +13,10 @@ from pathlib import Path
 from cutting import cut_before
 from pages_world import TODAY, features, problem, settings_of, source
 
-from mlsys_nb.data.intake import Intake, Post
-from mlsys_nb.features.online import open_online
-from mlsys_nb.loop.arrivals import ingest_due
-from mlsys_nb.loop.step import Context
+from mlsys_nb.data.event_validation import Intake, Post
+from mlsys_nb.features.store_sync import open_online
+from mlsys_nb.loop.ingest_step import ingest_due
+from mlsys_nb.loop.step_context import Context
 from mlsys_nb.system.clock import SystemClock
 
 NOW = TODAY - timedelta(hours=1)

@@ -29,25 +29,25 @@ import numpy as np
 import polars as pl
 
 from mlsys_nb import features as f
-from mlsys_nb.data.columns import Column
+from mlsys_nb.data.column_schema import Column
 from mlsys_nb.data.contract import Contract
-from mlsys_nb.data.entries import verify_inbox
-from mlsys_nb.data.inbox import InboxSource
+from mlsys_nb.data.event_inbox import InboxSource
+from mlsys_nb.data.event_validation import Intake, Post
+from mlsys_nb.data.inbox_files import verify_inbox
 from mlsys_nb.data.ingest import ingest
-from mlsys_nb.data.intake import Intake, Post
 from mlsys_nb.data.lake import read, snapshot
 from mlsys_nb.data.sources import FilesSource
+from mlsys_nb.decisions.decision_record import Decision
 from mlsys_nb.decisions.log import keep_decisions, read_decisions, verify_decisions
-from mlsys_nb.decisions.record import Decision
-from mlsys_nb.decisions.writer import DecisionLog
+from mlsys_nb.decisions.log_writer import DecisionLog
 from mlsys_nb.features.events import Events
 from mlsys_nb.features.feature_set import FeatureSet
-from mlsys_nb.features.history import as_of
-from mlsys_nb.features.materialize import materialize
-from mlsys_nb.features.online import open_online, sync
+from mlsys_nb.features.inbox_to_store import materialize
+from mlsys_nb.features.point_in_time_join import as_of
+from mlsys_nb.features.store_sync import open_online, sync
 from mlsys_nb.system.audit import audit_log
 from mlsys_nb.system.clock import instant, open_clock
-from mlsys_nb.system.control import open_control
+from mlsys_nb.system.control_tables import open_control
 from mlsys_nb.system.durable import write_json
 from mlsys_nb.system.pointers import Move, get_pointer, move_pointer, pointer_history
 from mlsys_nb.system.settings import Settings, load_settings

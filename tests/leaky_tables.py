@@ -261,8 +261,8 @@ def planted(w: World, name: str) -> pl.DataFrame:
 
 def named_by_new(w: World, rows: pl.DataFrame) -> set[str]:
     "What `mlsys new` names as a leak, sure or perhaps, of the table written as CSV."
-    from mlsys_nb.data.survey import survey
-    from mlsys_nb.doors.onboarding.proposal import propose
+    from mlsys_nb.data.table_profiling import survey
+    from mlsys_nb.doors.onboarding.problem_proposal import propose
 
     table = rows.with_columns(w.outcome)
     text = pl.read_csv(table.write_csv().encode(), infer_schema=False)
@@ -272,7 +272,7 @@ def named_by_new(w: World, rows: pl.DataFrame) -> set[str]:
 
 def named_by_scope(w: World, rows: pl.DataFrame) -> set[str]:
     "What `mlsys scope` names of the labelled rows that a model would learn from."
-    from mlsys_nb.evaluation.battery import battery
+    from mlsys_nb.evaluation.leakage_tests import battery
 
     month = pl.col("at").dt.truncate("1mo") + timedelta(days=31)
     label = w.outcome if w.number or w.outcome.name == "came" else pl.Series(w.rare.astype(np.int8))

@@ -1,6 +1,6 @@
 """An oracle of the feature floor, written from its prose alone: slow plain Python against history, the store and the stream.
 
-Nothing here is shared with the engines or with `features.reference`: a value is computed from the raw rows by the words of
+Nothing here is shared with the engines or with `features.reference_implementation`: a value is computed from the raw rows by the words of
 the chapters. Worlds are drawn from a seed: `python tests/oracle.py --worlds 10000 --workers 2 --seed 0`. A difference is
 printed with the seed that draws its world again, shrunk to one feature and few events.
 """
@@ -25,8 +25,8 @@ from zoneinfo import ZoneInfo
 import polars as pl
 
 from mlsys_nb import features as f
-from mlsys_nb.features.conditions import Condition
-from mlsys_nb.features.online import compact, open_online, refill
+from mlsys_nb.features.event_filters import Condition
+from mlsys_nb.features.store_sync import compact, open_online, refill
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 US = timedelta(microseconds=1)

@@ -21,18 +21,18 @@ from mlsys_nb.features import (
     sum,
     time_since_last,
 )
-from mlsys_nb.features.online import open_online, sync
-from mlsys_nb.learning.rule import Rule
+from mlsys_nb.features.store_sync import open_online, sync
+from mlsys_nb.learning.declared_rule import Rule
 from mlsys_nb.learning.train import fit
+from mlsys_nb.problem.binary_target import Happens
 from mlsys_nb.problem.criterion import Criterion
 from mlsys_nb.problem.dataset import build_dataset, load_events
 from mlsys_nb.problem.declaration import Problem
-from mlsys_nb.problem.happens import Happens
 from mlsys_nb.problem.population import Everyone
 from mlsys_nb.release.package import build
 from mlsys_nb.release.registry import promote, register
 from mlsys_nb.system.clock import SystemClock, instant
-from mlsys_nb.system.control import open_control
+from mlsys_nb.system.control_tables import open_control
 from mlsys_nb.system.settings import Settings, load_settings
 
 DAY, HERE = timedelta(days=1), Path(__file__).resolve().parent

@@ -7,13 +7,13 @@ from pathlib import Path
 import polars as pl
 
 from mlsys_nb.cases.churn import problem
-from mlsys_nb.features.online import open_online
+from mlsys_nb.features.store_sync import open_online
 from mlsys_nb.learning.train import fit
 from mlsys_nb.problem.dataset import Dataset, Lake
 from mlsys_nb.problem.dataset import build_dataset as rows_of
 from mlsys_nb.release.package import Package, build
 from mlsys_nb.release.registry import promote, register
-from mlsys_nb.system.control import open_control
+from mlsys_nb.system.control_tables import open_control
 from mlsys_nb.system.durable import write_json
 from mlsys_nb.system.settings import Settings, load_settings
 

@@ -6,14 +6,14 @@ from pathlib import Path
 
 from mlsys_nb import features as f
 from mlsys_nb.data import Column, Contract
-from mlsys_nb.data.sql import SqlSource
+from mlsys_nb.data.sql_source import SqlSource
 from mlsys_nb.evaluation.costs import Costs, OverUnder, PerHit
-from mlsys_nb.evaluation.limits import Limits
+from mlsys_nb.evaluation.gate_limits import Limits
 from mlsys_nb.features import Events, FeatureSet
-from mlsys_nb.learning.rule import Rule
+from mlsys_nb.learning.declared_rule import Rule
 from mlsys_nb.problem import Amount, Criterion, Each, Everyone, Happens, Problem
-from mlsys_nb.problem.candidates import Candidates
-from mlsys_nb.problem.chosen import Chosen
+from mlsys_nb.problem.item_candidates import Candidates
+from mlsys_nb.problem.ranking_target import Chosen
 
 SITE = f"sqlite:///{Path(__file__).resolve().parents[1]}/site.db"
 START, DAY = datetime(2025, 1, 6, tzinfo=UTC), timedelta(days=1)

@@ -8,13 +8,13 @@ import polars as pl
 import pytest
 import visits_world as world
 
+from mlsys_nb.evaluation.binary_metrics import Probability
 from mlsys_nb.evaluation.evaluate import evaluate
-from mlsys_nb.evaluation.probability import Probability
 from mlsys_nb.monitoring.alerts import Alert, alerts, from_drift, from_performance, open_alerts, record
 from mlsys_nb.monitoring.drift import DriftReport, Odds
 from mlsys_nb.monitoring.performance import PerformanceFinding, PerformanceReport
 from mlsys_nb.system.clock import instant
-from mlsys_nb.system.control import open_control
+from mlsys_nb.system.control_tables import open_control
 from mlsys_nb.system.settings import load_settings
 
 MAY, DAY = instant("2024-05-01"), timedelta(days=1)

@@ -15,10 +15,10 @@ from caller import client_of
 from conftest import SCREENS, picture
 
 from mlsys_nb.features.events import Events
-from mlsys_nb.features.online import open_online
-from mlsys_nb.features.store import somebody
+from mlsys_nb.features.feature_store import somebody
+from mlsys_nb.features.store_sync import open_online
+from mlsys_nb.serving.api_keys import KeyWanted, add_key, local_key
 from mlsys_nb.serving.api_page import api_page
-from mlsys_nb.serving.keys import KeyWanted, add_key, local_key
 from mlsys_nb.serving.service import running
 
 HOSTILE = "</textarea></pre>\"'><img src=x onerror='window.hit=1'><script>window.hit=1</script>"

@@ -10,9 +10,9 @@ import pytest
 from mlsys_nb.doors.cli import main
 from mlsys_nb.system.audit import AuditLine, AuditMark, audit, audit_log, check_trail, line_digest
 from mlsys_nb.system.clock import instant
-from mlsys_nb.system.control import open_control
+from mlsys_nb.system.control_tables import open_control
 from mlsys_nb.system.database import row_of
-from mlsys_nb.system.journal import keep_journal, read_journal, recover
+from mlsys_nb.system.registry_journal import keep_journal, read_journal, recover
 from mlsys_nb.system.settings import Settings, load_settings
 
 MAY = instant("2010-05-01")
@@ -122,7 +122,7 @@ def test_a_line_added_to_a_cut_trail_does_not_hide_the_cut(settings):
 
 def test_an_audit_that_was_lost_with_its_tables_begins_anew_and_says_so(settings):
     (settings.data / "control.db").unlink()
-    from mlsys_nb.system.control import open_tables
+    from mlsys_nb.system.control_tables import open_tables
 
     lost = open_tables(settings.control_url, settings.journal)
     assert check_trail(lost, read_journal(settings.journal).marks).broken == 1

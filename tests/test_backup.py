@@ -16,8 +16,8 @@ from caller import post
 from conftest import until
 
 from mlsys_nb.decisions.log import read_decisions
+from mlsys_nb.decisions.log_writer import DecisionLog
 from mlsys_nb.decisions.outcomes import read_outcomes
-from mlsys_nb.decisions.writer import DecisionLog
 from mlsys_nb.doors.cli import main
 from mlsys_nb.doors.recovery.backup import (
     BackupError,
@@ -29,10 +29,10 @@ from mlsys_nb.doors.recovery.backup import (
     take,
     taken_by,
 )
-from mlsys_nb.doors.recovery.verification import findings
-from mlsys_nb.loop.arrivals import ingest_due
-from mlsys_nb.loop.reproduction import reproduce
-from mlsys_nb.loop.step import context
+from mlsys_nb.doors.recovery.integrity_check import findings
+from mlsys_nb.loop.decision_reproduction import reproduce
+from mlsys_nb.loop.ingest_step import ingest_due
+from mlsys_nb.loop.step_context import context
 from mlsys_nb.release.registry import champion
 from mlsys_nb.serving.service import running
 from mlsys_nb.system.durable import SealError, write_json

@@ -28,22 +28,22 @@ from test_service import service
 
 from mlsys_nb.cases.churn import problem
 from mlsys_nb.decisions.log import read_decisions
-from mlsys_nb.loop.arrivals import ingest_due
+from mlsys_nb.loop.ingest_step import ingest_due
 from mlsys_nb.loop.pipeline import train
-from mlsys_nb.loop.step import context
+from mlsys_nb.loop.step_context import context
+from mlsys_nb.monitoring.alert_channels import signature
+from mlsys_nb.monitoring.alert_delivery import deliver_due
 from mlsys_nb.monitoring.alerts import Alert, record
-from mlsys_nb.monitoring.channel import signature
-from mlsys_nb.monitoring.delivery import deliver_due
-from mlsys_nb.serving import asynchronous, batch_worker, queued
-from mlsys_nb.serving.access import Caller
+from mlsys_nb.serving import batch_endpoint, batch_queue, batch_worker
+from mlsys_nb.serving.access_control import Caller
+from mlsys_nb.serving.api_keys import KeyWanted, add_key
+from mlsys_nb.serving.batch_queue import BatchWanted, accept, find_batch, progress_of
 from mlsys_nb.serving.batch_worker import BatchWorker
-from mlsys_nb.serving.keys import KeyWanted, add_key
-from mlsys_nb.serving.queued import BatchWanted, accept, find_batch, progress_of
-from mlsys_nb.serving.refusal import Refusal
+from mlsys_nb.serving.error_responses import Refusal
 from mlsys_nb.serving.service import running
-from mlsys_nb.serving.state import open_service
+from mlsys_nb.serving.service_readiness import open_service
 from mlsys_nb.system.clock import SystemClock, instant
-from mlsys_nb.system.control import open_control
+from mlsys_nb.system.control_tables import open_control
 from mlsys_nb.system.durable import write_json
 from mlsys_nb.system.settings import MlsysError
 
@@ -193,7 +193,7 @@ def once(here, batch, n):
     made = read_decisions(here, "churn").drop_nulls("request_id")
     assert made["request_id"].is_unique().all(), "an entity was decided twice"
     far = progress_of(batch)
-    rows = [json.loads(row) for part in far.parts for row in queued.page_of(batch, part).splitlines()]
+    rows = [json.loads(row) for part in far.parts for row in batch_queue.page_of(batch, part).splitlines()]
     assert (far.ended, [row["index"] for row in rows], [row["entity"] for row in rows]) == (
         "done",
         list(range(n)),
@@ -225,7 +225,7 @@ def test_fault_a_batch_that_was_broken_off_was_answered_twice(here, where, monke
     "Between the log and the answers of a part: what a new worker finds in the log is the answer."
     monkeypatch.setattr(batch_worker, "PATIENCE", 0.0)
     batch, n = accept(here, wanted(1_500), SystemClock().now()), 0
-    real, note = batch_worker.DecisionLog.append, queued.Log.append
+    real, note = batch_worker.DecisionLog.append, batch_queue.Log.append
 
     def log(self, decisions):
         nonlocal n
@@ -244,7 +244,10 @@ def test_fault_a_batch_that_was_broken_off_was_answered_twice(here, where, monke
             raise MlsysError("broken off")
         note(self, records)
 
-    with patch.object(batch_worker.DecisionLog, "append", log), patch.object(queued.Log, "append", noted):
+    with (
+        patch.object(batch_worker.DecisionLog, "append", log),
+        patch.object(batch_queue.Log, "append", noted),
+    ):
         worked(here, batch)
     assert n >= 2
     once(here, batch, 1_500)
@@ -462,15 +465,15 @@ def test_whatever_is_posted_is_taken_or_refused_by_a_rule(here):
 
     opened = open_service(here, problem)
     caller, seen = Caller("shop", ("predict",)), dict[int, int]()
-    with patch.object(queued, "MOST_WAITING", n):
+    with patch.object(batch_queue, "MOST_WAITING", n):
         for _ in range(n):
             try:
-                asynchronous._taken(opened, broken(), caller)
+                batch_endpoint._taken(opened, broken(), caller)
                 seen[202] = seen.get(202, 0) + 1
             except Refusal as e:
                 assert e.status in (400, 409, 422) and len(str(e)) < 2_000, e
                 seen[e.status] = seen.get(e.status, 0) + 1
-    kept = list(queued.queued_batches(here, "churn"))
+    kept = list(batch_queue.queued_batches(here, "churn"))
     opened.close()
     assert seen[202] >= len(kept) > 0 and seen[400] > n / 10 and seen[422] > n / 10, seen
     for batch in kept:

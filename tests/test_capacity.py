@@ -14,18 +14,18 @@ from test_stand_in import FIRST, at
 from mlsys_nb.decisions.log import find_decision
 from mlsys_nb.doors.cli import main
 from mlsys_nb.evaluation.costs import Costs
-from mlsys_nb.evaluation.limits import Limits
-from mlsys_nb.learning.rule import Rule
-from mlsys_nb.loop.arrivals import ingest_due
+from mlsys_nb.evaluation.gate_limits import Limits
+from mlsys_nb.learning.declared_rule import Rule
+from mlsys_nb.loop.decision_reproduction import reproduce
+from mlsys_nb.loop.feasibility import Wanted, scope
+from mlsys_nb.loop.ingest_step import ingest_due
 from mlsys_nb.loop.pipeline import score, train
-from mlsys_nb.loop.reproduction import reproduce
-from mlsys_nb.loop.scope import Wanted, scope
-from mlsys_nb.loop.step import Context, anew
+from mlsys_nb.loop.step_context import Context, anew
 from mlsys_nb.problem.capacity import Capacity, policy_spec
 from mlsys_nb.serving.endpoints import decision, predict
 from mlsys_nb.serving.service import running
-from mlsys_nb.serving.state import open_service
-from mlsys_nb.system.control import get_document
+from mlsys_nb.serving.service_readiness import open_service
+from mlsys_nb.system.control_tables import get_document
 from mlsys_nb.system.settings import ProblemError
 
 FIVE = replace(world.problem, capacity=Capacity(5, "3d"))

@@ -14,17 +14,17 @@ import pytest
 
 from mlsys_nb.decisions.log import read_decisions
 from mlsys_nb.doors.cli import main
-from mlsys_nb.loop.arrivals import ingest_due
 from mlsys_nb.loop.backtest import backtest
-from mlsys_nb.loop.examination import leaks
+from mlsys_nb.loop.candidate_checks import leaks
+from mlsys_nb.loop.ingest_step import ingest_due
 from mlsys_nb.loop.pipeline import monitor, score, train
-from mlsys_nb.loop.skew import certificate, served_again
-from mlsys_nb.loop.step import Context, context
+from mlsys_nb.loop.step_context import Context, context
+from mlsys_nb.loop.training_serving_skew import certificate, served_again
 from mlsys_nb.loop.training_set import training_set
 from mlsys_nb.system.clock import instant
 from mlsys_nb.system.settings import load_settings
 
-scope_room = import_module("mlsys_nb.loop.scope")  # the face of the floor has a function of that name
+scope_room = import_module("mlsys_nb.loop.feasibility")  # the face of the floor has a function of that name
 ROOT = Path(__file__).resolve().parents[1]
 RAW = ROOT / "data/raw"
 TRAINED = {  # when each is trained

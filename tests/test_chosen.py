@@ -15,24 +15,24 @@ from mlsys_nb.decisions.log import find_decision, read_decisions
 from mlsys_nb.decisions.outcomes import labelled
 from mlsys_nb.evaluation.bootstrap import clusters
 from mlsys_nb.evaluation.evaluate import compare, evaluate
-from mlsys_nb.evaluation.ranked import looked_for
-from mlsys_nb.features.online import open_online
-from mlsys_nb.learning.alternatives import AT_ONCE
-from mlsys_nb.learning.choice import cases_of, conditional_logit
-from mlsys_nb.learning.correction import Corrigible, correction
+from mlsys_nb.evaluation.ranking_metrics import looked_for
+from mlsys_nb.features.store_sync import open_online
+from mlsys_nb.learning.candidate_rows import AT_ONCE
+from mlsys_nb.learning.choice_model import cases_of, conditional_logit
+from mlsys_nb.learning.model_correction import Corrigible, correction
 from mlsys_nb.learning.train import fit, raw_sums
-from mlsys_nb.loop.arrivals import ingest_due
+from mlsys_nb.loop.decision_reproduction import explanation_of, reproduce
+from mlsys_nb.loop.ingest_step import ingest_due
 from mlsys_nb.loop.pipeline import monitor, score, train
-from mlsys_nb.loop.reproduction import explanation_of, reproduce
-from mlsys_nb.loop.skew import served_again
-from mlsys_nb.loop.step import context
+from mlsys_nb.loop.step_context import context
+from mlsys_nb.loop.training_serving_skew import served_again
 from mlsys_nb.loop.training_set import training_set
-from mlsys_nb.problem.candidates import beside
 from mlsys_nb.problem.dataset import as_known, build_dataset
+from mlsys_nb.problem.item_candidates import beside
 from mlsys_nb.release.registry import load_version
+from mlsys_nb.serving.candidate_retrieval import reader_for
 from mlsys_nb.serving.predictor import Predictor
 from mlsys_nb.serving.service import running
-from mlsys_nb.serving.shortlist import reader_for
 from mlsys_nb.system.durable import write_json
 from mlsys_nb.system.settings import ProblemError
 

@@ -20,11 +20,11 @@ from conftest import until
 from ports import free_port
 
 from mlsys_nb.doors.cli import COMMANDS, failure, main, parser
-from mlsys_nb.features.online import open_online
-from mlsys_nb.jobs.record import record_for, write_report
+from mlsys_nb.features.store_sync import open_online
+from mlsys_nb.jobs.run_artifacts import record_for, write_report
 from mlsys_nb.system.clock import open_clock
-from mlsys_nb.system.control import open_control
-from mlsys_nb.system.runs import Run, finish_run, list_runs
+from mlsys_nb.system.control_tables import open_control
+from mlsys_nb.system.runs_table import Run, finish_run, list_runs
 from mlsys_nb.system.settings import load_settings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -378,8 +378,8 @@ class Again:
     ],
 )
 def test_fault_24_the_exit_code_of_parity(capsys, root, monkeypatch, passed, served, code):
-    monkeypatch.setattr("mlsys_nb.loop.skew.certificate", lambda *a, **k: {"passed": passed})
-    monkeypatch.setattr("mlsys_nb.loop.skew.served_again", lambda at: served)
+    monkeypatch.setattr("mlsys_nb.loop.training_serving_skew.certificate", lambda *a, **k: {"passed": passed})
+    monkeypatch.setattr("mlsys_nb.loop.training_serving_skew.served_again", lambda at: served)
     assert mlsys(capsys, "parity", "churn", "--root", root)[0] == code
 
 

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from mlsys_nb.data.columns import LARGEST_INT, Column
+from mlsys_nb.data.column_schema import LARGEST_INT, Column
 from mlsys_nb.data.contract import Contract, ContractError, RowRule, check
-from mlsys_nb.data.fingerprint import fingerprints, numbered
+from mlsys_nb.data.row_hash import fingerprints, numbered
 
 SPAN = (datetime(1, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, 23, 59, 59, 999999, tzinfo=UTC))
 

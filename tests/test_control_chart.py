@@ -11,7 +11,7 @@ from mlsys_nb.monitoring.control_chart import (
     quiet_from,
     seasonal,
 )
-from mlsys_nb.monitoring.tail import centre_spread, tail_score
+from mlsys_nb.monitoring.tail_probability import centre_spread, tail_score
 
 
 def paths(seed, n, periods, rho):

@@ -14,9 +14,9 @@ from test_problems import asked, served, two_problems, workers_of
 from mlsys_nb.decisions.log import read_decisions
 from mlsys_nb.doors.cli import main
 from mlsys_nb.release.registry import champion, get_version, promote
-from mlsys_nb.serving.pulse import Pulse
 from mlsys_nb.serving.service import running
-from mlsys_nb.system.control import open_control
+from mlsys_nb.serving.slo_history import Pulse
+from mlsys_nb.system.control_tables import open_control
 
 
 def told(here, capsys, monkeypatch):

@@ -15,19 +15,19 @@ import pytest
 from cutting import CUT, cut_before
 
 from mlsys_nb.data.lake import quarantine, read, snapshot
-from mlsys_nb.features.online import open_online
+from mlsys_nb.features.store_sync import open_online
 from mlsys_nb.release.package import Package
 from mlsys_nb.release.registry import champion, promote, register, versions
-from mlsys_nb.system import disk
-from mlsys_nb.system.appender import Appender, acknowledged
+from mlsys_nb.system import file_operations
+from mlsys_nb.system.append_only_file import Appender, acknowledged
 from mlsys_nb.system.audit import audit_log
 from mlsys_nb.system.clock import instant
-from mlsys_nb.system.control import open_control
+from mlsys_nb.system.control_tables import open_control
 from mlsys_nb.system.durable import Log, json_bytes, remove_tree, sha256, write_bytes, write_folder
-from mlsys_nb.system.journal import read_journal
 from mlsys_nb.system.pointers import StalePointer
+from mlsys_nb.system.registry_journal import read_journal
 from mlsys_nb.system.settings import load_settings
-from mlsys_nb.system.unfinished import TEMPORARY
+from mlsys_nb.system.temporary_files import TEMPORARY
 
 MAY = instant("2010-05-01")
 
@@ -103,7 +103,7 @@ def state(root: Path) -> dict[str, object]:
 def deeds_of(work: Callable[[Path], None], root: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     told: list[str] = []
     with monkeypatch.context() as m:
-        m.setattr(disk, "FAULTS", [lambda verb, path, content: told.append(verb)])
+        m.setattr(file_operations, "FAULTS", [lambda verb, path, content: told.append(verb)])
         work(root)
     return told
 

@@ -19,25 +19,25 @@ from ports import free_port
 
 from mlsys_nb.cases.churn import lines
 from mlsys_nb.data.ingest import ingest
-from mlsys_nb.decisions.batches import append_batch
+from mlsys_nb.decisions.batch_decisions import append_batch
 from mlsys_nb.decisions.outcomes import labelled, read_outcomes
 from mlsys_nb.doors.cli import main
-from mlsys_nb.doors.dashboards.catalog import catalog, matching
-from mlsys_nb.doors.dashboards.snapshot import OVERVIEW, SHEETS, write_snapshot
+from mlsys_nb.doors.dashboards.feature_catalog import catalog, matching
+from mlsys_nb.doors.dashboards.static_export import OVERVIEW, SHEETS, write_snapshot
 from mlsys_nb.features import count
 from mlsys_nb.jobs.report import render
 from mlsys_nb.jobs.run_index import index, records
 from mlsys_nb.loop.backtest import backtest
 from mlsys_nb.loop.promotion import carry_out, note_release
 from mlsys_nb.loop.retrain import train_candidate
-from mlsys_nb.loop.step import Context
+from mlsys_nb.loop.step_context import Context
 from mlsys_nb.monitoring.alerts import alerts, from_performance, open_alerts, record
 from mlsys_nb.monitoring.performance import performance_check, promise
 from mlsys_nb.problem.dataset import build_dataset, load_events
 from mlsys_nb.problem.declaration import load_problem
 from mlsys_nb.release.fallback import last_sound
 from mlsys_nb.system.clock import instant
-from mlsys_nb.system.control import open_control
+from mlsys_nb.system.control_tables import open_control
 from mlsys_nb.system.durable import write_json, write_text
 from mlsys_nb.system.markup import card
 from mlsys_nb.system.settings import load_settings
@@ -102,7 +102,9 @@ def test_the_catalog_knows_who_uses_what(lived, monkeypatch, capsys):
     rest = tuple(f for f in problem.features.features if f.name != "orders_30d")
     window = count(lines, "45d").named("orders_30d", meaning="another window under an old name")
     later = replace(problem, features=replace(problem.features, features=(*rest, window)))
-    monkeypatch.setattr("mlsys_nb.doors.dashboards.catalog.load_problem", lambda settings, name: later)
+    monkeypatch.setattr(
+        "mlsys_nb.doors.dashboards.feature_catalog.load_problem", lambda settings, name: later
+    )
     old, new = sorted(
         matching(catalog(lived).entries, ["orders_30d"]), key=lambda e: len(e.used_by[0]), reverse=True
     )

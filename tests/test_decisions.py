@@ -18,12 +18,12 @@ from conftest import until
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlsys_nb.decisions import writer
-from mlsys_nb.decisions.batches import append_batch, batch_written, read_batch
+from mlsys_nb.decisions import log_writer
+from mlsys_nb.decisions.batch_decisions import append_batch, batch_written, read_batch
+from mlsys_nb.decisions.decision_record import Decision, DecisionError, from_record, to_record
 from mlsys_nb.decisions.log import UnknownDecision, find_decision, read_decisions
-from mlsys_nb.decisions.record import Decision, DecisionError, from_record, to_record
-from mlsys_nb.decisions.segments import line_of, log_folder, read_lines
-from mlsys_nb.decisions.writer import DecisionLog, _Files
+from mlsys_nb.decisions.log_segments import line_of, log_folder, read_lines
+from mlsys_nb.decisions.log_writer import DecisionLog, _Files
 from mlsys_nb.system.settings import load_settings
 
 MAY = datetime(2010, 5, 1, tzinfo=UTC)
@@ -96,7 +96,7 @@ def test_a_name_belongs_to_a_key_and_a_tenant(tmp_path):
 @pytest.mark.parametrize("cuts", [(0,), (0, 1200), (0, 499, 950, 1900)])
 def test_a_restart_reads_the_end_of_the_log_and_decodes_what_has_a_name(tmp_path, monkeypatch, cuts):
     "Fault: the head of each file counted as a decision, so where a busy machine had begun another file fewer were remembered."
-    from mlsys_nb.decisions import writer
+    from mlsys_nb.decisions import log_writer
 
     here = load_settings(root=tmp_path)
     log = DecisionLog(here, "churn", rotate=900)
@@ -105,8 +105,8 @@ def test_a_restart_reads_the_end_of_the_log_and_decodes_what_has_a_name(tmp_path
     given = [replace(ONE, request_id=names.get(i), features=strange) for i in range(2000)]
     made = [one for a, b in pairwise([*cuts, 2000]) for one in log.append(given[a:b])]
     log.close()
-    decoded, real = [], writer.from_record
-    monkeypatch.setattr(writer, "from_record", lambda r: decoded.append(r) or real(r))
+    decoded, real = [], log_writer.from_record
+    monkeypatch.setattr(log_writer, "from_record", lambda r: decoded.append(r) or real(r))
     again = DecisionLog(here, "churn", remember=1500)
     told = sorted((r["request_id"] for r in decoded), key=lambda name: int(name[1:]))
     assert told == [n for i, n in names.items() if i >= 500]  # file after file, the newest first
@@ -207,8 +207,8 @@ def test_batches_with_other_columns_join(tmp_path):
 KILLED = """
 import sys
 from datetime import UTC, datetime
-from mlsys_nb.decisions.record import Decision
-from mlsys_nb.decisions.writer import DecisionLog, _Files
+from mlsys_nb.decisions.decision_record import Decision
+from mlsys_nb.decisions.log_writer import DecisionLog, _Files
 from mlsys_nb.system.settings import load_settings
 one = Decision("", "churn", {"customer_id": 1}, datetime(2010, 5, 1, tzinfo=UTC), 1, .5, .25, "write", True, {"a": 1}, "f")
 log = DecisionLog(load_settings(root=sys.argv[1]), "churn")
@@ -227,7 +227,7 @@ def test_a_log_that_is_closed_while_its_thread_gathers_ends(tmp_path, monkeypatc
         until(lambda: log._later._ends)
         time.sleep(0.05)  # and the rest of what `close` says
 
-    monkeypatch.setattr(writer, "pause", pause)
+    monkeypatch.setattr(log_writer, "pause", pause)
     log.write([ONE])
     assert gathers.wait(60)
     log.close(patience=10)
@@ -252,7 +252,7 @@ def test_killed_writer_loses_nothing_acknowledged(tmp_path):
 def test_fault_10_no_problem_may_declare_a_word_of_the_log():
     "A feature named `score` or `version` overwrote the served one in read_decisions."
     from mlsys_nb.cases.churn import problem
-    from mlsys_nb.decisions.record import META
+    from mlsys_nb.decisions.decision_record import META
     from mlsys_nb.features.feature_set import FeatureSet
     from mlsys_nb.problem.declaration import TAKEN
     from mlsys_nb.system.settings import ProblemError

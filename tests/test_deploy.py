@@ -331,5 +331,5 @@ def test_no_watchdog_is_promised_that_nobody_feeds():
     feeds = any(
         "WATCHDOG" in str(n.value) for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Constant)
     )
-    units = (Path(__file__).resolve().parents[1] / "mlsys_nb/doors/deploy/units.py").read_text()
+    units = (Path(__file__).resolve().parents[1] / "mlsys_nb/doors/deploy/systemd.py").read_text()
     assert feeds == ("WatchdogSec" in units)

@@ -10,11 +10,11 @@ import polars as pl
 import pytest
 from conftest import FULL
 
-from mlsys_nb.monitoring.deviation import _unheard, charted
+from mlsys_nb.monitoring.binning import DriftError
 from mlsys_nb.monitoring.drift import Odds, drift_check, drift_of
-from mlsys_nb.monitoring.lens import DriftError
-from mlsys_nb.monitoring.profile import profile_from, reference_profile
-from mlsys_nb.monitoring.sketch import sketch_frame
+from mlsys_nb.monitoring.histogram_sketch import sketch_frame
+from mlsys_nb.monitoring.training_profile import profile_from, reference_profile
+from mlsys_nb.monitoring.trend_season import _unheard, charted
 
 sys.path.insert(0, str(Path(__file__).parent / "bench"))
 import odds_drift as odds
@@ -405,7 +405,7 @@ def test_no_power_beyond_what_any_test_has():
 
 def test_two_features_that_one_batch_moved_have_one_cause(profile):
     "The rows of one source batch explain both; a third feature that moved everywhere is not laid at its door."
-    from mlsys_nb.monitoring.cause import Witness, cause_of
+    from mlsys_nb.monitoring.drift_cause import Witness, cause_of
 
     batch = np.arange(3 * 800) % 5 == 0
     ill = pl.Series("ill", batch)
@@ -510,7 +510,7 @@ def grown(which, rate, rows=600, seed=0):
 
 @pytest.mark.parametrize("rate", [0.0, 0.4, 0.7, 1.0])
 def test_a_column_that_grew_fast_and_then_stands_still_is_told_and_one_that_grows_more_slowly_is_not(rate):
-    from mlsys_nb.monitoring.cause import Witness, cause_of
+    from mlsys_nb.monitoring.drift_cause import Witness, cause_of
 
     columns = ["tenure", "basket"]
     profile = reference_profile(grown(range(13), 1, seed=1), columns, lifetime=["tenure"])

@@ -11,17 +11,17 @@ import visits_world as world
 from test_each import frames
 
 from mlsys_nb.doors.game_day.drill import PLANTED, Noticed, drill, said_of_drill
-from mlsys_nb.doors.game_day.faults import _on_duty, _whole, rehearsed
+from mlsys_nb.doors.game_day.fault_injection import _on_duty, _whole, rehearsed
 from mlsys_nb.doors.game_day.redelivery import as_batch, year_before
 from mlsys_nb.doors.recovery.backup import take
-from mlsys_nb.doors.recovery.verification import findings
-from mlsys_nb.loop.arrivals import ingest_due
+from mlsys_nb.doors.recovery.integrity_check import findings
+from mlsys_nb.loop.ingest_step import ingest_due
 from mlsys_nb.loop.pipeline import score, train
-from mlsys_nb.loop.step import Context
+from mlsys_nb.loop.step_context import Context
 from mlsys_nb.problem.dataset import build_dataset
 from mlsys_nb.problem.declaration import load_problem
 from mlsys_nb.system.clock import instant
-from mlsys_nb.system.control import put_document
+from mlsys_nb.system.control_tables import put_document
 from mlsys_nb.system.durable import write_json
 from mlsys_nb.system.settings import Settings, load_settings
 

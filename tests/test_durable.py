@@ -16,8 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlsys_nb.system import disk
-from mlsys_nb.system.disk import StorageError
+from mlsys_nb.system import file_operations
 from mlsys_nb.system.durable import (
     MANIFEST,
     Log,
@@ -33,7 +32,8 @@ from mlsys_nb.system.durable import (
     write_bytes,
     write_folder,
 )
-from mlsys_nb.system.unfinished import TEMPORARY
+from mlsys_nb.system.file_operations import StorageError
+from mlsys_nb.system.temporary_files import TEMPORARY
 
 
 def start(code: str, *arguments: object) -> subprocess.Popen[str]:
@@ -127,7 +127,7 @@ def test_a_living_writer_is_not_swept_away(tmp_path: Path) -> None:
     code = """
         import sys, time
         from pathlib import Path
-        from mlsys_nb.system import unfinished
+        from mlsys_nb.system import temporary_files
         with unfinished.temporary(Path(sys.argv[1]) / "slow", folder=True) as temporary:
             (temporary / "rows").write_bytes(b"1")
             print("at work", flush=True)
@@ -358,10 +358,10 @@ def test_every_refusal_of_the_disk_has_path_and_remedy(
     def failing(verb: str, path: Path, content: bytes) -> None:
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(disk, "FAULTS", [failing])
+    monkeypatch.setattr(file_operations, "FAULTS", [failing])
     for work in works:
         with pytest.raises((StorageError, SealError), match=f"^{tmp_path}.* cannot be .*: .*; .*{remedy}"):
             work()
-    monkeypatch.setattr(disk, "FAULTS", [])
+    monkeypatch.setattr(file_operations, "FAULTS", [])
     for work in works:
         work()

@@ -17,15 +17,15 @@ from caller import post
 from mlsys_nb.decisions.labelled_decisions import taught
 from mlsys_nb.decisions.log import find_decision, read_decisions
 from mlsys_nb.decisions.outcomes import labelled
-from mlsys_nb.doors.asking import Unanswered, answered_there, predict_case
+from mlsys_nb.doors.predict_command import Unanswered, answered_there, predict_case
 from mlsys_nb.features.events import POLARS
-from mlsys_nb.loop.arrivals import ingest_due
 from mlsys_nb.loop.backtest import backtest
-from mlsys_nb.loop.follow_up import newly_matured
+from mlsys_nb.loop.decision_reproduction import reproduce
+from mlsys_nb.loop.ingest_step import ingest_due
+from mlsys_nb.loop.matured_outcomes import newly_matured
 from mlsys_nb.loop.pipeline import monitor, score, train
-from mlsys_nb.loop.reproduction import reproduce
-from mlsys_nb.loop.skew import served_again
-from mlsys_nb.loop.step import context
+from mlsys_nb.loop.step_context import context
+from mlsys_nb.loop.training_serving_skew import served_again
 from mlsys_nb.loop.training_set import training_set
 from mlsys_nb.problem.dataset import Lake, build_dataset, training_periods
 from mlsys_nb.release.registry import champion, promote, versions

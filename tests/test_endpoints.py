@@ -13,13 +13,13 @@ from serving_world import JUNE, make
 
 from mlsys_nb.cases.churn import problem
 from mlsys_nb.decisions.log import read_decisions
-from mlsys_nb.decisions.segments import log_folder, place_of, segment_path
+from mlsys_nb.decisions.log_segments import log_folder, place_of, segment_path
 from mlsys_nb.release.registry import promote, versions
-from mlsys_nb.serving.access import Caller
+from mlsys_nb.serving.access_control import Caller
 from mlsys_nb.serving.endpoints import contradictions, decision, outcome, predict
-from mlsys_nb.serving.refusal import Refusal
-from mlsys_nb.serving.state import open_service, readiness
-from mlsys_nb.system.control import alert_rows, open_control
+from mlsys_nb.serving.error_responses import Refusal
+from mlsys_nb.serving.service_readiness import open_service, readiness
+from mlsys_nb.system.control_tables import alert_rows, open_control
 
 ONE = b'{"customer_id": 13080}'
 SHOP = Caller("shop", ("predict", "outcome"))
@@ -83,7 +83,7 @@ def test_one_lookup_and_one_parse_for_each_prediction(here):
                 return reader.read(keys, moment, *more)
 
         service.reloader.predictor = replace(service.predictor, reader=Counting())
-        with patch("mlsys_nb.serving.guard._DECODER") as strict:
+        with patch("mlsys_nb.serving.request_guard._DECODER") as strict:
             strict.decode.side_effect = AssertionError("parsed twice")
             ask(predict(service, ONE))
             assert refused(predict(service, b'{"customer_id": 1}')).status == 404
@@ -107,7 +107,7 @@ def test_fault_14_a_stall_longer_than_the_deadline(here):
         async def both():
             await asyncio.gather(given_up(ONE), given_up(b'{"customer_id": 13080, "request_id": "r"}'))
 
-        with patch("mlsys_nb.system.appender.sync_file", stall):
+        with patch("mlsys_nb.system.append_only_file.sync_file", stall):
             ask(both())
             assert began.wait(60)
             assert "has not finished a write" in service.log.trouble(patience=0.0)
@@ -123,7 +123,7 @@ def test_fault_15_a_full_disk_is_a_503_and_unready_until_there_is_room(here):
     with service_of(here) as service:
         for deed in ("open_file", "put", "sync_file"):
             full = OSError(28, "No space left on device")
-            with patch(f"mlsys_nb.system.appender.{deed}", side_effect=full):
+            with patch(f"mlsys_nb.system.append_only_file.{deed}", side_effect=full):
                 if deed == "open_file":
                     service.log._files.let_go()
                 said = refused(predict(service, ONE))

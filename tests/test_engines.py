@@ -12,11 +12,11 @@ from conftest import wait_for
 from feature_sets import features
 from ports import free_port
 
-from mlsys_nb.features.engine import LmdbEngine
-from mlsys_nb.features.generated import world
-from mlsys_nb.features.online import online_store
+from mlsys_nb.features.generated_test_cases import world
+from mlsys_nb.features.key_value_engine import LmdbEngine
 from mlsys_nb.features.parity import bits, by_reference, frame_of, read_all
-from mlsys_nb.features.shared_store import PostgresEngine, RedisEngine
+from mlsys_nb.features.redis_postgres_store import PostgresEngine, RedisEngine
+from mlsys_nb.features.store_sync import online_store
 
 
 @pytest.fixture(scope="module")

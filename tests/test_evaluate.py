@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 from sklearn.isotonic import IsotonicRegression
 from sklearn.metrics import brier_score_loss, log_loss, roc_auc_score
 
+from mlsys_nb.evaluation.binary_metrics import CLIP, Probability, auc, log_losses, pairs
 from mlsys_nb.evaluation.bootstrap import Estimate, clusters, resample
 from mlsys_nb.evaluation.calibration import monotone, recalibration
 from mlsys_nb.evaluation.costs import Costs
 from mlsys_nb.evaluation.evaluate import compare, evaluate
-from mlsys_nb.evaluation.probability import CLIP, Probability, auc, log_losses, pairs
 from mlsys_nb.evaluation.slices import slice_gains, slice_labels, slice_report
 
 JUDGE = Probability()

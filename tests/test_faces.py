@@ -100,7 +100,7 @@ def test_a_face_loads_nothing(floor):
         not {m.split(".")[0] for m in loaded if "." in m} & HEAVY
     )  # one without parts only stands for what may be loaded
     own = {m for m in loaded if m.startswith("mlsys_nb.")}
-    assert own <= {"mlsys_nb.system", "mlsys_nb.system.lazy", f"mlsys_nb.{floor}"}
+    assert own <= {"mlsys_nb.system", "mlsys_nb.system.lazy_imports", f"mlsys_nb.{floor}"}
 
 
 def test_a_word_loads_no_more_than_its_room():

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from serving_world import dataset
 
-from mlsys_nb.learning.link import Interval, Learner, Softmax, softmax
-from mlsys_nb.learning.rule import Rule
+from mlsys_nb.learning.declared_rule import Rule
+from mlsys_nb.learning.link_functions import Interval, Learner, Softmax, softmax
 from mlsys_nb.learning.train import fit
 from mlsys_nb.release.package import Model, PackageError, build, load, open_package, seal, serving_form
 from mlsys_nb.system.settings import load_settings

@@ -16,9 +16,9 @@ from serving_world import JUNE, make
 from mlsys_nb.decisions.log import find_decision, read_decisions
 from mlsys_nb.release import package
 from mlsys_nb.serving import connections, fast_path
+from mlsys_nb.serving.prometheus_metrics import STAGES
 from mlsys_nb.serving.service import _Life, running
-from mlsys_nb.serving.telemetry import STAGES
-from mlsys_nb.system import disk
+from mlsys_nb.system import file_operations
 from mlsys_nb.system.clock import pause
 
 PATH = "/v1/churn/predictions"
@@ -169,12 +169,12 @@ def test_a_full_disk_is_said_and_nothing_is_logged_twice(world):
         if verb == "written":
             raise OSError(28, "No space left on device")
 
-    disk.FAULTS.append(full)
+    file_operations.FAULTS.append(full)
     try:
         [(status, told, top)] = asked(port, one)
         [(other, slow, slow_top)] = asked(port, one[:-2], one[-2:])
     finally:
-        disk.FAULTS.remove(full)
+        file_operations.FAULTS.remove(full)
     assert status == 503 and "No space" in told["error"]["got"]
     assert (status, told) == (other, slow) and heads_of(top) == heads_of(slow_top)
     assert asked(port, one)[0][0] == 200
@@ -197,13 +197,13 @@ def test_an_answer_comes_after_its_record_and_where_the_terms_say_so_after_the_d
         seen.append((name in written, name in synced))
         real(self, answer)
 
-    disk.FAULTS.append(watched)
+    file_operations.FAULTS.append(watched)
     try:
         with patch.object(connections._AtOnce, "give", given):
             for customer in (13080, 13100, 12980) * 3:
                 asked(port, request(heads, b'{"customer_id": %d}' % customer))
     finally:
-        disk.FAULTS.remove(watched)
+        file_operations.FAULTS.remove(watched)
     assert len(seen) == 9 and all(wrote for wrote, _ in seen)
     assert here.durable != "before answer" or all(sync for _, sync in seen)
 
@@ -253,11 +253,11 @@ def test_what_arrives_together_is_written_together_and_synced_once(world):
 
     service = life.served.services["churn"]
     service.log.append([service.predictor.predict({"customer_id": 13080}, JUNE)])  # a segment is there
-    disk.FAULTS.append(watched)
+    file_operations.FAULTS.append(watched)
     try:
         asyncio.run(together())
     finally:
-        disk.FAULTS.remove(watched)
+        file_operations.FAULTS.remove(watched)
         life.close()
     assert len({json.loads(answer.body)["decision_id"] for answer in given}) == 15
     if here.durable == "before answer":
@@ -335,9 +335,9 @@ def test_a_disk_that_hangs_is_said_after_the_deadline_and_the_rest_is_answered(t
         one = request(heads, b'{"customer_id": 13080}')
         assert asked(port, one)[0][0] == 200
         hangs = lambda verb, path, content: pause(1.5) if verb == "synced" else None
-        disk.FAULTS.append(hangs)
+        file_operations.FAULTS.append(hangs)
         [(status, told, top)] = asked(port, one)
-        disk.FAULTS.remove(hangs)
+        file_operations.FAULTS.remove(hangs)
         assert status == 503 and "at most 0.5 s" in told["error"]["rule"] and b"retry-after: 1" in top
         pause(2.0)
         assert asked(port, one)[0][0] == 200

@@ -12,12 +12,12 @@ from feature_sets import features as everything
 
 from mlsys_nb import features as f
 from mlsys_nb.features import Events, FeatureSet, Measure
-from mlsys_nb.features.aggregates import OPERATIONS
-from mlsys_nb.features.arithmetic import KERNELS
-from mlsys_nb.features.conditions import condition_of
+from mlsys_nb.features.event_filters import condition_of
 from mlsys_nb.features.events import POLARS, events_of, events_spec
+from mlsys_nb.features.feature_definition import OPERATIONS
+from mlsys_nb.features.feature_plan import Step
 from mlsys_nb.features.feature_set import from_spec, to_spec
-from mlsys_nb.features.plan import Step
+from mlsys_nb.features.transform_math import KERNELS
 from mlsys_nb.system.clock import instant
 
 orders = Events(

@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from mlsys_nb.doors.figures.drawing import draw
+from mlsys_nb.doors.figures.matplotlib_image import draw
 from mlsys_nb.system.markup import TONES, card, escape, figure
 
 

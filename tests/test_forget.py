@@ -24,31 +24,31 @@ from cutting import CUT
 from test_engines import redis_port  # noqa: F401
 
 from mlsys_nb.data.lake import read, snapshot
+from mlsys_nb.decisions.human_reviews import Opinion, give_opinion
 from mlsys_nb.decisions.log import read_decisions
-from mlsys_nb.decisions.opinions import Opinion, give_opinion
 from mlsys_nb.doors.cli import main
-from mlsys_nb.doors.privacy.documents import mirror_file
+from mlsys_nb.doors.privacy.document_erasure import mirror_file
 from mlsys_nb.doors.recovery.backup import take
-from mlsys_nb.doors.recovery.verification import audit_trail, findings
-from mlsys_nb.features.online import open_online
-from mlsys_nb.jobs.chronicle import brought_back, found_by, note_found
-from mlsys_nb.loop.arrivals import ingest_due
+from mlsys_nb.doors.recovery.integrity_check import audit_trail, findings
+from mlsys_nb.features.store_sync import open_online
+from mlsys_nb.jobs.run_start_state import brought_back, found_by, note_found
+from mlsys_nb.loop.ingest_step import ingest_due
 from mlsys_nb.loop.pipeline import score, train
-from mlsys_nb.loop.step import context
-from mlsys_nb.monitoring.lens import lens_from
-from mlsys_nb.monitoring.profile import reference_profile
-from mlsys_nb.monitoring.sketch import Belonging, sketched
-from mlsys_nb.release.mirror import catch_up
+from mlsys_nb.loop.step_context import context
+from mlsys_nb.monitoring.binning import lens_from
+from mlsys_nb.monitoring.histogram_sketch import Belonging, sketched
+from mlsys_nb.monitoring.training_profile import reference_profile
+from mlsys_nb.release.mlflow_sync import catch_up
+from mlsys_nb.release.package_erasure import blurred
 from mlsys_nb.release.registry import champion, load_version, promote
-from mlsys_nb.release.traces import blurred
-from mlsys_nb.serving.queued import find_batch, page_of, progress_of, queued_batches
+from mlsys_nb.serving.batch_queue import find_batch, page_of, progress_of, queued_batches
 from mlsys_nb.serving.service import running
-from mlsys_nb.system import disk
+from mlsys_nb.system import file_operations
 from mlsys_nb.system.audit import audit_log
-from mlsys_nb.system.checked import plain_content
-from mlsys_nb.system.control import get_document, open_control, put_document
+from mlsys_nb.system.control_tables import get_document, open_control, put_document
 from mlsys_nb.system.durable import write_json
-from mlsys_nb.system.runs import Run, finish_run
+from mlsys_nb.system.line_checksum import plain_content
+from mlsys_nb.system.runs_table import Run, finish_run
 from mlsys_nb.system.settings import Settings, load_settings
 from mlsys_nb.system.tracking import open_tracking
 
@@ -312,7 +312,7 @@ def test_a_kill_at_any_write_is_made_good_by_the_same_command(shop, tmp_path, mo
     before, deeds, place = others(shop), [], shop.root.parent
     shutil.copytree(place, tmp_path / "whole")
     with monkeypatch.context() as m:
-        m.setattr(disk, "FAULTS", [lambda verb, path, content: deeds.append(verb)])
+        m.setattr(file_operations, "FAULTS", [lambda verb, path, content: deeds.append(verb)])
         assert forget(load_settings(root=tmp_path / "whole" / "root", home=place), "--yes") == 0
     last = len(deeds)  # the work's own note goes at the very end
     for number in range(2, last + 1) if os.environ.get("TEST_MLSYS_FULL") else (2, last * 2 // 3, last - 1):

@@ -12,22 +12,22 @@ import polars as pl
 import pytest
 import visits_world as world
 
-from mlsys_nb.data.delimited import SourceError
+from mlsys_nb.data.csv_files import SourceError
 from mlsys_nb.data.freshness import Freshness
 from mlsys_nb.data.lake import Finish
 from mlsys_nb.data.sources import FilesSource
 from mlsys_nb.data.staging import IngestError
 from mlsys_nb.doors.game_day.redelivery import deliver_rows, moved_to
-from mlsys_nb.doors.timekeeper import watch_duty
+from mlsys_nb.doors.scheduler_daemon import watch_duty
 from mlsys_nb.jobs.schedule import entry_from
-from mlsys_nb.loop.arrivals import ingest_due
+from mlsys_nb.loop.ingest_step import ingest_due
 from mlsys_nb.loop.pipeline import monitor, score, train
-from mlsys_nb.loop.step import Context, StaleData, older_than_declared, reaching
+from mlsys_nb.loop.step_context import Context, StaleData, older_than_declared, reaching
 from mlsys_nb.monitoring.alerts import open_alerts
 from mlsys_nb.serving.endpoints import predict
-from mlsys_nb.serving.state import open_service, readiness
+from mlsys_nb.serving.service_readiness import open_service, readiness
 from mlsys_nb.system.clock import instant
-from mlsys_nb.system.control import put_document
+from mlsys_nb.system.control_tables import put_document
 from mlsys_nb.system.durable import write_json
 
 (VISITS,) = world.problem.sources
@@ -50,7 +50,7 @@ def test_a_step_says_that_its_data_are_older_than_declared(gym: Any, monkeypatch
     young = score(Context(gym, FRESH, END + timedelta(hours=12)))
     at = Context(gym, FRESH, END + timedelta(hours=40))
     monkeypatch.setattr(
-        "mlsys_nb.loop.step.finished", lambda s, name, now: Finish(name, now, at.lake.digests[name])
+        "mlsys_nb.loop.step_context.finished", lambda s, name, now: Finish(name, now, at.lake.digests[name])
     )
     old = score(at)
     assert "stale" not in young.outputs and "older than declared" not in young._repr_html_()
@@ -84,7 +84,7 @@ def test_a_model_says_what_was_declared_of_its_sources(gym: Any) -> None:
 
 
 def test_the_service_answers_with_a_warning(gym: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mlsys_nb.serving.state.FRESH", 0.0)
+    monkeypatch.setattr("mlsys_nb.serving.service_readiness.FRESH", 0.0)
     body = orjson.dumps({"member": 7})
     for hours, stale in ((12, False), (40, True)):
         write_json(gym.clock_file, {"now": (END + timedelta(hours=hours)).isoformat()})
@@ -105,7 +105,7 @@ def test_an_old_file_that_is_sent_again_makes_no_source_fresh(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     "It came whole before: neither the steps nor the service take it for news; a file with one new row they do."
-    monkeypatch.setattr("mlsys_nb.serving.state.FRESH", 0.0)
+    monkeypatch.setattr("mlsys_nb.serving.service_readiness.FRESH", 0.0)
     here = world.make(tmp_path, world.rows().filter(pl.col("at") < END.replace(tzinfo=None)))
     at = Context(here, FRESH, END)
     put_document(at.control, "parity", FRESH.features.hash, {"passed": True, "differing": []})
@@ -140,7 +140,7 @@ def test_one_failing_source_is_named_and_keeps_no_other_from_arriving(tmp_path: 
     ):
         ingest_due(Context(here, problem, END))
     from mlsys_nb.data.lake import snapshot
-    from mlsys_nb.features.online import open_online
+    from mlsys_nb.features.store_sync import open_online
 
     assert snapshot(here, "visits").rows > 1000
     with open_online(here.online_url) as store:
@@ -160,12 +160,12 @@ def test_an_alert_opens_when_a_source_is_late_and_closes_when_it_delivers(
 ) -> None:
     "The whole way: declared `fresh=`, looked at by the timekeeper's watch, kept as an open alert, closed by news."
     entry = entry_from("visits.score", "0 6 * * * UTC", {"problems": ["visits"], "jobs": ["score"]})
-    from mlsys_nb.doors import timekeeper
+    from mlsys_nb.doors import scheduler_daemon
 
-    declared = lambda here, name: timekeeper.load_problem(here, name)
-    monkeypatch.setattr("mlsys_nb.doors.timekeeper.load_problem", lambda settings, name: FRESH)
+    declared = lambda here, name: scheduler_daemon.load_problem(here, name)
+    monkeypatch.setattr("mlsys_nb.doors.scheduler_daemon.load_problem", lambda settings, name: FRESH)
     monkeypatch.setattr(
-        "mlsys_nb.doors.timekeeper.context",
+        "mlsys_nb.doors.scheduler_daemon.context",
         lambda name, now, here: Context(here, declared(here, name), instant(now)),
     )
 
@@ -177,7 +177,7 @@ def test_an_alert_opens_when_a_source_is_late_and_closes_when_it_delivers(
     (alert,) = late(40)
     assert "visits: the newest row became known" in alert.size and "mlsys ingest visits" in alert.action
     assert alert.severity == "critical" and alert in open_alerts(Context(gym, FRESH, END).control, "visits")
-    monkeypatch.setattr("mlsys_nb.doors.timekeeper.load_problem", lambda settings, name: FAST)
+    monkeypatch.setattr("mlsys_nb.doors.scheduler_daemon.load_problem", lambda settings, name: FAST)
     assert late(41) == [], "a declaration that allows it closes the alert"
 
 

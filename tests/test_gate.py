@@ -5,15 +5,15 @@ import polars as pl
 import pytest
 from conftest import FULL
 
-from mlsys_nb.evaluation.classes import Classes
+from mlsys_nb.evaluation.binary_metrics import Probability
+from mlsys_nb.evaluation.clustered_intervals import LevelWobble
 from mlsys_nb.evaluation.costs import CostMatrix, Costs, OverUnder
 from mlsys_nb.evaluation.gate import Inquiry, Predictions, gate
-from mlsys_nb.evaluation.limits import Limits
-from mlsys_nb.evaluation.number import Number
-from mlsys_nb.evaluation.probability import Probability
-from mlsys_nb.evaluation.question import Question
-from mlsys_nb.evaluation.two_way import LevelWobble
-from mlsys_nb.evaluation.verdict import RefitMove
+from mlsys_nb.evaluation.gate_confidence import Question
+from mlsys_nb.evaluation.gate_limits import Limits
+from mlsys_nb.evaluation.gate_verdict import RefitMove
+from mlsys_nb.evaluation.multiclass_metrics import Classes
+from mlsys_nb.evaluation.regression_metrics import Number
 from mlsys_nb.system.settings import ProblemError
 
 JUDGE = Probability()
@@ -203,7 +203,7 @@ def test_ranking_forbids_only_where_it_is_lost_beyond_doubt(low, high, passed):
     from types import SimpleNamespace
 
     from mlsys_nb.evaluation.bootstrap import Estimate
-    from mlsys_nb.evaluation.vetoes import ranking
+    from mlsys_nb.evaluation.gate_checks import ranking
 
     found = SimpleNamespace(ranks="auc", rank_gain=Estimate((low + high) / 2, low, high))
     assert ranking(found, Limits(), "the champion").passed is passed

@@ -14,15 +14,15 @@ import polars as pl
 import pytest
 
 from mlsys_nb import features as f
-from mlsys_nb.data.columns import Column
+from mlsys_nb.data.column_schema import Column
 from mlsys_nb.data.contract import Contract, ContractError, RowRule, check_many
-from mlsys_nb.data.frame import delivered_as
 from mlsys_nb.data.ingest import ingest
 from mlsys_nb.data.lake import quarantine, read, snapshot
+from mlsys_nb.data.reserved_columns import delivered_as
 from mlsys_nb.data.sources import FilesSource
 from mlsys_nb.data.withdrawal import withdraw
 from mlsys_nb.features.feature_set import from_spec, to_spec
-from mlsys_nb.features.online import OnlineStore, open_online
+from mlsys_nb.features.store_sync import OnlineStore, open_online
 from mlsys_nb.system.clock import instant
 from mlsys_nb.system.settings import Settings, load_settings
 

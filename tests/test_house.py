@@ -56,13 +56,16 @@ doors.game_day: doors.recovery doors.figures
 
 # Bounds that a room breaks, and why it is better so: (room, bound) -> (its own bound, reason).
 LARGER = {
-    ("88_workbench", "cell"): (54, "Workbench is one class: a short method for each thing one does"),
-    ("40_calendar", "cell"): (54, "Calendar is one class: the instants, and what lies between two of them"),
+    ("88_notebook_api", "cell"): (54, "Workbench is one class: a short method for each thing one does"),
+    ("40_period_calendar", "cell"): (
+        54,
+        "Calendar is one class: the instants, and what lies between two of them",
+    ),
     ("41_population", "cell"): (60, "Everyone is one class of one-line answers, the protocol's words"),
-    ("41_each", "cell"): (60, "Each is one class of one-line answers, the protocol's words"),
-    ("32_number", "cell"): (60, "Number is one class of short answers, the protocol's words"),
-    ("32_ranked", "cell"): (60, "Ranking is one class of short answers, the protocol's words"),
-    ("41_candidates", "cell"): (
+    ("41_per_event_population", "cell"): (60, "Each is one class of one-line answers, the protocol's words"),
+    ("32_regression_metrics", "cell"): (60, "Number is one class of short answers, the protocol's words"),
+    ("32_ranking_metrics", "cell"): (60, "Ranking is one class of short answers, the protocol's words"),
+    ("41_item_candidates", "cell"): (
         56,
         "Candidates is one class: fields, and what follows from them in a line each",
     ),
@@ -80,81 +83,108 @@ LARGER = {
         325,
         "Problem is one declaration, and each of its contradictions one refusal",
     ),
-    ("60_lens", "cell"): (46, "Lens is one class: its fields, and what follows from them"),
+    ("60_binning", "cell"): (46, "Lens is one class: its fields, and what follows from them"),
     ("61_drift", "cell"): (52, "DriftReport is one class: what was found, and how it shows itself"),
     ("47_registry", "lines"): (
         310,
         "versions, champions and the way back are one table, for problems and tenants",
     ),
     ("46_package", "cell"): (52, "Model is one class of small properties of a manifest"),
-    ("32_classes", "cell"): (60, "Classes is one class of short answers, the protocol's words"),
-    ("32_probability", "cell"): (44, "Probability is one class of short answers, the protocol's words"),
-    ("42_amount", "cell"): (56, "Amount is one class of short answers, the protocol's words"),
-    ("42_one_of", "cell"): (56, "OneOf is one class of short answers, the protocol's words"),
+    ("32_multiclass_metrics", "cell"): (60, "Classes is one class of short answers, the protocol's words"),
+    ("32_binary_metrics", "cell"): (44, "Probability is one class of short answers, the protocol's words"),
+    ("42_regression_target", "cell"): (56, "Amount is one class of short answers, the protocol's words"),
+    ("42_multiclass_target", "cell"): (56, "OneOf is one class of short answers, the protocol's words"),
     ("74_schedule", "cell"): (60, "Scheduler is one class: what it runs, and what a turn is"),
-    ("86_timekeeper", "cell"): (59, "Timekeeper is one class: a scheduler, its processes, what it looks at"),
-    ("24_reviewing", "cell"): (60, "ReviewDesk is one class: a reviewer's place, and the few deeds of it"),
-    ("24_what_if", "cell"): (60, "WhatIfDesk is one class: a case, its fields, and the answer below them"),
-    ("10_view", "cell"): (
+    ("86_scheduler_daemon", "cell"): (
+        59,
+        "Timekeeper is one class: a scheduler, its processes, what it looks at",
+    ),
+    ("24_review_widget", "cell"): (
+        60,
+        "ReviewDesk is one class: a reviewer's place, and the few deeds of it",
+    ),
+    ("24_what_if_widget", "cell"): (
+        60,
+        "WhatIfDesk is one class: a case, its fields, and the answer below them",
+    ),
+    ("10_page_data", "cell"): (
         60,
         "ProblemView is one class of short properties: what dashboards read of a problem",
     ),
     ("89_cli", "cell"): (60, "COMMANDS is one table: a line for each"),
     ("55_predictor", "cell"): (56, "Predictor is one class: what it was given, and the two ways to ask"),
-    ("57_telemetry", "cell"): (
+    ("57_prometheus_metrics", "cell"): (
         54,
         "Metrics is one class: the figures of one service, and how each is counted",
     ),
-    ("58_consumer", "cell"): (
+    ("58_redis_requests", "cell"): (
         50,
         "RequestStream is one class: what is taken of a stream, and how it is settled",
     ),
-    ("57_access", "cell"): (50, "Caller is one class: who was let in, and what each question may refuse"),
-    ("58_problems", "cell"): (50, "Problems is one class: what is served, what cannot be, how both change"),
-    ("56_tenants", "cell"): (60, "TenantVersions is one class: what is known, what is open, and who answers"),
+    ("57_access_control", "cell"): (
+        50,
+        "Caller is one class: who was let in, and what each question may refuse",
+    ),
+    ("58_served_problems", "cell"): (
+        50,
+        "Problems is one class: what is served, what cannot be, how both change",
+    ),
+    ("56_tenant_model_cache", "cell"): (
+        60,
+        "TenantVersions is one class: what is known, what is open, and who answers",
+    ),
     ("56_reload", "cell"): (48, "Reloader is one class: what it looks at, and what it takes"),
-    ("42_happens", "cell"): (60, "Happens is one class of short answers, the protocol's words"),
-    ("50_segments", "cell"): (
+    ("42_binary_target", "cell"): (60, "Happens is one class of short answers, the protocol's words"),
+    ("50_log_segments", "cell"): (
         52,
         "Segment is one class: a file, what was written to it, what is noted of it",
     ),
-    ("51_writer", "cell"): (60, "DecisionLog is one class of short methods around one lock"),
-    ("14_inbox", "cell"): (
+    ("51_log_writer", "cell"): (60, "DecisionLog is one class of short methods around one lock"),
+    ("14_event_inbox", "cell"): (
         48,
         "Inbox is one class: what a process knows of the file, and the one way to add to it",
     ),
-    ("28_materialize", "cell"): (48, "Materializer is one class: a thread, what it is told, how it fares"),
+    ("28_inbox_to_store", "cell"): (48, "Materializer is one class: a thread, what it is told, how it fares"),
     ("02_group_commit", "cell"): (
         60,
         "GroupCommit is one class: a queue, its thread, and how the thread fares",
     ),
     ("73_runner", "cell"): (44, "Runner is one class; a class cannot be spread over cells"),
-    ("26_engine", "cell"): (56, "LmdbEngine is one class: the four methods of an engine, and its file"),
-    ("26_shared_store", "cell"): (
+    ("26_key_value_engine", "cell"): (
+        56,
+        "LmdbEngine is one class: the four methods of an engine, and its file",
+    ),
+    ("26_redis_postgres_store", "cell"): (
         50,
         "RedisEngine and PostgresEngine are one class each: the same four methods, other words",
     ),
-    ("21_aggregates", "cell"): (50, "Feature is one class: fields, identity, equality and lineage"),
+    ("21_feature_definition", "cell"): (50, "Feature is one class: fields, identity, equality and lineage"),
     ("23_feature_set", "cell"): (
         60,
         "FeatureSet is one class of small cached properties, each of which is public",
     ),
-    ("24_sweep", "cell"): (60, "Track is one class: the keys it caches refer to each other"),
-    ("20_conditions", "cell"): (56, "Field is one class: a line for each comparison"),
-    ("26_packing", "cell"): (56, "Record is one class: how each part of a value is read in place"),
-    ("27_store", "cell"): (60, "OnlineStore is one class of one-line methods, the public face of the floor"),
+    ("24_history_sort", "cell"): (60, "Track is one class: the keys it caches refer to each other"),
+    ("20_event_filters", "cell"): (56, "Field is one class: a line for each comparison"),
+    ("26_record_packing", "cell"): (56, "Record is one class: how each part of a value is read in place"),
+    ("27_feature_store", "cell"): (
+        60,
+        "OnlineStore is one class of one-line methods, the public face of the floor",
+    ),
 }
 
 # Doors: what else may do a guarded deed, and why.
 WRITERS: dict[str, tuple[set[str], str]] = {
-    "doors.figures.drawing": ({"savefig"}, "draws into memory"),
+    "doors.figures.matplotlib_image": ({"savefig"}, "draws into memory"),
     "system.durable": ({"write_parquet"}, "into memory"),
-    "system.joined": ({"sink_parquet", "write_ndjson"}, "into memory, or to the end of a file of disk"),
+    "system.streaming_write": (
+        {"sink_parquet", "write_ndjson"},
+        "into memory, or to the end of a file of disk",
+    ),
 }
 MARKUP = {
-    "doors.privacy.seeking": "reads the tables of pages, and makes none",
-    "doors.docs.pages": "frames sanitised output in a Markdown page",
-    "doors.docs.rendering": "makes HTML of Markdown: all text of it is escaped by the parser, or sanitised",
+    "doors.privacy.personal_data_scan": "reads the tables of pages, and makes none",
+    "doors.docs.notebook_to_markdown": "frames sanitised output in a Markdown page",
+    "doors.docs.markdown_to_html": "makes HTML of Markdown: all text of it is escaped by the parser, or sanitised",
     "doors.docs.linking": "leads from words of rendered pages to where they are defined",
 }
 
@@ -475,7 +505,7 @@ def writes_by_disk_alone(module):
         if name in CHANGING:
             found.add(name)
     extra = found - set(WRITERS.get(room, ({}, ""))[0])
-    assert room == "system.disk" or not extra, (
+    assert room == "system.file_operations" or not extra, (
         f"{room} writes by itself: {sorted(extra)}; use mlsys_nb.system.durable"
     )
 

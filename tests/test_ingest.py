@@ -20,11 +20,11 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from mlsys_nb.data.contract import Column, Contract, ContractError, RowRule, check, check_many
-from mlsys_nb.data.delimited import SourceError
+from mlsys_nb.data.csv_files import SourceError
 from mlsys_nb.data.ingest import IngestError, ingest
 from mlsys_nb.data.lake import LakeError, quarantine, read, read_ledger, snapshot
 from mlsys_nb.data.sources import Due, FilesSource, RawBatch, ReplaySource
-from mlsys_nb.data.sql import SqlSource
+from mlsys_nb.data.sql_source import SqlSource
 from mlsys_nb.system.clock import instant
 from mlsys_nb.system.durable import SealError
 from mlsys_nb.system.settings import Settings, load_settings

@@ -20,9 +20,9 @@ from test_markup import acting
 from mlsys_nb.jobs.kernels import Ahead, Kernels, order_kernel, thread_limits
 from mlsys_nb.jobs.run_index import index
 from mlsys_nb.jobs.runner import JobFailed, Runner, run_job
-from mlsys_nb.system.control import open_control
+from mlsys_nb.system.control_tables import open_control
 from mlsys_nb.system.durable import verify_folder
-from mlsys_nb.system.runs import list_runs, start_run
+from mlsys_nb.system.runs_table import list_runs, start_run
 from mlsys_nb.system.settings import load_settings
 
 KERNEL = {"kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}}
@@ -332,7 +332,7 @@ def test_fault_16_false_outputs_are_a_failure_with_a_report(runner, home):
 
 
 def test_fault_16_a_page_that_cannot_be_made_becomes_a_plain_one(runner, monkeypatch):
-    monkeypatch.setattr("mlsys_nb.jobs.record.render", lambda *a: 1 / 0)
+    monkeypatch.setattr("mlsys_nb.jobs.run_artifacts.render", lambda *a: 1 / 0)
     with pytest.raises(JobFailed, match="could not be made: ZeroDivisionError"):
         runner.run("echo")
     folder = runner.settings.root / last(runner).report
@@ -345,7 +345,7 @@ def test_fault_16_a_full_disk_ends_the_run_as_failed(runner, monkeypatch):
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("mlsys_nb.jobs.record.write_folder", full)
+    monkeypatch.setattr("mlsys_nb.jobs.run_artifacts.write_folder", full)
     with pytest.raises(JobFailed, match="No space left on device; no report could be kept"):
         runner.run("echo")
     assert last(runner).status == "failed"

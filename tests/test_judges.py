@@ -15,12 +15,12 @@ from sklearn.metrics import (
     root_mean_squared_error,
 )
 
+from mlsys_nb.evaluation.binary_metrics import Probability
 from mlsys_nb.evaluation.bootstrap import resample
-from mlsys_nb.evaluation.classes import Classes, gap_of
 from mlsys_nb.evaluation.costs import CostMatrix, Costs, OverUnder
 from mlsys_nb.evaluation.evaluate import compare, evaluate
-from mlsys_nb.evaluation.number import Number, at_quantile
-from mlsys_nb.evaluation.probability import Probability
+from mlsys_nb.evaluation.multiclass_metrics import Classes, gap_of
+from mlsys_nb.evaluation.regression_metrics import Number, at_quantile
 from mlsys_nb.evaluation.slices import slice_gains, slice_report
 
 NAMES = ("bad", "middling", "good")

@@ -8,12 +8,12 @@ import numpy as np
 import polars as pl
 import pytest
 
-from mlsys_nb.evaluation.question import Question
-from mlsys_nb.learning import kept_trial
-from mlsys_nb.learning.kept_trial import KeptTrials
+from mlsys_nb.evaluation.gate_confidence import Question
+from mlsys_nb.learning import trial_cache
 from mlsys_nb.learning.recipe import Recipe
-from mlsys_nb.loop import contest as room
-from mlsys_nb.loop.contest import Contest, Incumbent, play
+from mlsys_nb.learning.trial_cache import KeptTrials
+from mlsys_nb.loop import champion_challenger as room
+from mlsys_nb.loop.champion_challenger import Contest, Incumbent, play
 from mlsys_nb.problem.declaration import load_problem
 from mlsys_nb.system.settings import load_settings
 
@@ -100,7 +100,7 @@ def test_what_a_changed_row_teaches_is_fitted_anew(tmp_path, fits, change):
 def test_another_seed_and_other_code_are_another_question(tmp_path, fits, monkeypatch):
     play(asked(kept=KeptTrials(tmp_path)))
     assert spent(fits, asked(kept=KeptTrials(tmp_path), seed=1))[1] > 10
-    monkeypatch.setattr(kept_trial, "code_digest", lambda: "another")
+    monkeypatch.setattr(trial_cache, "code_digest", lambda: "another")
     assert spent(fits, asked(kept=KeptTrials(tmp_path)))[1] > 10
 
 

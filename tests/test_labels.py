@@ -16,16 +16,16 @@ from hypothesis import strategies as st
 
 from mlsys_nb.decisions.log import read_decisions
 from mlsys_nb.decisions.outcomes import Ledger, Outcome, OutcomeError, conflicts, read_outcomes, standings
-from mlsys_nb.decisions.selection import case_name, case_names
+from mlsys_nb.decisions.selection_bias import case_name, case_names
 from mlsys_nb.doors.cli import main
-from mlsys_nb.loop.arrivals import ingest_due
-from mlsys_nb.loop.follow_up import newly_matured
+from mlsys_nb.loop.ingest_step import ingest_due
+from mlsys_nb.loop.matured_outcomes import newly_matured
 from mlsys_nb.loop.pipeline import monitor, score, train
-from mlsys_nb.loop.step import Context
+from mlsys_nb.loop.step_context import Context
 from mlsys_nb.monitoring.label_delay import early_mean, label_delay
-from mlsys_nb.problem.lot import Lot, Lots
+from mlsys_nb.problem.random_sampling import Lot, Lots
 from mlsys_nb.system.clock import instant
-from mlsys_nb.system.control import put_document
+from mlsys_nb.system.control_tables import put_document
 from mlsys_nb.system.durable import write_json
 from mlsys_nb.system.settings import load_settings
 

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from mlsys_nb.data.columns import Column
+from mlsys_nb.data.column_schema import Column
 from mlsys_nb.data.contract import Contract
 from mlsys_nb.data.ingest import ingest
 from mlsys_nb.data.lake import (
@@ -31,7 +31,7 @@ from mlsys_nb.data.lake import (
     verify_lake,
 )
 from mlsys_nb.data.sources import FilesSource, ReplaySource
-from mlsys_nb.data.sql import SqlSource
+from mlsys_nb.data.sql_source import SqlSource
 from mlsys_nb.data.staging import IngestError
 from mlsys_nb.features import Events, FeatureSet, as_of, count, last, time_since_last
 from mlsys_nb.system.clock import instant

@@ -15,19 +15,19 @@ from test_loop import at as at_gym
 from test_loop import lived
 
 from mlsys_nb.data.contract import Column
-from mlsys_nb.evaluation.battery import Judged, battery
-from mlsys_nb.evaluation.classes import Classes
-from mlsys_nb.evaluation.giveaway import averages
-from mlsys_nb.evaluation.leakage import suspects
-from mlsys_nb.evaluation.probability import Probability
+from mlsys_nb.evaluation.binary_metrics import Probability
+from mlsys_nb.evaluation.leakage_columns import suspects
+from mlsys_nb.evaluation.leakage_segments import averages
+from mlsys_nb.evaluation.leakage_tests import Judged, battery
+from mlsys_nb.evaluation.multiclass_metrics import Classes
 from mlsys_nb.features.events import Events
 from mlsys_nb.features.feature_set import FeatureSet
 from mlsys_nb.features.transforms import request
-from mlsys_nb.loop.arrivals import ingest_due
-from mlsys_nb.loop.attribution import attribution
-from mlsys_nb.loop.examination import leaks
+from mlsys_nb.loop.batch_attribution import attribution
+from mlsys_nb.loop.candidate_checks import leaks
+from mlsys_nb.loop.ingest_step import ingest_due
 from mlsys_nb.loop.pipeline import train
-from mlsys_nb.loop.step import Context
+from mlsys_nb.loop.step_context import Context
 from mlsys_nb.loop.training_set import training_set
 from mlsys_nb.release.registry import champion, promote
 

@@ -8,8 +8,8 @@ import pytest
 from serving_world import HOME, JUNE, make, package
 
 from mlsys_nb.release.registry import promote, register
-from mlsys_nb.serving.keys import first_key
-from mlsys_nb.system.control import open_control
+from mlsys_nb.serving.api_keys import first_key
+from mlsys_nb.system.control_tables import open_control
 
 ENGINES = (
     "polars",
@@ -77,8 +77,8 @@ def test_a_worker_loads_no_engine_while_it_answers_and_while_it_takes_another_ve
     "loaded",
     [
         "from mlsys_nb.doors.dashboards.server import dashboard_server; dashboard_server(load_settings())",
-        "from mlsys_nb.doors.lab import trust; trust(HOME / 'nbs/index.ipynb')",
-        "from mlsys_nb.jobs.execution import engine; engine()",
+        "from mlsys_nb.doors.jupyterlab import trust; trust(HOME / 'nbs/index.ipynb')",
+        "from mlsys_nb.jobs.notebook_execution import engine; engine()",
     ],
 )
 def test_nobody_reads_the_grammars_of_a_format_that_nobody_uses(loaded):

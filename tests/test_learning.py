@@ -15,15 +15,15 @@ import pytest
 from sklearn.ensemble import ExtraTreesClassifier
 
 from mlsys_nb.cases.churn import problem as churn
-from mlsys_nb.evaluation.number import Number
-from mlsys_nb.evaluation.probability import Probability
-from mlsys_nb.learning.brief import FAMILIES, Learning
-from mlsys_nb.learning.kept_trial import KeptTrials
-from mlsys_nb.learning.link import YES_OR_NO, Learner
-from mlsys_nb.learning.rival import Rival
-from mlsys_nb.learning.rule import Rule
+from mlsys_nb.evaluation.binary_metrics import Probability
+from mlsys_nb.evaluation.regression_metrics import Number
+from mlsys_nb.learning.declared_rule import Rule
+from mlsys_nb.learning.link_functions import YES_OR_NO, Learner
+from mlsys_nb.learning.sklearn_estimators import Rival
 from mlsys_nb.learning.split import time_split
 from mlsys_nb.learning.train import fit
+from mlsys_nb.learning.training_options import FAMILIES, Learning
+from mlsys_nb.learning.trial_cache import KeptTrials
 from mlsys_nb.learning.tune import Effort, tune
 from mlsys_nb.problem.dataset import Dataset
 from mlsys_nb.release.package import Model, PackageError, build, load, seal, serving_form
@@ -202,7 +202,7 @@ def test_a_killed_search_goes_on_and_ends_as_if_it_had_not_been_killed(tmp_path)
         from pathlib import Path
         import os, signal
         from test_learning import Effort, KeptTrials, tuned, world
-        from mlsys_nb.system import disk
+        from mlsys_nb.system import file_operations
         whole = lambda: [f for f in Path(sys.argv[2]).glob("*") if len(f.name) == 64]
         disk.FAULTS.append(lambda *deed: len(whole()) >= 6 and os.kill(os.getpid(), signal.SIGKILL))
         tuned(world(8), effort=Effort(30, kept=KeptTrials(Path(sys.argv[2]))))
@@ -335,7 +335,7 @@ def test_a_rival_and_a_memory_walk_from_the_declaration_to_report_and_manifest_a
 def test_a_line_took_the_place_of_trees_because_both_were_asked_on_a_twelfth_of_the_rows(monkeypatch):
     import importlib
 
-    room = importlib.import_module("mlsys_nb.learning.revisit")
+    room = importlib.import_module("mlsys_nb.learning.search_reuse")
     rng, n, weeks = np.random.default_rng(3), 400, 20
     when = [datetime(2020, 1, 6, tzinfo=UTC) + timedelta(weeks=i) for i in range(weeks)]
     rows = pl.DataFrame(

@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 import tools_world as world
 
-from mlsys_nb.evaluation.probability import Probability
+from mlsys_nb.evaluation.binary_metrics import Probability
 from mlsys_nb.learning.learning_curve import Taught, learning_curve
 from mlsys_nb.learning.train import fit
 from mlsys_nb.problem.dataset import build_dataset

@@ -12,8 +12,10 @@ import numpy as np
 import polars as pl
 import pytest
 
-from mlsys_nb.data.fingerprint import fingerprint_of, fingerprints
+from mlsys_nb.data.row_hash import fingerprint_of, fingerprints
+from mlsys_nb.evaluation.binary_metrics import Probability
 from mlsys_nb.evaluation.bootstrap import Estimate
+from mlsys_nb.evaluation.clustered_intervals import MeanGain
 from mlsys_nb.evaluation.gate import (  # fmt: skip
     Gains,
     _decided,
@@ -22,21 +24,19 @@ from mlsys_nb.evaluation.gate import (  # fmt: skip
     kept,
     money_check,
 )
-from mlsys_nb.evaluation.limits import Limits
-from mlsys_nb.evaluation.number import LARGEST_AMOUNT, Number
-from mlsys_nb.evaluation.probability import Probability
-from mlsys_nb.evaluation.question import Question
-from mlsys_nb.evaluation.two_way import MeanGain
-from mlsys_nb.evaluation.verdict import RefitMove, at_most, refit_check
-from mlsys_nb.evaluation.vetoes import calibration, enough, slice_check
+from mlsys_nb.evaluation.gate_checks import calibration, enough, slice_check
+from mlsys_nb.evaluation.gate_confidence import Question
+from mlsys_nb.evaluation.gate_limits import Limits
+from mlsys_nb.evaluation.gate_verdict import RefitMove, at_most, refit_check
+from mlsys_nb.evaluation.regression_metrics import LARGEST_AMOUNT, Number
 from mlsys_nb.jobs.schedule import _too_late, entry_from
-from mlsys_nb.loop.memory import Attempt
-from mlsys_nb.loop.policy import ChampionState, _spent
+from mlsys_nb.loop.attempt_history import Attempt
+from mlsys_nb.loop.retrain_policy import ChampionState, _spent
+from mlsys_nb.monitoring.alert_channels import SEVERITIES, Channel
+from mlsys_nb.monitoring.alert_delivery import TRIES, _Known, _news, postponed
 from mlsys_nb.monitoring.alerts import Alert
-from mlsys_nb.monitoring.channel import SEVERITIES, Channel
-from mlsys_nb.monitoring.delivery import TRIES, _Known, _news, postponed
 from mlsys_nb.problem.capacity import Capacity, best_within
-from mlsys_nb.problem.occasion import Cadence
+from mlsys_nb.problem.retrain_triggers import Cadence
 from mlsys_nb.system.settings import ProblemError
 
 NOON = datetime(2011, 6, 1, 12, tzinfo=UTC)
@@ -209,7 +209,7 @@ def test_a_channel_is_quiet_for_its_cool_down_and_speaks_after_its_patience():
 
 
 def test_a_message_waits_twice_as_long_each_time_until_it_is_given_up():
-    from mlsys_nb.monitoring.delivery import Dispatch
+    from mlsys_nb.monitoring.alert_delivery import Dispatch
 
     names = Dispatch.__dataclass_fields__
     new = Dispatch(**dict.fromkeys(names) | {"tries": 0, "status": "due"})

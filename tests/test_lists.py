@@ -6,15 +6,15 @@ import polars as pl
 import pytest
 
 from mlsys_nb import features as f
-from mlsys_nb.data.columns import ContractError
+from mlsys_nb.data.column_schema import ContractError
 from mlsys_nb.data.contract import Column, Contract, check
-from mlsys_nb.data.inbox import InboxSource
+from mlsys_nb.data.event_inbox import InboxSource
+from mlsys_nb.data.event_validation import Intake, Post
 from mlsys_nb.data.ingest import ingest
-from mlsys_nb.data.intake import Intake, Post
 from mlsys_nb.data.lake import read, snapshot
 from mlsys_nb.data.sources import FilesSource
-from mlsys_nb.data.stream import open_stream, take_in
-from mlsys_nb.features.online import open_online
+from mlsys_nb.data.stream_source import open_stream, take_in
+from mlsys_nb.features.store_sync import open_online
 from mlsys_nb.system.clock import instant, micros
 from mlsys_nb.system.settings import load_settings
 

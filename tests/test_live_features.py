@@ -16,26 +16,26 @@ from mlsys_nb.cases.churn import bought, problem
 from mlsys_nb.cases.churn import lines as events
 from mlsys_nb.decisions.log import read_decisions
 from mlsys_nb.features import Events
-from mlsys_nb.features import windows as f
+from mlsys_nb.features import aggregations as f
 from mlsys_nb.features.feature_set import FeatureSet
-from mlsys_nb.features.history import as_of
-from mlsys_nb.features.online import refill
-from mlsys_nb.features.store import open_online
-from mlsys_nb.learning.rule import Rule
+from mlsys_nb.features.feature_store import open_online
+from mlsys_nb.features.point_in_time_join import as_of
+from mlsys_nb.features.store_sync import refill
+from mlsys_nb.learning.declared_rule import Rule
 from mlsys_nb.learning.train import fit
-from mlsys_nb.loop.arrivals import ingest_due
 from mlsys_nb.loop.backtest import backtest
+from mlsys_nb.loop.ingest_step import ingest_due
 from mlsys_nb.loop.pipeline import score, train
-from mlsys_nb.loop.skew import served_again
-from mlsys_nb.loop.step import Context
+from mlsys_nb.loop.step_context import Context
+from mlsys_nb.loop.training_serving_skew import served_again
 from mlsys_nb.problem.criterion import Criterion
 from mlsys_nb.problem.dataset import build_dataset as rows_of
 from mlsys_nb.problem.population import everybody
 from mlsys_nb.release.package import build
 from mlsys_nb.release.registry import champion, promote, register, rollback
-from mlsys_nb.serving.batch import score_batch
+from mlsys_nb.serving.population_scoring import score_batch
 from mlsys_nb.serving.service import running
-from mlsys_nb.system.control import get_document, open_control, put_document
+from mlsys_nb.system.control_tables import get_document, open_control, put_document
 from mlsys_nb.system.durable import write_json
 
 SAID = {"at": JUNE, "actor": "ada", "reason": "test"}

@@ -15,27 +15,27 @@ from mlsys_nb.data.ingest import ingest
 from mlsys_nb.data.lake import LakeError
 from mlsys_nb.decisions.log import read_decisions
 from mlsys_nb.decisions.outcomes import Ledger, Outcome, labelled
-from mlsys_nb.evaluation.question import Question
-from mlsys_nb.features import count, history, sum
-from mlsys_nb.features.history import as_of
-from mlsys_nb.loop import pipeline, step, upkeep
-from mlsys_nb.loop.arrivals import ingest_due
+from mlsys_nb.evaluation.gate_confidence import Question
+from mlsys_nb.features import count, point_in_time_join, sum
+from mlsys_nb.features.point_in_time_join import as_of
+from mlsys_nb.loop import pipeline, policy_execution, step_context
+from mlsys_nb.loop.attempt_history import attempts_of
 from mlsys_nb.loop.backtest import backtest
-from mlsys_nb.loop.follow_up import newly_matured
-from mlsys_nb.loop.memory import attempts_of
+from mlsys_nb.loop.ingest_step import ingest_due
+from mlsys_nb.loop.matured_outcomes import newly_matured
 from mlsys_nb.loop.pipeline import monitor, retrain, score, train
-from mlsys_nb.loop.policy import Upkeep
 from mlsys_nb.loop.prefetch import ask_ahead
 from mlsys_nb.loop.promotion import Release, carry_out, noted_release
 from mlsys_nb.loop.retrain import recipe_of
-from mlsys_nb.loop.step import Context, StaleData, TimeError, anew
+from mlsys_nb.loop.retrain_policy import Upkeep
+from mlsys_nb.loop.step_context import Context, StaleData, TimeError, anew
 from mlsys_nb.loop.training_set import training_set
 from mlsys_nb.monitoring.alerts import Alert, open_alerts, record
+from mlsys_nb.problem.binary_target import Happens
 from mlsys_nb.problem.criterion import Criterion
 from mlsys_nb.problem.dataset import build_dataset
-from mlsys_nb.problem.happens import Happens
 from mlsys_nb.release.registry import RegistryError, champion, promote, versions
-from mlsys_nb.system.control import get_document, put_document
+from mlsys_nb.system.control_tables import get_document, put_document
 from mlsys_nb.system.pointers import StalePointer
 from mlsys_nb.system.settings import MlsysError, load_settings
 
@@ -138,13 +138,13 @@ def test_fault_looked_at_every_eight_weeks_the_monitor_saw_no_label(own):
 def test_a6_a_retrain_reads_the_pointer_once_and_verifies_the_package_once(own, monkeypatch):
     counts = dict.fromkeys(("champion", "load_version", "load_events"), 0)
     for name in counts:
-        real = getattr(step, name)
+        real = getattr(step_context, name)
 
         def counted(*args, name=name, real=real):
             counts[name] += 1
             return real(*args)
 
-        monkeypatch.setattr(step, name, counted)
+        monkeypatch.setattr(step_context, name, counted)
     done = retrain(at(own, 11), n_trials=3)
     assert done.policy is not None
     assert counts == {"champion": 1, "load_version": 1, "load_events": 1}
@@ -205,7 +205,7 @@ def asked_for_a_search(monkeypatch, decision="refuse"):
         return replace(candidate, verdict=said, rule=None)
 
     monkeypatch.setattr(pipeline, "train_candidate", judged)
-    monkeypatch.setattr(upkeep, "decide", lambda *args: SEARCH)
+    monkeypatch.setattr(policy_execution, "decide", lambda *args: SEARCH)
     return made
 
 
@@ -302,13 +302,13 @@ def test_fault_17_a_step_on_data_that_ended_names_the_newest_event_and_leaves_no
 def test_data_may_be_as_old_as_the_horizon_and_no_older(gym, monkeypatch):
     lake = at(gym, 11).lake
     ended = type("Ended", (), {"digest": lake.digests["visits"]})
-    monkeypatch.setattr(step, "finished", lambda *args: ended)
-    monkeypatch.setattr(step, "load_events", lambda *args: lake)
+    monkeypatch.setattr(step_context, "finished", lambda *args: ended)
+    monkeypatch.setattr(step_context, "load_events", lambda *args: lake)
     newest = lake.events["visits"]["known_at"].max()
     edge = Context(gym, world.problem, newest + world.problem.horizon)
-    assert step.reaching(edge) is lake
+    assert step_context.reaching(edge) is lake
     with pytest.raises(StaleData):
-        step.reaching(Context(gym, world.problem, edge.now + timedelta(microseconds=1)))
+        step_context.reaching(Context(gym, world.problem, edge.now + timedelta(microseconds=1)))
 
 
 def test_fault_11_a_score_beside_a_running_ingest_is_refused(own, monkeypatch):
@@ -338,9 +338,11 @@ def test_fault_11_a_score_beside_a_running_ingest_is_refused(own, monkeypatch):
 @pytest.fixture
 def worked(monkeypatch):
     "The sets that were worked out, and not found among what was asked ahead."
-    seen, real = [], history._worked_out
-    monkeypatch.setattr(history, "_worked_out", lambda asked, *more: seen.append(asked) or real(asked, *more))
-    monkeypatch.setattr(step, "_LOOKED_UP", {})
+    seen, real = [], point_in_time_join._worked_out
+    monkeypatch.setattr(
+        point_in_time_join, "_worked_out", lambda asked, *more: seen.append(asked) or real(asked, *more)
+    )
+    monkeypatch.setattr(step_context, "_LOOKED_UP", {})
     return seen
 
 
@@ -357,7 +359,7 @@ def test_what_was_asked_ahead_is_what_the_step_would_have_found(own, worked, mon
             assert worked.count(world.problem.features) == 0 < rows
             assert found.frame.equals(plain.frame)
             assert replace(found, frame=None) == replace(plain, frame=None)
-    step._LOOKED_UP.clear()
+    step_context._LOOKED_UP.clear()
     ask_ahead("score", place)
     worked.clear()
     scored = score(place).batch
@@ -372,7 +374,7 @@ def test_what_was_asked_ahead_is_forgotten_when_something_arrives(own, worked):
     place = at(own, 12)
     ask_ahead("score", place)  # a day too early
     early = anew(place).lake
-    assert early is step._LOOKED_UP[step._place(place)]
+    assert early is step_context._LOOKED_UP[step_context._place(place)]
     ingest_due(place)
     assert anew(place).lake.digests == anew(place).written != early.digests
     assert score(place).batch.rows > 100 and worked
@@ -411,7 +413,7 @@ def test_fault_17_a_day_on_which_nobody_is_eligible_is_an_alert_and_no_crash(own
     gone = place.lake.events["visits"].with_columns(pl.col("at") - 60 * DAY)
     place_lake = replace(place.lake, events={"visits": gone})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(step, "load_events", lambda *a: place_lake)
+        patch.setattr(step_context, "load_events", lambda *a: place_lake)
         watched = monitor(place)
     assert watched.drift.verdict == "nobody to look at" and watched.drift.rows == 0
     assert [a.subject for a in watched.alerts if a.kind == "drift"] == ["population"]
@@ -582,8 +584,8 @@ def test_section_b_another_question_is_refused_by_name(own, part):
 
 def test_the_monitor_tells_what_decisions_came_to_and_the_dashboard_shows_it(own):
     "Precision, recall and cost by slice, beside the rule, the first model, calling all and calling nobody."
-    from mlsys_nb.doors.dashboards.care import outcomes_part
-    from mlsys_nb.doors.dashboards.view import ProblemView
+    from mlsys_nb.doors.dashboards.model_maintenance import outcomes_part
+    from mlsys_nb.doors.dashboards.page_data import ProblemView
 
     assert "No outcome has been looked at yet" in outcomes_part(ProblemView(own, "visits"))
     ingest_due(at(own, 20))
@@ -603,8 +605,8 @@ def test_the_monitor_tells_what_decisions_came_to_and_the_dashboard_shows_it(own
 
 def test_whom_a_lot_spares_stands_for_those_that_were_called(own):
     "Who was called has no outcome; one in four is left alone, counts four times, and the sample to label is on a list."
-    from mlsys_nb.decisions.selection import case_names, explored_by, standing_for_all
-    from mlsys_nb.problem.lot import Lot, Lots
+    from mlsys_nb.decisions.selection_bias import case_names, explored_by, standing_for_all
+    from mlsys_nb.problem.random_sampling import Lot, Lots
 
     explored = replace(world.problem, lots=Lots(explore=Lot(4)))
     ingest_due(at(own, 12))

@@ -13,18 +13,18 @@ from mlsys_nb.data.contract import Column, Contract, ContractError, check
 from mlsys_nb.data.sources import ReplaySource
 from mlsys_nb.evaluation.costs import CostMatrix, Costs, OverUnder
 from mlsys_nb.features import Events, FeatureSet, Measure, count, last
-from mlsys_nb.features.history import as_of
+from mlsys_nb.features.point_in_time_join import as_of
 from mlsys_nb.features.transforms import request
-from mlsys_nb.learning.rule import Rule
-from mlsys_nb.problem.amount import Amount
-from mlsys_nb.problem.calendar import Calendar
+from mlsys_nb.learning.declared_rule import Rule
+from mlsys_nb.problem.binary_target import Happens
 from mlsys_nb.problem.criterion import Criterion
 from mlsys_nb.problem.dataset import Lake, build_dataset
 from mlsys_nb.problem.declaration import Problem, load_problem
-from mlsys_nb.problem.each import Each
-from mlsys_nb.problem.happens import Happens
-from mlsys_nb.problem.one_of import OneOf
+from mlsys_nb.problem.multiclass_target import OneOf
+from mlsys_nb.problem.per_event_population import Each
+from mlsys_nb.problem.period_calendar import Calendar
 from mlsys_nb.problem.population import Everyone
+from mlsys_nb.problem.regression_target import Amount
 from mlsys_nb.system.settings import MlsysError, load_settings
 
 SETTINGS = replace(load_settings(), problems={"visits": "visits_world:problem"})

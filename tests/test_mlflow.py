@@ -17,9 +17,9 @@ from ports import free_port
 from mlsys_nb.cases.churn import problem
 from mlsys_nb.doors.cli import main
 from mlsys_nb.release.fallback import last_sound
-from mlsys_nb.release.mirror import catch_up, waiting
+from mlsys_nb.release.mlflow_sync import catch_up, waiting
 from mlsys_nb.release.package import PackageError
-from mlsys_nb.system.control import open_control
+from mlsys_nb.system.control_tables import open_control
 from mlsys_nb.system.tracking import open_tracking
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")

@@ -105,13 +105,13 @@ def test_lines_and_spans_lead_to_the_decision_and_not_to_the_person(tmp_path, sp
 @pytest.mark.parametrize("slow, lines", [("0", 1), ("100", 0)])
 def test_a_slow_request_is_told_once_with_its_decision_on_the_shortest_way_too(tmp_path, caplog, slow, lines):
     here = replace(make(tmp_path, families=("linear",)), observe={"slow": slow})
-    with caplog.at_level(logging.INFO, "mlsys_nb.serving.logbook"), running(here, "churn") as url:
+    with caplog.at_level(logging.INFO, "mlsys_nb.serving.service_logging"), running(here, "churn") as url:
         with client_of(tmp_path, url) as client:
             answer = client.post("/v1/churn/predictions", json={"customer_id": 13080}).json()
     told = [
         r.facts
         for r in caplog.records
-        if r.name == "mlsys_nb.serving.logbook" and r.facts["route"] == "predictions"
+        if r.name == "mlsys_nb.serving.service_logging" and r.facts["route"] == "predictions"
     ]
     assert len(told) == lines
     assert all(t["decision_id"] == answer["decision_id"] and t["event"] == "slow" for t in told)

@@ -11,13 +11,13 @@ import long
 import odds_choice
 from odds_gate import World, _worse, asked, foretold, lived, passes, worse_by_margin
 
-from mlsys_nb.evaluation import two_way
+from mlsys_nb.evaluation import clustered_intervals
+from mlsys_nb.evaluation.binary_metrics import Probability
 from mlsys_nb.evaluation.gate import sized_limits
-from mlsys_nb.evaluation.limits import Limits
-from mlsys_nb.evaluation.number import Number
-from mlsys_nb.evaluation.probability import Probability
-from mlsys_nb.evaluation.question import Question
-from mlsys_nb.evaluation.ranked import Ranking
+from mlsys_nb.evaluation.gate_confidence import Question
+from mlsys_nb.evaluation.gate_limits import Limits
+from mlsys_nb.evaluation.ranking_metrics import Ranking
+from mlsys_nb.evaluation.regression_metrics import Number
 
 N = 60
 
@@ -39,10 +39,10 @@ def test_an_equal_recipe_rarely_passes_where_months_differ(kind, periods, shock)
 
 def test_customers_alone_would_promote_equals_in_one_of_five(monkeypatch):
     "The fault as it was measured: intervals that know only customers."
-    alone = lambda gain, rows, slope: two_way._Parts(
-        two_way._square(gain - gain.mean(), rows.entity), 0.0, 1e6
+    alone = lambda gain, rows, slope: clustered_intervals._Parts(
+        clustered_intervals._square(gain - gain.mean(), rows.entity), 0.0, 1e6
     )
-    monkeypatch.setattr(two_way, "_parts", alone)
+    monkeypatch.setattr(clustered_intervals, "_parts", alone)
     assert share(World("yes or no", 0.20, 6)) > 0.10
 
 

@@ -18,15 +18,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mlsys_nb import features as f
-from mlsys_nb.features import Events, FeatureSet, delta, online
-from mlsys_nb.features import reader as reader_room
-from mlsys_nb.features.engine import StoreError
-from mlsys_nb.features.generated import World, world
-from mlsys_nb.features.history import as_of
-from mlsys_nb.features.online import StoreMismatch, compact, online_store, open_online
+from mlsys_nb.features import Events, FeatureSet, store_sync, store_updates
+from mlsys_nb.features import store_reader as reader_room
+from mlsys_nb.features.generated_test_cases import World, world
+from mlsys_nb.features.key_value_engine import StoreError
 from mlsys_nb.features.parity import bits, by_history, by_reference, read_all
 from mlsys_nb.features.parity import frame_of as whole_frame
-from mlsys_nb.features.recent import Recent
+from mlsys_nb.features.point_in_time_join import as_of
+from mlsys_nb.features.store_cache import Recent
+from mlsys_nb.features.store_sync import StoreMismatch, compact, online_store, open_online
 from mlsys_nb.system.clock import instant
 
 ORDERS = int(os.environ.get("TEST_MLSYS_ORDERS", "15"))
@@ -37,8 +37,8 @@ HORIZON = instant("2010-01-01T06:00:00Z")
 @pytest.fixture
 def short(monkeypatch):
     "Chunks and newest parts of a few rows, so that small worlds cross their boundaries all the time."
-    monkeypatch.setattr(delta, "CHUNK", 7)
-    monkeypatch.setattr(delta, "TAIL", 3)
+    monkeypatch.setattr(store_updates, "CHUNK", 7)
+    monkeypatch.setattr(store_updates, "TAIL", 3)
 
 
 def frame_of(events, rows):
@@ -184,7 +184,7 @@ def test_fault_9_a_key_added_later_is_filled_and_corrections_go_on(tmp_path):
         fix = frame.head(5).with_columns(pence=pl.lit(0, pl.Int64), known_at=pl.lit(now + timedelta(hours=1)))
         assert store.write(large, fix) == 5  # a correction before the store is filled
         everything = pl.concat([frame, fix])
-        online.refill(store, large, everything, {})
+        store_sync.refill(store, large, everything, {})
         more = fix.with_columns(
             pence=pl.lit(7, pl.Int64), known_at=pl.lit(now + timedelta(hours=2)), country=pl.lit("c")
         )
@@ -262,8 +262,8 @@ def truth_of(one, rows, moments):
 
 
 def test_a_long_timeline_grows_event_by_event(tmp_path, monkeypatch):
-    monkeypatch.setattr(delta, "CHUNK", 300)
-    monkeypatch.setattr(delta, "TAIL", 60)
+    monkeypatch.setattr(store_updates, "CHUNK", 300)
+    monkeypatch.setattr(store_updates, "TAIL", 60)
     rows = busy_rows(2600, 1)
     with open_online(tmp_path / "s") as store:
         store.keep(busy)
@@ -285,8 +285,8 @@ def test_a_long_timeline_grows_event_by_event(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("sizes", [(8192, 1024), (50, 10)])
 def test_compaction_changes_no_later_answer(tmp_path, monkeypatch, sizes):
-    monkeypatch.setattr(delta, "CHUNK", sizes[0])
-    monkeypatch.setattr(delta, "TAIL", sizes[1])
+    monkeypatch.setattr(store_updates, "CHUNK", sizes[0])
+    monkeypatch.setattr(store_updates, "TAIL", sizes[1])
     rows = busy_rows(9000, 2)[::10]
     with open_online(tmp_path / "s") as store:
         store.keep(busy)
@@ -311,7 +311,7 @@ def test_compaction_changes_no_later_answer(tmp_path, monkeypatch, sizes):
             "a lifetime feature keeps everything"
         )
         store.keep(lifetime)
-        online.refill(store, orders, frame_of(orders, rows), {})
+        store_sync.refill(store, orders, frame_of(orders, rows), {})
         found = as_bits([store.reader(lifetime).read({"customer": 1}, m) for m in moments])
         assert found == truth_of(lifetime, rows, moments), "a longer window is restored from the lake"
 
@@ -346,7 +346,7 @@ def test_worlds_1689_and_4526_a_refill_after_a_compaction_forgets_nothing(tmp_pa
         store.write(orders, frame_of(orders, told))
         compact(store, [short], horizon)
         store.keep(longer)
-        online.refill(store, orders, frame_of(orders, [*told, moved]), {})
+        store_sync.refill(store, orders, frame_of(orders, [*told, moved]), {})
         reader = store.reader(longer)
         assert reader.read({"customer": 1}, horizon) == {"n": 1}
         assert store.write(orders, frame_of(orders, told)) == 0, "an original told again after its correction"
@@ -437,15 +437,15 @@ def test_what_hypothesis_finds(tmp_path_factory, rows, data):
     pieces = data.draw(st.permutations([*told, *told[: len(told) // 2]])) if told else []
     horizon = data.draw(stamps)
     with pytest.MonkeyPatch.context() as m, open_online(tmp_path_factory.mktemp("s")) as store:
-        m.setattr(delta, "CHUNK", 3)
-        m.setattr(delta, "TAIL", 2)
+        m.setattr(store_updates, "CHUNK", 3)
+        m.setattr(store_updates, "TAIL", 2)
         store.keep(sets[0])
         while pieces:
             n = data.draw(st.integers(1, 6))
             store.write(orders, frame_of(orders, pieces[:n]))
             pieces = pieces[n:]
         store.keep(sets[1])
-        online.refill(store, orders, frame_of(orders, told), {})
+        store_sync.refill(store, orders, frame_of(orders, told), {})
         moments = [horizon + timedelta(hours=h) for h in (0, 1, 12, 60, 200)]
         if data.draw(st.booleans()):
             compact(store, sets, horizon)
@@ -480,8 +480,8 @@ def test_records_kept_open_answer_as_if_opened_anew(tmp_path, seed):
         rows = in_order(rows, timedelta(hours=kind - 1))
     sets = [FeatureSet(f"s{i}", tuple(draw.sample(pool, 5))) for i in range(2)]
     with pytest.MonkeyPatch.context() as m, open_online(tmp_path / "s") as store:
-        m.setattr(delta, "CHUNK", 8192 if kind else 8)
-        m.setattr(delta, "TAIL", 1024 if kind else 4)
+        m.setattr(store_updates, "CHUNK", 8192 if kind else 8)
+        m.setattr(store_updates, "TAIL", 1024 if kind else 4)
         store = replace(store, recent=Recent(most=draw.choice((20_000, 1 << 20))))
         for one in sets:
             store.keep(one)

@@ -8,8 +8,8 @@ import pytest
 from oracle import drawn, report, shrunk, tried
 
 from mlsys_nb import features as f
-from mlsys_nb.features.online import compact, open_online
-from mlsys_nb.features.timeline import own_rows
+from mlsys_nb.features.entity_events import own_rows
+from mlsys_nb.features.store_sync import compact, open_online
 
 
 @pytest.mark.parametrize("part", range(6))

@@ -18,7 +18,7 @@ from test_markup import acting
 from walks import LIMIT, printed, run, walk
 
 from mlsys_nb.data import survey
-from mlsys_nb.data.reading import read_table
+from mlsys_nb.data.file_formats import read_table
 
 ROOT = Path(__file__).resolve().parents[1]
 UV = shutil.which("uv")

@@ -19,15 +19,15 @@ from serving_world import JUNE, MOMENTS, dataset, lake, make, package
 
 from mlsys_nb import features as f
 from mlsys_nb.cases.churn import bought, lines, problem
-from mlsys_nb.doors.recovery.verification import journal_findings
+from mlsys_nb.doors.recovery.integrity_check import journal_findings
 from mlsys_nb.features.feature_set import FeatureSet
 from mlsys_nb.features.transforms import apply
-from mlsys_nb.learning.link import sigmoid
+from mlsys_nb.learning.link_functions import sigmoid
 from mlsys_nb.learning.train import fit
 from mlsys_nb.problem.dataset import build_dataset
 from mlsys_nb.release import registry
 from mlsys_nb.release.fallback import last_sound
-from mlsys_nb.release.inference import Inputs, trees_of
+from mlsys_nb.release.numpy_inference import Inputs, trees_of
 from mlsys_nb.release.package import (
     Evidence,
     Package,
@@ -51,11 +51,11 @@ from mlsys_nb.release.registry import (
 )
 from mlsys_nb.system import pointers
 from mlsys_nb.system.audit import audit_log
-from mlsys_nb.system.control import open_control, open_tables
+from mlsys_nb.system.control_tables import open_control, open_tables
 from mlsys_nb.system.database import ControlError
 from mlsys_nb.system.durable import Log, SealError
-from mlsys_nb.system.journal import read_journal, recover
 from mlsys_nb.system.pointers import StalePointer, pointer_history
+from mlsys_nb.system.registry_journal import read_journal, recover
 from mlsys_nb.system.settings import load_settings
 
 FAMILIES = ("rule", "linear", "boosting")

@@ -9,18 +9,18 @@ import pytest
 from dashboards_world import HOSTILE, LOOKS, MONTHS, PAGES, SEPTEMBER, lived, ran, run_at, told, training
 from test_markup import acting
 
-from mlsys_nb.decisions.opinions import Opinion, agreement, give_opinion, read_opinions
+from mlsys_nb.decisions.human_reviews import Opinion, agreement, give_opinion, read_opinions
 from mlsys_nb.decisions.outcomes import OutcomeError, conflicts, read_outcomes
 from mlsys_nb.doors.cli import main
-from mlsys_nb.doors.dashboards.review_sheet import review_queue
-from mlsys_nb.doors.dashboards.reviewing import ReviewDesk
-from mlsys_nb.doors.dashboards.snapshot import OVERVIEW, SHEETS, dashboard, write_snapshot
-from mlsys_nb.doors.dashboards.view import version_table, views
+from mlsys_nb.doors.dashboards.page_data import version_table, views
+from mlsys_nb.doors.dashboards.review_queue_page import review_queue
+from mlsys_nb.doors.dashboards.review_widget import ReviewDesk
+from mlsys_nb.doors.dashboards.static_export import OVERVIEW, SHEETS, dashboard, write_snapshot
 from mlsys_nb.monitoring.alerts import Alert, record
 from mlsys_nb.problem.target import NoOutcome
-from mlsys_nb.serving.objectives import BOUNDS
+from mlsys_nb.serving.slo import BOUNDS
 from mlsys_nb.system.clock import SystemClock
-from mlsys_nb.system.control import open_control
+from mlsys_nb.system.control_tables import open_control
 from mlsys_nb.system.durable import Log
 from mlsys_nb.system.settings import MlsysError, load_settings
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from mlsys_nb import features as f
 from mlsys_nb.features import FeatureSet
-from mlsys_nb.features.generated import World
+from mlsys_nb.features.generated_test_cases import World
 from mlsys_nb.features.parity import bits, by_history, by_reference, by_store, certify
 from mlsys_nb.system.clock import EPOCH
 

@@ -15,35 +15,35 @@ from conftest import FULL
 from feature_sets import features
 
 from mlsys_nb.features import (
-    arithmetic,
-    delta,
-    duration,
+    aggregation_math,
     events,
-    history,
-    mask,
+    history_sort,
+    list_reduction,
     parity,
-    range_index,
-    reader,
-    reduction,
-    row_steps,
-    sweep,
-    visible,
-    window_values,
+    plan_execution,
+    point_in_time_join,
+    store_filters,
+    store_reader,
+    store_updates,
+    transform_math,
+    visible_events,
+    window_index,
+    window_lengths,
 )
-from mlsys_nb.features.arithmetic import Kernel
 from mlsys_nb.features.events import NEVER, NULL
-from mlsys_nb.features.masked_column import MaskedColumn
-from mlsys_nb.features.packing import ORDERLY, TIME
+from mlsys_nb.features.nullable_column import MaskedColumn
 from mlsys_nb.features.parity import certify
+from mlsys_nb.features.record_packing import ORDERLY, TIME
+from mlsys_nb.features.transform_math import Kernel
 
 FEW, SEED = 20, 4
 strict = replace(features, strict=True)
 
 
 def kernel(monkeypatch, name, scalar=None, columns=None):
-    old = arithmetic.KERNELS[name]
+    old = transform_math.KERNELS[name]
     monkeypatch.setitem(
-        arithmetic.KERNELS,
+        transform_math.KERNELS,
         name,
         Kernel(scalar or old.scalar, columns if columns is not None else old.columns),
     )
@@ -56,93 +56,97 @@ def encoded(monkeypatch, room, change):
 
 
 def window_closed_in_history(m):
-    real = sweep.edges_at
+    real = history_sort.edges_at
     m.setattr(
-        sweep, "edges_at", lambda w, t: [e if i or e is None else e - 1 for i, e in enumerate(real(w, t))]
+        history_sort,
+        "edges_at",
+        lambda w, t: [e if i or e is None else e - 1 for i, e in enumerate(real(w, t))],
     )
 
 
 def window_closed_in_store(m):
-    real, piece = duration.Window.bounds, visible.piece_of
+    real, piece = window_lengths.Window.bounds, visible_events.piece_of
     m.setattr(
-        duration.Window,
+        window_lengths.Window,
         "bounds",
         lambda self, t: (real(self, t)[0] and real(self, t)[0] - 1, real(self, t)[1]),
     )
-    m.setattr(visible, "piece_of", lambda r, t, w: piece(r, t, w if w is None else w + 1))
+    m.setattr(visible_events, "piece_of", lambda r, t, w: piece(r, t, w if w is None else w + 1))
 
 
 def lag_forgotten_in_history(m):
-    real = range_index.stay
-    m.setattr(range_index, "stay", lambda w, t: real(replace(w, lag=0), t))
-    edges = sweep.edges_at
-    m.setattr(sweep, "edges_at", lambda w, t: edges(replace(w, lag=0), t))
+    real = window_index.stay
+    m.setattr(window_index, "stay", lambda w, t: real(replace(w, lag=0), t))
+    edges = history_sort.edges_at
+    m.setattr(history_sort, "edges_at", lambda w, t: edges(replace(w, lag=0), t))
 
 
 def lag_moves_what_is_known_in_store(m):
-    real = visible.piece_of
-    m.setattr(visible, "piece_of", lambda r, t, w: real(r, t - 3_600_000_000, w))
+    real = visible_events.piece_of
+    m.setattr(visible_events, "piece_of", lambda r, t, w: real(r, t - 3_600_000_000, w))
 
 
 def last_month_ends_now_in_store(m):
-    real = duration.Window.bounds
-    m.setattr(duration.Window, "bounds", lambda self, t: (real(self, t)[0], t - self.lag))
+    real = window_lengths.Window.bounds
+    m.setattr(window_lengths.Window, "bounds", lambda self, t: (real(self, t)[0], t - self.lag))
 
 
 def months_of_utc_in_store(m):
-    real = duration.Window.bounds
-    m.setattr(duration.Window, "bounds", lambda self, t: real(replace(self, zone=self.zone and "UTC"), t))
+    real = window_lengths.Window.bounds
+    m.setattr(
+        window_lengths.Window, "bounds", lambda self, t: real(replace(self, zone=self.zone and "UTC"), t)
+    )
 
 
 def distinct_ignores_lag(m):
-    real = range_index.stay
-    m.setattr(range_index, "stay", lambda w, t: (t, real(w, t)[1]))
+    real = window_index.stay
+    m.setattr(window_index, "stay", lambda w, t: (t, real(w, t)[1]))
 
 
 def hour_of_events_in_utc_in_store(m):
-    real = mask.time_parts
-    m.setattr(mask, "time_parts", lambda part, zone, t: real(part, "UTC", t))
+    real = store_filters.time_parts
+    m.setattr(store_filters, "time_parts", lambda part, zone, t: real(part, "UTC", t))
 
 
 def equal_unknowns_in_store(m):
-    m.setattr(mask, "mask_of_columns", lambda c, kind, holds, real=mask.mask_of_columns: lambda seen: real(c, kind, holds)(seen) | (
-        mask.operand_of(c.args[1], kind)(seen) == NULL))  # fmt: skip
+    m.setattr(store_filters, "mask_of_columns", lambda c, kind, holds, real=store_filters.mask_of_columns: lambda seen: real(c, kind, holds)(seen) | (
+        store_filters.operand_of(c.args[1], kind)(seen) == NULL))  # fmt: skip
 
 
 def texts_compared_by_code_in_store(m):
-    m.setattr(mask, "text_ranks", lambda seen, *columns: columns)
+    m.setattr(store_filters, "text_ranks", lambda seen, *columns: columns)
 
 
 def moment_excluded_in_store(m):
     m.setattr(
-        visible,
+        visible_events,
         "bisect_right",
         lambda a, x, lo=0, hi=None: bisect_left(a, x, lo, len(a) if hi is None else hi),
     )
 
 
 def known_at_ignored_in_history(m):
-    encoded(m, history, lambda e: replace(e, start=e.time))
+    encoded(m, point_in_time_join, lambda e: replace(e, start=e.time))
 
 
 def known_at_ignored_in_store(m):
-    encoded(m, delta, lambda e: replace(e, known=e.time))
+    encoded(m, store_updates, lambda e: replace(e, known=e.time))
 
 
 def event_time_ignored(m):
-    encoded(m, history, lambda e: replace(e, start=e.known))
+    encoded(m, point_in_time_join, lambda e: replace(e, start=e.known))
 
 
 def retraction_ignored_in_history(m):
-    encoded(m, history, lambda e: replace(e, end=np.full(len(e.end), NEVER)))
+    encoded(m, point_in_time_join, lambda e: replace(e, end=np.full(len(e.end), NEVER)))
 
 
 def retraction_ignored_in_store(m):
-    encoded(m, delta, lambda e: replace(e, end=np.full(len(e.end), NEVER)))
+    encoded(m, store_updates, lambda e: replace(e, end=np.full(len(e.end), NEVER)))
 
 
 def retraction_one_late(m):
-    encoded(m, history, lambda e: replace(e, end=np.where(e.end == NEVER, NEVER, e.end + 1)))
+    encoded(m, point_in_time_join, lambda e: replace(e, end=np.where(e.end == NEVER, NEVER, e.end + 1)))
 
 
 def dedup_off_in_history(m):
@@ -153,24 +157,28 @@ def dedup_off_in_history(m):
 
 
 def correction_does_not_end_in_store(m):
-    real = delta.resolved
-    m.setattr(delta, "resolved", lambda *args: replace(real(*args), ended=real(*args).new.take(np.arange(0))))
+    real = store_updates.resolved
+    m.setattr(
+        store_updates,
+        "resolved",
+        lambda *args: replace(real(*args), ended=real(*args).new.take(np.arange(0))),
+    )
 
 
 def zero_rule_in_history(m):
-    kernel(m, "divide", columns=lambda zero, a, b: arithmetic.divide_columns(0.0, a, b))
+    kernel(m, "divide", columns=lambda zero, a, b: transform_math.divide_columns(0.0, a, b))
 
 
 def zero_rule_in_serving(m):
-    kernel(m, "divide", scalar=lambda zero: arithmetic.divide(0.0 if zero is None else zero))
+    kernel(m, "divide", scalar=lambda zero: transform_math.divide(0.0 if zero is None else zero))
 
 
 def ddof_ignored(m):
-    kernel(m, "spread", scalar=lambda ddof, root: arithmetic.spread(0, root))
+    kernel(m, "spread", scalar=lambda ddof, root: transform_math.spread(0, root))
 
 
 def time_zone_ignored(m):
-    kernel(m, "hour", scalar=lambda zone: arithmetic.time_part("hour", "UTC"))
+    kernel(m, "hour", scalar=lambda zone: transform_math.time_part("hour", "UTC"))
 
 
 def fixed_offset_instead_of_zone(m):
@@ -182,7 +190,7 @@ def fixed_offset_instead_of_zone(m):
 
 
 def weekday_from_zero(m):
-    real = arithmetic.KERNELS["weekday"].columns
+    real = transform_math.KERNELS["weekday"].columns
     kernel(m, "weekday", columns=lambda zone, x: replace(real(zone, x), values=real(zone, x).values - 1))
 
 
@@ -195,25 +203,27 @@ def another_log_provider(m):
 
 
 def float_sums(m):
-    real = window_values.reduced
+    real = aggregation_math.reduced
 
     def reduced(t, part, view, *more):
-        if part.op != "sum" or not isinstance(view, window_values.Ranges):
+        if part.op != "sum" or not isinstance(view, aggregation_math.Ranges):
             return real(t, part, view, *more)
         values = t.events.columns[part.column][view.rows].astype(np.float64)
         sums = np.append(0.0, np.cumsum(values))
         return (sums[view.hi] - sums[view.lo]).astype(np.int64), None
 
-    m.setattr(window_values, "reduced", reduced)
+    m.setattr(aggregation_math, "reduced", reduced)
 
 
 def two_roundings_in_a_mean(m):
-    m.setattr(arithmetic, "inexact", lambda column: np.zeros(len(column.values), dtype=bool))
+    m.setattr(transform_math, "inexact", lambda column: np.zeros(len(column.values), dtype=bool))
 
 
 def null_counts_as_zero(m):
     encoded(
-        m, history, lambda e: replace(e, columns={c: np.where(v == NULL, 0, v) for c, v in e.columns.items()})
+        m,
+        point_in_time_join,
+        lambda e: replace(e, columns={c: np.where(v == NULL, 0, v) for c, v in e.columns.items()}),
     )
 
 
@@ -244,23 +254,23 @@ def minus_zero_kept(m):
 
 
 def ties_by_arrival(m):
-    m.setattr(sweep, "tie_order", lambda *args: None)
+    m.setattr(history_sort, "tie_order", lambda *args: None)
 
 
 def ties_by_arrival_in_store(m):
     def by_time(rows, group=None):
         return np.lexsort((rows.cells[TIME],) if group is None else (rows.cells[TIME], group))
 
-    m.setattr(delta, "sorted_rows", by_time)
+    m.setattr(store_updates, "sorted_rows", by_time)
 
 
 def distinct_counts_events(m):
-    m.setattr(window_values, "distinct_in_ranges", lambda view, t, values: view.count())
+    m.setattr(aggregation_math, "distinct_in_ranges", lambda view, t, values: view.count())
 
 
 def text_is_normalised(m):
-    real = delta.text_code
-    m.setattr(delta, "text_code", lambda text: real(unicodedata.normalize("NFC", text)))
+    real = store_updates.text_code
+    m.setattr(store_updates, "text_code", lambda text: real(unicodedata.normalize("NFC", text)))
 
 
 def edge_belongs_below(m):
@@ -278,39 +288,41 @@ def _bucket_left(edges, labels):
 
 
 def late_events_lost_in_store(m):
-    real = visible.piece_of
-    m.setattr(visible, "piece_of", lambda r, t, w: real(r, t, w) if r.flags & ORDERLY else None)
+    real = visible_events.piece_of
+    m.setattr(visible_events, "piece_of", lambda r, t, w: real(r, t, w) if r.flags & ORDERLY else None)
 
 
 def unknown_counts_in_store(m):
-    m.setattr(visible, "NULLS", 0)
+    m.setattr(visible_events, "NULLS", 0)
 
 
 def not_of_unknown_is_true_in_store(m):
-    m.setitem(mask.COMPARED, "!=", lambda v, c: v != c)
-    m.setitem(mask.COMPARED, "<", lambda v, c: v < c)
+    m.setitem(store_filters.COMPARED, "!=", lambda v, c: v != c)
+    m.setitem(store_filters.COMPARED, "<", lambda v, c: v < c)
 
 
 def conditions_forgotten_in_store(m):
-    real = reader.mask_of
-    m.setattr(reader, "mask_of", lambda c, kind: lambda seen: np.ones(len(real(c, kind)(seen)), dtype=bool))
+    real = store_reader.mask_of
+    m.setattr(
+        store_reader, "mask_of", lambda c, kind: lambda seen: np.ones(len(real(c, kind)(seen)), dtype=bool)
+    )
 
 
 def mode_takes_the_largest_of_equals_in_store(m):
-    m.setattr(reader, "min", max, raising=False)
+    m.setattr(store_reader, "min", max, raising=False)
 
 
 def the_newest_part_is_forgotten(m):
-    real = visible.pieces_of
+    real = visible_events.pieces_of
     m.setattr(
-        reader,
+        store_reader,
         "pieces_of",
         lambda head, key, get, span: real(head, key, get, span)[:-1] if head.n > 3 else [],
     )
 
 
 def overflow_wraps(m):
-    m.setattr(arithmetic, "whole", lambda value: (value + 2**63) % 2**64 - 2**63)
+    m.setattr(transform_math, "whole", lambda value: (value + 2**63) % 2**64 - 2**63)
 
 
 def unknown_category_is_null(m):
@@ -318,18 +330,18 @@ def unknown_category_is_null(m):
 
 
 def mode_takes_the_last_of_equals(m):
-    real = window_values.mode_in_spans
+    real = aggregation_math.mode_in_spans
     m.setattr(
-        window_values,
+        aggregation_math,
         "mode_in_spans",
         lambda view, values: np.where(real(view, -values) == NULL, NULL, -real(view, -values)),
     )
 
 
 def own_product_instead_of_the_wanted_one(m):
-    real = reader.Reading.key
+    real = store_reader.Reading.key
     m.setattr(
-        reader.Reading,
+        store_reader.Reading,
         "key",
         lambda self, who: real(
             self, {**who, "product": who["product"]} if not self.bound else {**who, "product": "a"}
@@ -338,24 +350,24 @@ def own_product_instead_of_the_wanted_one(m):
 
 
 def nobody_is_everybody(m):
-    m.setattr(history, "elsewhere", lambda *told, real=history.elsewhere: real(*told).with_columns(
+    m.setattr(point_in_time_join, "elsewhere", lambda *told, real=point_in_time_join.elsewhere: real(*told).with_columns(
         pl.lit(None, pl.Int64).alias("customer") if "customer" in told[0].by else pl.lit(0).alias("none")))  # fmt: skip
 
 
 def every_item_counts_in_store(m):
-    real = row_steps.reduction
+    real = plan_execution.reduction
 
     def counted(op, dtype):
         act = real(op, dtype)
         return lambda values: act([v or 0 for v in values])
 
-    m.setattr(row_steps, "reduction", counted)
+    m.setattr(plan_execution, "reduction", counted)
 
 
 def items_count_once_in_store(m):
-    real = row_steps.item_values
+    real = plan_execution.item_values
     m.setattr(
-        row_steps,
+        plan_execution,
         "item_values",
         lambda act, slots, at, look: real(
             act, [*slots[:at], slots[at] and tuple(dict.fromkeys(slots[at])), *slots[at + 1 :]], at, look
@@ -364,42 +376,44 @@ def items_count_once_in_store(m):
 
 
 def floats_of_items_added_in_order(m):
-    m.setitem(reduction.REDUCED, "sum", lambda values: reduction.whole(sum(values)) if values and type(values[0]) is int else math.nan if {math.inf, -math.inf} <= {*values} else sum(values))  # fmt: skip
+    m.setitem(list_reduction.REDUCED, "sum", lambda values: list_reduction.whole(sum(values)) if values and type(values[0]) is int else math.nan if {math.inf, -math.inf} <= {*values} else sum(values))  # fmt: skip
 
 
 def items_of_the_next_row_in_history(m):
-    real = row_steps.exploded
+    real = plan_execution.exploded
     m.setattr(
-        row_steps, "exploded", lambda *told: replace(real(*told), place=np.maximum(real(*told).place - 1, 0))
+        plan_execution,
+        "exploded",
+        lambda *told: replace(real(*told), place=np.maximum(real(*told).place - 1, 0)),
     )
 
 
 def no_list_is_an_empty_one_in_history(m):
-    real = row_steps.exploded
+    real = plan_execution.exploded
     m.setattr(
-        row_steps, "exploded", lambda *told: replace(real(*told), known=np.ones_like(real(*told).known))
+        plan_execution, "exploded", lambda *told: replace(real(*told), known=np.ones_like(real(*told).known))
     )
 
 
 def strictness_forgotten_in_store(m):
-    m.setattr(reader, "answered", lambda r, *told, real=reader.answered: real(loose(r), *told))
+    m.setattr(store_reader, "answered", lambda r, *told, real=store_reader.answered: real(loose(r), *told))
 
 
 def strictness_forgotten_in_history(m):
-    m.setattr(parity, "as_of", lambda features, *told: history.as_of(loose(features), *told))
+    m.setattr(parity, "as_of", lambda features, *told: point_in_time_join.as_of(loose(features), *told))
 
 
 def strict_rows_see_other_ages(m):
-    def answered(r, found, places, asked, real=reader.answered):
+    def answered(r, found, places, asked, real=store_reader.answered):
         given, *rest = asked
         return real(loose(r), found, places, ([given[0] - r.features.strict, *given[1:]], *rest))
 
-    m.setattr(reader, "answered", answered)
+    m.setattr(store_reader, "answered", answered)
 
 
 def loose(owner):
     "A set, or a reader of one, that sees its own moment."
-    if isinstance(owner, reader.Reader):
+    if isinstance(owner, store_reader.Reader):
         return replace(owner, features=loose(owner.features))
     return replace(owner, strict=False)
 

@@ -11,14 +11,14 @@ import polars as pl
 import pytest
 from conftest import FULL
 
-from mlsys_nb.evaluation.classes import Classes
+from mlsys_nb.evaluation.binary_metrics import Probability
 from mlsys_nb.evaluation.costs import CostMatrix, Costs, OverUnder
 from mlsys_nb.evaluation.evaluate import evaluate
-from mlsys_nb.evaluation.number import Number
-from mlsys_nb.evaluation.probability import Probability
-from mlsys_nb.monitoring.detector import Tally, bands_of, detect
+from mlsys_nb.evaluation.multiclass_metrics import Classes
+from mlsys_nb.evaluation.regression_metrics import Number
+from mlsys_nb.monitoring.error_detector import Tally, bands_of, detect
+from mlsys_nb.monitoring.metric_variability import period_wobble, wobbles
 from mlsys_nb.monitoring.performance import allowed, performance_check, promise
-from mlsys_nb.monitoring.wobble import period_wobble, wobbles
 from mlsys_nb.system.clock import instant
 from mlsys_nb.system.settings import load_settings
 

@@ -13,11 +13,11 @@ from dashboards_world import LOOKS, SEPTEMBER, lived
 from test_remedies import as_typed, commands
 
 from mlsys_nb.doors.cli import COMMANDS, PROBLEM, main, parser
-from mlsys_nb.doors.dashboards.snapshot import write_snapshot
+from mlsys_nb.doors.dashboards.static_export import write_snapshot
+from mlsys_nb.monitoring.alert_channels import News, slack_body
+from mlsys_nb.monitoring.alert_delivery import _event
 from mlsys_nb.monitoring.alerts import open_alerts
-from mlsys_nb.monitoring.channel import News, slack_body
-from mlsys_nb.monitoring.delivery import _event
-from mlsys_nb.system.control import open_control
+from mlsys_nb.system.control_tables import open_control
 from mlsys_nb.system.settings import load_settings
 
 HOME = Path(__file__).resolve().parents[1]

@@ -23,9 +23,9 @@ from mlsys_nb.learning.train import fit
 from mlsys_nb.problem.dataset import build_dataset
 from mlsys_nb.release.package import build
 from mlsys_nb.release.registry import promote, register
-from mlsys_nb.serving.keys import ROLES, KeyWanted, add_key
+from mlsys_nb.serving.api_keys import ROLES, KeyWanted, add_key
 from mlsys_nb.serving.service import ROUTES, running
-from mlsys_nb.system.control import open_control
+from mlsys_nb.system.control_tables import open_control
 from mlsys_nb.system.settings import load_settings
 
 COMMAND = "from mlsys_nb.doors.cli import main; raise SystemExit(main())"

@@ -12,7 +12,7 @@ import serving_world as world
 from caller import client_of, head
 
 from mlsys_nb.decisions.log import find_decision, read_decisions
-from mlsys_nb.serving.keys import KeyWanted, add_key
+from mlsys_nb.serving.api_keys import KeyWanted, add_key
 from mlsys_nb.serving.service import running
 
 FEW = [int(c) for c in world.lines()["customer_id"].unique().sort().head(30)]

@@ -8,22 +8,22 @@ import pytest
 import visits_world as world
 from test_loop import FIRST, at
 
-from mlsys_nb.evaluation.classes import Classes
+from mlsys_nb.evaluation.binary_metrics import Probability
 from mlsys_nb.evaluation.evaluate import evaluate
-from mlsys_nb.evaluation.number import Number
-from mlsys_nb.evaluation.probability import Probability
-from mlsys_nb.learning.correction import Corrected, Corrigible, correction, folds, link_from, link_spec
-from mlsys_nb.learning.link import Interval, Logistic, Softmax, sigmoid
+from mlsys_nb.evaluation.multiclass_metrics import Classes
+from mlsys_nb.evaluation.regression_metrics import Number
+from mlsys_nb.learning.link_functions import Interval, Logistic, Softmax, sigmoid
+from mlsys_nb.learning.model_correction import Corrected, Corrigible, correction, folds, link_from, link_spec
 from mlsys_nb.learning.split import TooLittleData
 from mlsys_nb.learning.train import fit
-from mlsys_nb.loop.arrivals import ingest_due
-from mlsys_nb.loop.memory import attempts_of
+from mlsys_nb.loop.attempt_history import attempts_of
+from mlsys_nb.loop.ingest_step import ingest_due
 from mlsys_nb.loop.pipeline import monitor, retrain, score
 from mlsys_nb.loop.recalibrate import recalibrate
 from mlsys_nb.loop.retrain import held_to, profile_of
-from mlsys_nb.loop.step import anew
+from mlsys_nb.loop.step_context import anew
 from mlsys_nb.loop.training_set import training_set
-from mlsys_nb.problem.occasion import BrokenPromise, Cadence
+from mlsys_nb.problem.retrain_triggers import BrokenPromise, Cadence
 from mlsys_nb.release.manifest import Evidence
 from mlsys_nb.release.package import build
 from mlsys_nb.release.registry import champion, promote, register

@@ -17,10 +17,10 @@ from conftest import FULL
 
 from mlsys_nb.doors.replay import run_key
 from mlsys_nb.loop.backtest import backtest
-from mlsys_nb.loop.simulation import compare_policies
-from mlsys_nb.loop.step import Context
+from mlsys_nb.loop.policy_simulation import compare_policies
+from mlsys_nb.loop.step_context import Context
 from mlsys_nb.problem.declaration import load_problem
-from mlsys_nb.system.runs import find_run
+from mlsys_nb.system.runs_table import find_run
 from mlsys_nb.system.settings import load_settings
 
 replaying = import_module("mlsys_nb.doors.replay")  # `mlsys_nb.doors.replay` is also the deed

@@ -20,16 +20,16 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
-from mlsys_nb.evaluation.probability import Probability
-from mlsys_nb.learning.brief import Learning
-from mlsys_nb.learning.kept_trial import KeptTrials
-from mlsys_nb.learning.link import YES_OR_NO
-from mlsys_nb.learning.rival import Rival
-from mlsys_nb.learning.rule import Rule
+from mlsys_nb.evaluation.binary_metrics import Probability
+from mlsys_nb.learning.declared_rule import Rule
+from mlsys_nb.learning.link_functions import YES_OR_NO
+from mlsys_nb.learning.sklearn_estimators import Rival
 from mlsys_nb.learning.split import time_split
+from mlsys_nb.learning.training_options import Learning
+from mlsys_nb.learning.trial_cache import KeptTrials
 from mlsys_nb.learning.tune import Effort, Tuned, tune
-from mlsys_nb.loop.arrivals import ingest_due
-from mlsys_nb.loop.step import Context
+from mlsys_nb.loop.ingest_step import ingest_due
+from mlsys_nb.loop.step_context import Context
 from mlsys_nb.loop.training_set import training_set
 from mlsys_nb.problem.declaration import load_problem
 from mlsys_nb.system.settings import load_settings

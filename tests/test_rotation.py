@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 import vault_world as world
 
-from mlsys_nb.decisions.segments import service_at_work
+from mlsys_nb.decisions.log_segments import service_at_work
 from mlsys_nb.doors.cli import main
 from mlsys_nb.doors.recovery import backup
-from mlsys_nb.system.checked import keys_in
-from mlsys_nb.system.control import open_control
-from mlsys_nb.system.vault import boxes_of, key_of
+from mlsys_nb.system.control_tables import open_control
+from mlsys_nb.system.encryption import boxes_of, key_of
+from mlsys_nb.system.line_checksum import keys_in
 
 FULL = bool(os.environ.get("TEST_MLSYS_FULL"))
 COMMAND = "import sys; from mlsys_nb.doors.cli import main; sys.exit(main(sys.argv[1:]))"

@@ -10,8 +10,8 @@ import pytest
 from test_jobs import FIRST, job
 
 from mlsys_nb.doors.cli import main
-from mlsys_nb.system.control import open_control
-from mlsys_nb.system.runs import list_runs
+from mlsys_nb.system.control_tables import open_control
+from mlsys_nb.system.runs_table import list_runs
 from mlsys_nb.system.settings import load_settings
 
 DECLARE = "factor: int = ...  # By how much\nseed: int = 0"

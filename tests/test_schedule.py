@@ -23,15 +23,15 @@ from calendar_world import lived
 from conftest import until
 
 from mlsys_nb.doors.cli import main
-from mlsys_nb.doors.timekeeper import Timekeeper
+from mlsys_nb.doors.scheduler_daemon import Timekeeper
 from mlsys_nb.jobs.schedule import Scheduler, due_times, due_until, entry_from, last_due, late_entries
-from mlsys_nb.jobs.timetable import exported, on_calendar
+from mlsys_nb.jobs.schedule_export import exported, on_calendar
 from mlsys_nb.monitoring.alerts import open_alerts
 from mlsys_nb.system.clock import instant
-from mlsys_nb.system.control import open_control, open_tables, put_document
-from mlsys_nb.system.duty import dues
-from mlsys_nb.system.runs import list_runs
+from mlsys_nb.system.control_tables import open_control, open_tables, put_document
+from mlsys_nb.system.runs_table import list_runs
 from mlsys_nb.system.settings import load_settings
+from mlsys_nb.system.work_queue import dues
 
 KNOWN = {"problems": ["churn"], "jobs": ["score", "tick"]}
 
@@ -125,7 +125,7 @@ KEEPER = """
 from datetime import timedelta
 from mlsys_nb.jobs import schedule
 schedule.LEASE = timedelta(seconds=3)
-from mlsys_nb.doors.timekeeper import Timekeeper
+from mlsys_nb.doors.scheduler_daemon import Timekeeper
 from mlsys_nb.system.settings import load_settings
 Timekeeper(load_settings(), print).run(seconds=0.3)
 """

@@ -21,10 +21,10 @@ from serving_world import HOME, JUNE, lake, make
 
 from mlsys_nb.cases.churn import problem
 from mlsys_nb.decisions.log import read_decisions
-from mlsys_nb.features.history import as_of
+from mlsys_nb.features.point_in_time_join import as_of
 from mlsys_nb.problem.population import everybody
 from mlsys_nb.release.registry import promote, versions
-from mlsys_nb.system.control import open_control
+from mlsys_nb.system.control_tables import open_control
 
 START = """
 import os, sys, threading, time
@@ -408,7 +408,7 @@ def test_what_is_wrong_with_the_system_is_told_in_one_sentence(tmp_path):
 
 def test_a_batch_scores_the_same_bits_as_the_service(tmp_path):
     from mlsys_nb.release.fallback import last_sound
-    from mlsys_nb.serving.batch import score_batch
+    from mlsys_nb.serving.population_scoring import score_batch
 
     here = make(tmp_path, families=("boosting",))
     batch = score_batch(here, problem, last_sound(open_control(here), here, problem).model, JUNE, lake())

@@ -11,13 +11,13 @@ from test_engines import redis_port  # noqa: F401
 from test_events import same_everywhere, service, start, view, wait_until_up
 
 from mlsys_nb.decisions.log import read_decisions
-from mlsys_nb.features.online import open_online
-from mlsys_nb.loop.arrivals import ingest_due
-from mlsys_nb.loop.skew import served_again
-from mlsys_nb.loop.step import Context
+from mlsys_nb.features.store_sync import open_online
+from mlsys_nb.loop.ingest_step import ingest_due
+from mlsys_nb.loop.step_context import Context
+from mlsys_nb.loop.training_serving_skew import served_again
 from mlsys_nb.release.registry import champion
 from mlsys_nb.system.clock import SystemClock
-from mlsys_nb.system.control import open_control
+from mlsys_nb.system.control_tables import open_control
 
 
 @pytest.fixture

@@ -4,11 +4,11 @@ import numpy as np
 import polars as pl
 import pytest
 
-from mlsys_nb.features import silence
-from mlsys_nb.features.duration import Window, session
+from mlsys_nb.features import sessionization
 from mlsys_nb.features.events import NEVER, Events, encode
-from mlsys_nb.features.range_index import spans
-from mlsys_nb.features.sweep import Asked, Sweep
+from mlsys_nb.features.history_sort import Asked, Sweep
+from mlsys_nb.features.window_index import spans
+from mlsys_nb.features.window_lengths import Window, session
 
 
 def sweep_of(rng, n, order, lives):
@@ -45,7 +45,7 @@ def test_sessions_are_those_of_a_walk(order, lives):
     rng = np.random.default_rng(5)
     for n, gap in ((1, 3), (60, 0), (60, 9), (300, 40), (300, 100_000)):
         sweep = sweep_of(rng, n, order, lives)
-        found = silence.sessions_in_spans(spans(sweep, Window(), None), sweep, gap)
+        found = sessionization.sessions_in_spans(spans(sweep, Window(), None), sweep, gap)
         assert list(
             zip(found.number.tolist(), found.begin.tolist(), found.end.tolist(), strict=True)
         ) == walked(sweep, gap)
@@ -53,11 +53,11 @@ def test_sessions_are_those_of_a_walk(order, lives):
 
 def test_events_that_come_backwards_are_cut_in_few_steps(monkeypatch):
     "Fault: each event would have been held against all before it; blocks that cannot touch it are skipped."
-    steps, real = [], silence.Cut.without
+    steps, real = [], sessionization.Cut.without
     monkeypatch.setattr(
-        silence.Cut, "without", lambda self, lo, hi: steps.append(len(lo)) or real(self, lo, hi)
+        sessionization.Cut, "without", lambda self, lo, hi: steps.append(len(lo)) or real(self, lo, hi)
     )
     sweep = sweep_of(np.random.default_rng(1), 3_000, "backwards", 1.0)
-    silence.sessions_in_spans(spans(sweep, Window(), None), sweep, 100_000)
+    sessionization.sessions_in_spans(spans(sweep, Window(), None), sweep, 100_000)
     assert sum(steps) < 10 * 3_000, sum(steps)
-    assert silence.session_spans(sweep, session("100ms"), None).n == 400
+    assert sessionization.session_spans(sweep, session("100ms"), None).n == 400

@@ -14,8 +14,8 @@ from access import barriers, engine
 from conftest import SCREENS, picture
 
 from mlsys_nb.doors.cli import parser
-from mlsys_nb.doors.docs.manual import reference
-from mlsys_nb.doors.docs.pages import chapter_page
+from mlsys_nb.doors.docs.notebook_to_markdown import chapter_page
+from mlsys_nb.doors.docs.reference_manual import reference
 from mlsys_nb.doors.docs.site import build_site, pages_of
 from mlsys_nb.jobs.run_index import index
 from mlsys_nb.jobs.runner import Runner
@@ -28,7 +28,7 @@ SOME = [
     "00_system/01_clock",
     "70_jobs/70_parameters",
     "30_evaluation/34_gate",
-    "80_doors/84_figures/10_drawing",
+    "80_doors/84_figures/10_matplotlib_image",
 ]
 
 
@@ -205,7 +205,7 @@ def test_a_folder_of_ones_own_gets_the_book_and_its_own_problems(home, tmp_path)
     (tmp_path / "notebooks").mkdir()
     shutil.copy(ROOT / "nbs/cases/loans.ipynb", tmp_path / "notebooks/mine.ipynb")
     places = [page.place for page in pages_of(replace(load_settings(home=home), home=tmp_path))]
-    assert {"index", "yours/mine", "features/history", "cases/churn"} <= set(places)
+    assert {"index", "yours/mine", "features/point_in_time_join", "cases/churn"} <= set(places)
 
 
 def test_hostile_words_act_nowhere(home, tmp_path, look):
@@ -240,7 +240,7 @@ def test_hostile_words_act_nowhere(home, tmp_path, look):
         "system/index",
         "system/clock",
         "evaluation/gate",
-        "doors/figures/drawing",
+        "doors/figures/matplotlib_image",
         "cases/churn",
         "jobs/train",
     ],
@@ -285,7 +285,13 @@ def test_pages_on_a_phone_and_at_night(whole, look, width, scheme):
     page.set_viewport_size({"width": width, "height": 844})
     page.emulate_media(color_scheme=scheme)
     try:
-        for name in ("index", "features/history", "cases/churn", "reference/commands", "reference/settings"):
+        for name in (
+            "index",
+            "features/point_in_time_join",
+            "cases/churn",
+            "reference/commands",
+            "reference/settings",
+        ):
             page = look(whole.folder / f"{name}.html", f"site-{name.replace('/', '-')}-{width}-{scheme}")
             assert page.evaluate("document.documentElement.dataset.theme") == scheme
         if width == 390:

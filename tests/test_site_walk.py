@@ -17,17 +17,17 @@ import pytest
 import site_world
 from site_problems import CLASSES, DAY
 
-from mlsys_nb.data.inbox import Inbox
+from mlsys_nb.data.event_inbox import Inbox
 from mlsys_nb.data.lake import read, snapshot
 from mlsys_nb.decisions.log import read_decisions
 from mlsys_nb.decisions.outcomes import labelled
 from mlsys_nb.doors.cli import main
-from mlsys_nb.loop.arrivals import ingest_due
+from mlsys_nb.loop.ingest_step import ingest_due
 from mlsys_nb.loop.pipeline import monitor, retrain, score, train
-from mlsys_nb.loop.skew import served_again
-from mlsys_nb.loop.step import context
+from mlsys_nb.loop.step_context import context
+from mlsys_nb.loop.training_serving_skew import served_again
 from mlsys_nb.release.registry import champion, promote
-from mlsys_nb.serving.keys import KeyWanted, add_key
+from mlsys_nb.serving.api_keys import KeyWanted, add_key
 from mlsys_nb.serving.service import running
 from mlsys_nb.system.durable import write_json
 from mlsys_nb.system.settings import load_settings

@@ -12,14 +12,14 @@ import polars as pl
 import pytest
 
 from mlsys_nb.data import Column, Contract, check, survey
-from mlsys_nb.data.delimited import SourceError
-from mlsys_nb.data.reading import read_table
-from mlsys_nb.data.survey import concerns
-from mlsys_nb.doors.onboarding.case import declared_code
-from mlsys_nb.doors.onboarding.origin import Origin, read_origin, reading
-from mlsys_nb.doors.onboarding.proposal import assumptions, called, completed, propose
-from mlsys_nb.doors.onboarding.stored_type import as_stored
-from mlsys_nb.loop.step import StaleData, reaching
+from mlsys_nb.data.csv_files import SourceError
+from mlsys_nb.data.file_formats import read_table
+from mlsys_nb.data.table_profiling import concerns
+from mlsys_nb.doors.onboarding.code_generation import declared_code
+from mlsys_nb.doors.onboarding.problem_proposal import assumptions, called, completed, propose
+from mlsys_nb.doors.onboarding.table_origin import Origin, read_origin, reading
+from mlsys_nb.doors.onboarding.typed_files import as_stored
+from mlsys_nb.loop.step_context import StaleData, reaching
 from mlsys_nb.system.settings import MlsysError
 
 N, NOW = 400, datetime(2026, 1, 1, tzinfo=UTC)
@@ -257,7 +257,7 @@ def test_a_byte_a_letter_is_read_as_the_language_it_is(tmp_path: Path, page: str
     ascii_only = path.with_name("u.csv")
     ascii_only.write_bytes(b"a;n\n" + "".join(f"{words[1]};{i}\n" for i in range(2)).encode(page))
     exec(
-        f"from mlsys_nb.data import FilesSource\nfrom mlsys_nb.data.delimited import Dialect\nfound = {origin.source('t', 'None', look_at(table), None)}",
+        f"from mlsys_nb.data import FilesSource\nfrom mlsys_nb.data.csv_files import Dialect\nfound = {origin.source('t', 'None', look_at(table), None)}",
         said,
     )
     assert set(read_table(ascii_only, said["found"].dialect).frame["a"]) == {words[1]}

@@ -16,7 +16,7 @@ from test_service import service
 
 from mlsys_nb.decisions.log import read_decisions
 from mlsys_nb.release.registry import champion, promote
-from mlsys_nb.system.control import open_control
+from mlsys_nb.system.control_tables import open_control
 
 SWAPS = int(os.environ.get("SWAPS", "12"))
 REQUESTS = 100 * SWAPS

@@ -15,9 +15,9 @@ from mlsys_nb.data.ingest import ingest
 from mlsys_nb.data.lake import read, snapshot
 from mlsys_nb.data.sources import FilesSource
 from mlsys_nb.features import Events, FeatureSet
-from mlsys_nb.features.history import as_of
-from mlsys_nb.features.online import StoreMismatch, open_online, sync
 from mlsys_nb.features.parity import bits
+from mlsys_nb.features.point_in_time_join import as_of
+from mlsys_nb.features.store_sync import StoreMismatch, open_online, sync
 from mlsys_nb.system.clock import instant
 from mlsys_nb.system.settings import load_settings
 

@@ -11,11 +11,11 @@ import tenants_world as world
 from caller import undescribed
 
 from mlsys_nb.doors.cli import main
-from mlsys_nb.loop.step import context
-from mlsys_nb.problem.tenant import partition_of
+from mlsys_nb.loop.step_context import context
+from mlsys_nb.problem.tenant_key import partition_of
 from mlsys_nb.serving.service import running
 from mlsys_nb.system.settings import ProblemError
-from mlsys_nb.system.versions import version_rows
+from mlsys_nb.system.versions_table import version_rows
 
 NOW = world.END.isoformat()
 
@@ -242,9 +242,9 @@ def test_names_that_look_alike_are_different_shops():
 
 def trained(place, frame, *moments) -> list[dict[str, dict]]:
     "What was decided of each shop, training by training."
-    from mlsys_nb.loop.arrivals import ingest_due
-    from mlsys_nb.loop.per_tenant import noted_round
+    from mlsys_nb.loop.ingest_step import ingest_due
     from mlsys_nb.loop.pipeline import train
+    from mlsys_nb.loop.tenant_training import noted_round
 
     here, found = world.settings_of(world.folder(place, frame)), []
     for moment in moments:

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlsys_nb.evaluation.probability import Probability
+from mlsys_nb.evaluation.binary_metrics import Probability
+from mlsys_nb.learning.declared_rule import Rule
 from mlsys_nb.learning.encoding import Encoder
-from mlsys_nb.learning.explain import permutation_importance
-from mlsys_nb.learning.rule import Rule
+from mlsys_nb.learning.feature_importance import permutation_importance
 from mlsys_nb.learning.split import TooLittleData, time_split
 from mlsys_nb.learning.train import FAMILIES, fit
 from mlsys_nb.learning.tune import tune

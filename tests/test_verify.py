@@ -16,29 +16,29 @@ import polars as pl
 import pytest
 import visits_world
 
-from mlsys_nb.data.entries import inbox_folder
-from mlsys_nb.data.inbox import visible_entries
+from mlsys_nb.data.event_inbox import visible_entries
+from mlsys_nb.data.event_validation import Intake, Post
+from mlsys_nb.data.inbox_files import inbox_folder
 from mlsys_nb.data.ingest import ingest
-from mlsys_nb.data.intake import Intake, Post
 from mlsys_nb.data.lake import read, snapshot
-from mlsys_nb.decisions.batches import append_batch
+from mlsys_nb.decisions.batch_decisions import append_batch
+from mlsys_nb.decisions.decision_record import Decision
 from mlsys_nb.decisions.log import archive_days, read_decisions
+from mlsys_nb.decisions.log_writer import DecisionLog
 from mlsys_nb.decisions.outcomes import Ledger, Outcome
-from mlsys_nb.decisions.record import Decision
-from mlsys_nb.decisions.writer import DecisionLog
 from mlsys_nb.doors.cli import main
-from mlsys_nb.doors.recovery.verification import CHECKS, findings
-from mlsys_nb.features.online import open_online, sync
+from mlsys_nb.doors.recovery.integrity_check import CHECKS, findings
+from mlsys_nb.features.store_sync import open_online, sync
 from mlsys_nb.jobs.run_index import record_of
 from mlsys_nb.jobs.runner import Runner
 from mlsys_nb.system.audit import audit_log
 from mlsys_nb.system.clock import open_clock
-from mlsys_nb.system.control import open_control, put_document
+from mlsys_nb.system.control_tables import open_control, put_document
 from mlsys_nb.system.durable import write_folder, write_json
-from mlsys_nb.system.journal import keep_journal
-from mlsys_nb.system.runs import list_runs
+from mlsys_nb.system.registry_journal import keep_journal
+from mlsys_nb.system.runs_table import list_runs
 from mlsys_nb.system.settings import load_settings
-from mlsys_nb.system.versions import VersionRow, add_version, version_rows
+from mlsys_nb.system.versions_table import VersionRow, add_version, version_rows
 
 MAY = datetime(2010, 5, 1, tzinfo=UTC)
 KERNEL = {"kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}}

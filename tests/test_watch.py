@@ -9,13 +9,13 @@ import polars as pl
 import pytest
 import visits_world as world
 
-from mlsys_nb.decisions.batches import append_batch
-from mlsys_nb.loop import watch
-from mlsys_nb.loop.step import Context
-from mlsys_nb.monitoring.profile import reference_profile
+from mlsys_nb.decisions.batch_decisions import append_batch
+from mlsys_nb.loop import drift_step
+from mlsys_nb.loop.step_context import Context
+from mlsys_nb.monitoring.training_profile import reference_profile
 from mlsys_nb.problem.dataset import Lake
 from mlsys_nb.problem.population import Everyone
-from mlsys_nb.system.control import get_document, put_document
+from mlsys_nb.system.control_tables import get_document, put_document
 from mlsys_nb.system.settings import load_settings
 
 START, WEEK = world.START, timedelta(weeks=1)
@@ -57,9 +57,9 @@ def look(root, k):
 @pytest.fixture(autouse=True)
 def somebody(monkeypatch):
     "The lake is not asked: somebody is eligible unless a test says otherwise."
-    monkeypatch.setattr(watch, "as_trained", lambda problem, model: problem)
-    monkeypatch.setattr(watch, "reaching", lambda at: None)
-    monkeypatch.setattr(watch, "rows_asked", lambda *asked: week(0))
+    monkeypatch.setattr(drift_step, "as_trained", lambda problem, model: problem)
+    monkeypatch.setattr(drift_step, "reaching", lambda at: None)
+    monkeypatch.setattr(drift_step, "rows_asked", lambda *asked: week(0))
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def test_several_periods_at_one_look_are_each_judged(tmp_path, first):
     at = look(tmp_path, 24)
     for k in range(21, 25):
         decide(at, k, shift=3.0 if k == 22 else 0.0)
-    report = watch.watch_drift(at, first).report
+    report = drift_step.watch_drift(at, first).report
     assert len(report.current) == 4 and report.rows == 4 * MEMBERS
     assert "visits" in report.drifted and "visits" in report.alerts
     row = report.frame.filter(pl.col("feature") == "visits").row(0, named=True)
@@ -83,29 +83,29 @@ def test_the_same_look_twice_says_the_same_and_counts_nothing_twice(tmp_path, fi
     at = look(tmp_path, 22)
     decide(at, 21)
     decide(at, 22)
-    once = watch.watch_drift(at, first).report
-    again = watch.watch_drift(look(tmp_path, 22), first).report
+    once = drift_step.watch_drift(at, first).report
+    again = drift_step.watch_drift(look(tmp_path, 22), first).report
     assert again.rows == once.rows == 2 * MEMBERS and again.frame.equals(once.frame)
     assert again.told == once.told and "named once" in once.told
 
 
 def test_with_nothing_new_the_last_look_still_stands(tmp_path, first):
     decide(look(tmp_path, 21), 21, shift=3.0)
-    assert "visits" in watch.watch_drift(look(tmp_path, 21), first).report.drifted
-    later = watch.watch_drift(look(tmp_path, 22), first).report
+    assert "visits" in drift_step.watch_drift(look(tmp_path, 21), first).report.drifted
+    later = drift_step.watch_drift(look(tmp_path, 22), first).report
     assert "visits" in later.drifted and later.rows == MEMBERS
 
 
 def test_nobody_eligible_is_nobody_to_look_at_and_leaves_no_trace(tmp_path, first, monkeypatch):
     at = look(tmp_path, 21)
-    monkeypatch.setattr(watch, "rows_asked", lambda *asked: week(0).clear())
-    assert watch.watch_drift(at, first).report.verdict == "nobody to look at"
+    monkeypatch.setattr(drift_step, "rows_asked", lambda *asked: week(0).clear())
+    assert drift_step.watch_drift(at, first).report.verdict == "nobody to look at"
     assert get_document(at.control, "sketch", "visits/1") is None
 
 
 def test_what_was_only_declined_was_not_served(tmp_path, first):
     decide(look(tmp_path, 21), 21, eligible=False, shift=3.0)
-    assert watch.watch_drift(look(tmp_path, 21), first).report.verdict == "nothing served yet"
+    assert drift_step.watch_drift(look(tmp_path, 21), first).report.verdict == "nothing served yet"
 
 
 def test_a_replaced_version_is_judged_by_its_own_decisions(tmp_path, first):
@@ -113,24 +113,24 @@ def test_a_replaced_version_is_judged_by_its_own_decisions(tmp_path, first):
     second = model(2)
     decide(look(tmp_path, 21), 21)
     decide(look(tmp_path, 22), 22, version=2, shift=3.0)
-    old, new = (watch.watch_drift(look(tmp_path, 22), one).report for one in (first, second))
+    old, new = (drift_step.watch_drift(look(tmp_path, 22), one).report for one in (first, second))
     assert old.verdict == "quiet" and old.rows == MEMBERS
     assert "visits" in new.drifted and new.rows == MEMBERS
     decide(look(tmp_path, 23), 23)  # rolled back
-    back = watch.watch_drift(look(tmp_path, 23), first).report
+    back = drift_step.watch_drift(look(tmp_path, 23), first).report
     assert back.verdict == "quiet" and [p[:10] for p in back.current] == [f"{START + 23 * WEEK:%Y-%m-%d}"]
 
 
 def test_a_gap_of_data_is_neither_drift_nor_an_end(tmp_path, first):
     decide(look(tmp_path, 21), 21)
-    assert watch.watch_drift(look(tmp_path, 21), first).report.verdict == "quiet"
+    assert drift_step.watch_drift(look(tmp_path, 21), first).report.verdict == "quiet"
     for k in (22, 23, 24):
-        assert watch.watch_drift(look(tmp_path, k), first).report.rows == MEMBERS
+        assert drift_step.watch_drift(look(tmp_path, k), first).report.rows == MEMBERS
     decide(look(tmp_path, 29), 29)
-    after = watch.watch_drift(look(tmp_path, 29), first).report
+    after = drift_step.watch_drift(look(tmp_path, 29), first).report
     assert after.verdict == "quiet" and after.rows == MEMBERS
     decide(look(tmp_path, 34), 34, shift=3.0)
-    assert "visits" in watch.watch_drift(look(tmp_path, 34), first).report.drifted
+    assert "visits" in drift_step.watch_drift(look(tmp_path, 34), first).report.drifted
 
 
 @pytest.mark.parametrize("damage", [
@@ -143,16 +143,16 @@ def test_a_gap_of_data_is_neither_drift_nor_an_end(tmp_path, first):
 def test_damaged_sketches_are_counted_anew_from_the_log(tmp_path, first, damage):
     for k in (21, 22):
         decide(look(tmp_path, k), k)
-        watch.watch_drift(look(tmp_path, k), first)
+        drift_step.watch_drift(look(tmp_path, k), first)
     at = look(tmp_path, 23)
     whole = get_document(at.control, "sketch", "visits/1")
     put_document(at.control, "sketch", "visits/1", damage(whole))
     decide(at, 23)
-    report = watch.watch_drift(at, first).report
+    report = drift_step.watch_drift(at, first).report
     assert "counted anew" in report.told and report.rows == 3 * MEMBERS and report.verdict == "quiet"
     mended = get_document(at.control, "sketch", "visits/1")
     assert len(mended["periods"]) == 3 and mended["periods"][:2] == whole["periods"]
-    assert "counted anew" not in watch.watch_drift(look(tmp_path, 24), first).report.told
+    assert "counted anew" not in drift_step.watch_drift(look(tmp_path, 24), first).report.told
 
 
 def test_growing_history_is_named_once_a_version(tmp_path, first):
@@ -160,17 +160,17 @@ def test_growing_history_is_named_once_a_version(tmp_path, first):
     told = []
     for k in range(21, 31):
         decide(look(tmp_path, k), k)
-        report = watch.watch_drift(look(tmp_path, k), first).report
+        report = drift_step.watch_drift(look(tmp_path, k), first).report
         assert "tenure" not in report.drifted, report.frame
         told.append("tenure" in report.told.get("named once", ""))
     assert sum(told) == 1 and any(told[:2])
     decide(look(tmp_path, 31), 31, version=2)
-    assert "tenure" in watch.watch_drift(look(tmp_path, 31), model(2)).report.told["named once"]
+    assert "tenure" in drift_step.watch_drift(look(tmp_path, 31), model(2)).report.told["named once"]
 
 
 def test_month_twelve_costs_what_month_one_costs(tmp_path, first, monkeypatch):
     "Rows read from the log, rows sketched, and the size of what is kept, at each of thirteen looks of four weeks."
-    read, sketch, spent = watch.read_decisions, watch.sketch_frame, {"read": 0, "sketched": 0}
+    read, sketch, spent = drift_step.read_decisions, drift_step.sketch_frame, {"read": 0, "sketched": 0}
 
     def counted_read(*asked):
         found = read(*asked)
@@ -181,19 +181,19 @@ def test_month_twelve_costs_what_month_one_costs(tmp_path, first, monkeypatch):
         spent["sketched"] += rows.height
         return sketch(lenses, slices, rows, period)
 
-    monkeypatch.setattr(watch, "read_decisions", counted_read)
-    monkeypatch.setattr(watch, "sketch_frame", counted_sketch)
+    monkeypatch.setattr(drift_step, "read_decisions", counted_read)
+    monkeypatch.setattr(drift_step, "sketch_frame", counted_sketch)
     months = []
     for month in range(1, 14):
         for k in range(20 + 4 * (month - 1) + 1, 20 + 4 * month + 1):
             decide(look(tmp_path, k), k)
         at = look(tmp_path, 20 + 4 * month)
         spent.update(read=0, sketched=0)
-        watch.watch_drift(at, first)
+        drift_step.watch_drift(at, first)
         months.append((spent["read"], spent["sketched"]))
     assert all(sketched == 4 * MEMBERS for _, sketched in months), months
     later = {
         rows for rows, _ in months[1:]
     }  # with the last two weeks again: requests may lie in an open period
     assert later == {6 * MEMBERS}, months
-    assert len(get_document(at.control, "sketch", "visits/1")["periods"]) == 52 <= watch.KEPT
+    assert len(get_document(at.control, "sketch", "visits/1")["periods"]) == 52 <= drift_step.KEPT

@@ -38,7 +38,12 @@ def test_the_wheel_carries_the_notebooks_it_runs(wheel):
     for path in [*ROOT.glob("nbs/jobs/*.ipynb"), *ROOT.glob("nbs/dashboards/*.ipynb")]:
         assert f"mlsys_nb/notebooks/{path.parent.name}/{path.name}" in names
     assert "mlsys_nb/py.typed" in names
-    book = ("index.ipynb", "20_features/25_history.ipynb", "guide/start/01_tutorial.md", "site/page.html.j2")
+    book = (
+        "index.ipynb",
+        "20_features/25_point_in_time_join.ipynb",
+        "guide/start/01_tutorial.md",
+        "site/page.html.j2",
+    )
     assert {f"mlsys_nb/notebooks/{name}" for name in book} <= names, "the wheel carries its book"
     assert "mlsys_nb/notebooks/dashboards/.voila/voila/templates/mlsys/index.html.j2" in names
     assert not [n for n in names if n.startswith(("tests/", "nbs/", "data/"))]
@@ -67,7 +72,7 @@ print(len(names))
     (tmp_path / "settings.ini").write_text("[problems]\nchurn = mlsys_nb.cases.churn:problem\n")
     assert "churn" in run(command, "problems", cwd=tmp_path)
     assert "0 files" not in run(command, "docs", cwd=tmp_path), "the book is built where only the package is"
-    assert (tmp_path / "_docs/features/history.html").exists() and (
+    assert (tmp_path / "_docs/features/point_in_time_join.html").exists() and (
         tmp_path / "_docs/reference/http.html"
     ).exists()
     missing = subprocess.run(

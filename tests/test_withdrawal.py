@@ -12,9 +12,9 @@ import pytest
 from conftest import FULL
 
 from mlsys_nb import features as f
-from mlsys_nb.data.columns import Column
+from mlsys_nb.data.batch_expectations import Expect
+from mlsys_nb.data.column_schema import Column
 from mlsys_nb.data.contract import Contract, ContractError, RowRule
-from mlsys_nb.data.expectation import Expect
 from mlsys_nb.data.ingest import ingest
 from mlsys_nb.data.lake import finished, quarantine, read, snapshot, verify_lake
 from mlsys_nb.data.sources import FilesSource
@@ -22,13 +22,13 @@ from mlsys_nb.data.staging import IngestError
 from mlsys_nb.data.withdrawal import withdraw
 from mlsys_nb.doors.cli import main
 from mlsys_nb.features import Events, FeatureSet
-from mlsys_nb.features.history import as_of
-from mlsys_nb.features.online import StoreMismatch, open_online, sync
 from mlsys_nb.features.parity import bits
+from mlsys_nb.features.point_in_time_join import as_of
+from mlsys_nb.features.store_sync import StoreMismatch, open_online, sync
 from mlsys_nb.problem.declaration import load_problem
 from mlsys_nb.system.audit import audit_log
 from mlsys_nb.system.clock import instant
-from mlsys_nb.system.control import open_control
+from mlsys_nb.system.control_tables import open_control
 from mlsys_nb.system.settings import Settings, load_settings
 
 HOME = Path(__file__).resolve().parents[1]

@@ -12,14 +12,14 @@ from mlsys_nb import features as f
 from mlsys_nb.data.contract import Column, Contract
 from mlsys_nb.data.sources import ReplaySource
 from mlsys_nb.evaluation.costs import PerHit
-from mlsys_nb.evaluation.limits import Limits
+from mlsys_nb.evaluation.gate_limits import Limits
 from mlsys_nb.features import Events, FeatureSet
-from mlsys_nb.learning.rule import Rule
-from mlsys_nb.problem.candidates import Candidates
-from mlsys_nb.problem.chosen import Chosen
+from mlsys_nb.learning.declared_rule import Rule
 from mlsys_nb.problem.dataset import Lake
 from mlsys_nb.problem.declaration import Problem
-from mlsys_nb.problem.each import Each
+from mlsys_nb.problem.item_candidates import Candidates
+from mlsys_nb.problem.per_event_population import Each
+from mlsys_nb.problem.ranking_target import Chosen
 from mlsys_nb.problem.target import by_id
 from mlsys_nb.system.settings import Settings, load_settings
 

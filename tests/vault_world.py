@@ -18,18 +18,18 @@ from pathlib import Path
 
 from cutting import CUT, cut_before
 
+from mlsys_nb.decisions.decision_record import Decision
+from mlsys_nb.decisions.log_writer import DecisionLog
 from mlsys_nb.decisions.outcomes import Ledger, Outcome
-from mlsys_nb.decisions.record import Decision
-from mlsys_nb.decisions.writer import DecisionLog
-from mlsys_nb.doors.privacy.encrypting import covered_files, encrypt_root
-from mlsys_nb.doors.recovery.verification import findings
-from mlsys_nb.serving.queued import BatchWanted, accept, keep_answers
-from mlsys_nb.system import control, disk, journal, runs, vault  # noqa: F401  (loaded once, for all forks)
-from mlsys_nb.system.checked import plain_content
+from mlsys_nb.doors.privacy.encrypt_existing import covered_files, encrypt_root
+from mlsys_nb.doors.recovery.integrity_check import findings
+from mlsys_nb.serving.batch_queue import BatchWanted, accept, keep_answers
+from mlsys_nb.system import control_tables, encryption, file_operations, registry_journal, runs_table  # noqa: F401  (loaded once, for all forks)
 from mlsys_nb.system.durable import Log, remove_tree, verify_folder, write_folder
+from mlsys_nb.system.encryption import COVERED
+from mlsys_nb.system.line_checksum import plain_content
 from mlsys_nb.system.settings import Settings, load_settings
-from mlsys_nb.system.unfinished import TEMPORARY
-from mlsys_nb.system.vault import COVERED
+from mlsys_nb.system.temporary_files import TEMPORARY
 
 MAY = datetime(2010, 5, 1, tzinfo=UTC)
 ROW = "ZQROW"
@@ -98,7 +98,7 @@ def written_halfway(kind: str, folder: Path) -> None:
         while not (folder / "go").exists():
             time.sleep(0.01)
 
-    disk.FAULTS.append(wait)
+    file_operations.FAULTS.append(wait)
     KINDS[kind](at(folder), 77)
 
 
@@ -107,8 +107,8 @@ def forked(deed: Callable[..., int], *words: object) -> int:
     if child := os.fork():
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     try:
-        vault._OPEN.clear()
-        vault._KNOWN.clear()
+        encryption._OPEN.clear()
+        encryption._KNOWN.clear()
         code = deed(*words)
     except BaseException:
         traceback.print_exc()
@@ -149,7 +149,7 @@ def cuts(folder: Path, rotate: bool, first: int, step: int) -> int:
         assert code == CUT, (number, code)
         again = forked(encrypted, there, False)
         assert again == 0 and forked(faults, there, before) == 0, f"again after deed {number}"
-        keys = json.loads((there.data / vault.VAULT).read_bytes())["keys"]
+        keys = json.loads((there.data / encryption.VAULT).read_bytes())["keys"]
         assert len(keys) == 1, f"a key stays after deed {number}"
         assert not list(there.data.rglob(".tmp-*")), f"halves stay after deed {number}"
         shutil.rmtree(copy)

@@ -19,11 +19,11 @@ from mlsys_nb.features import (
     last,
     time_since_last,
 )
-from mlsys_nb.learning.rule import Rule
+from mlsys_nb.learning.declared_rule import Rule
+from mlsys_nb.problem.binary_target import Happens
 from mlsys_nb.problem.criterion import Criterion
 from mlsys_nb.problem.dataset import Lake
 from mlsys_nb.problem.declaration import Problem
-from mlsys_nb.problem.happens import Happens
 from mlsys_nb.problem.population import Everyone
 from mlsys_nb.system.settings import Settings, load_settings
 

@@ -10,15 +10,15 @@ from datetime import UTC, datetime, timedelta
 import polars as pl
 
 from .. import features as f
-from ..data.columns import Column
+from ..data.column_schema import Column
 from ..data.contract import Contract, RowRule
 from ..data.sources import ReplaySource
 from ..evaluation.costs import Costs
 from ..features import Events, FeatureSet, Measure
-from ..learning.rule import Rule
+from ..learning.declared_rule import Rule
+from ..problem.binary_target import Happens
 from ..problem.criterion import Criterion
 from ..problem.declaration import Problem
-from ..problem.happens import Happens
 from ..problem.population import Everyone
 from ..problem.replay_plan import ReplayPlan
 

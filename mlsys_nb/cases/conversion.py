@@ -12,10 +12,10 @@ from .. import features as f
 from .churn import bought, lines, orders, recency, source
 from ..evaluation.costs import Costs
 from ..features import FeatureSet
-from ..learning.rule import Rule
+from ..learning.declared_rule import Rule
+from ..problem.binary_target import Happens
 from ..problem.criterion import Criterion
 from ..problem.declaration import Problem
-from ..problem.happens import Happens
 from ..problem.population import Everyone
 from ..problem.replay_plan import ReplayPlan
 

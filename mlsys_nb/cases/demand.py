@@ -12,11 +12,11 @@ from .. import features as f
 from .churn import source
 from ..evaluation.costs import OverUnder
 from ..features import Events, FeatureSet
-from ..learning.rule import Rule
-from ..problem.amount import Amount
+from ..learning.declared_rule import Rule
 from ..problem.criterion import Criterion
 from ..problem.declaration import Problem
 from ..problem.population import Everyone
+from ..problem.regression_target import Amount
 from ..problem.replay_plan import ReplayPlan
 
 # %% ../../nbs/cases/demand.ipynb #b00e5502

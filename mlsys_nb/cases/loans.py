@@ -10,15 +10,15 @@ from datetime import UTC, datetime, timedelta
 import polars as pl
 
 from .. import features as f
-from ..data.columns import Column
+from ..data.column_schema import Column
 from ..data.contract import Contract
 from ..data.sources import Pace, ReplaySource
 from ..evaluation.costs import Costs
 from ..features import Events, FeatureSet
-from ..learning.rule import Rule
+from ..learning.declared_rule import Rule
+from ..problem.binary_target import Happens
 from ..problem.declaration import Problem
-from ..problem.each import Each
-from ..problem.happens import Happens
+from ..problem.per_event_population import Each
 from ..problem.replay_plan import ReplayPlan
 
 # %% auto #0

@@ -11,14 +11,14 @@ from datetime import UTC, datetime, timedelta
 from .. import features as f
 from .churn import source
 from ..evaluation.costs import PerHit
-from ..evaluation.limits import Limits
+from ..evaluation.gate_limits import Limits
 from ..features import Events, FeatureSet
-from ..learning.rule import Rule
-from ..problem.candidates import Candidates
-from ..problem.chosen import Chosen
+from ..learning.declared_rule import Rule
 from ..problem.criterion import Criterion
 from ..problem.declaration import Problem
+from ..problem.item_candidates import Candidates
 from ..problem.population import Everyone
+from ..problem.ranking_target import Chosen
 from ..problem.replay_plan import ReplayPlan
 
 # %% ../../nbs/cases/next_product.ipynb #92dcfe40

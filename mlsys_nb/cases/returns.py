@@ -12,10 +12,10 @@ from .. import features as f
 from .churn import source
 from ..evaluation.costs import Costs
 from ..features import Events, FeatureSet
-from ..learning.rule import Rule
+from ..learning.declared_rule import Rule
+from ..problem.binary_target import Happens
 from ..problem.declaration import Problem
-from ..problem.each import Each
-from ..problem.happens import Happens
+from ..problem.per_event_population import Each
 from ..problem.replay_plan import ReplayPlan
 
 # %% ../../nbs/cases/returns.ipynb #46f31a77

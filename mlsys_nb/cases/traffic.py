@@ -10,15 +10,15 @@ from datetime import UTC, datetime, timedelta
 import polars as pl
 
 from .. import features as f
-from ..data.columns import Column
+from ..data.column_schema import Column
 from ..data.contract import Contract
 from ..data.sources import ReplaySource
 from ..evaluation.costs import OverUnder
-from ..evaluation.limits import Limits
-from ..learning.rule import Rule
-from ..problem.amount import Amount
+from ..evaluation.gate_limits import Limits
+from ..learning.declared_rule import Rule
 from ..problem.declaration import Problem
-from ..problem.each import Each
+from ..problem.per_event_population import Each
+from ..problem.regression_target import Amount
 from ..problem.replay_plan import ReplayPlan
 
 # %% auto #0

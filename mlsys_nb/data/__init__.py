@@ -10,36 +10,36 @@ __all__ = ['Column', 'Contract', 'ContractError', 'FilesSource', 'HttpSource', '
 # %% ../../nbs/10_data/00_index.ipynb #4f3a42c4
 from typing import TYPE_CHECKING
 
-from ..system.lazy import attach
+from ..system.lazy_imports import attach
 
 if TYPE_CHECKING:
-    from mlsys_nb.data.columns import Column
+    from mlsys_nb.data.column_schema import Column
     from mlsys_nb.data.contract import Contract, RowRule, check
-    from mlsys_nb.data.delimited import SourceError
-    from mlsys_nb.data.http import HttpSource
-    from mlsys_nb.data.inbox import InboxSource
+    from mlsys_nb.data.csv_files import SourceError
+    from mlsys_nb.data.event_inbox import InboxSource
+    from mlsys_nb.data.http_source import HttpSource
     from mlsys_nb.data.ingest import ingest
     from mlsys_nb.data.lake import finished, quarantine, read, snapshot
-    from mlsys_nb.data.lines import LinesSource
-    from mlsys_nb.data.notation import ContractError
+    from mlsys_nb.data.log_file_source import LinesSource
     from mlsys_nb.data.sources import FilesSource, ReplaySource
-    from mlsys_nb.data.sql import SqlSource
-    from mlsys_nb.data.survey import survey
+    from mlsys_nb.data.sql_source import SqlSource
+    from mlsys_nb.data.table_profiling import survey
+    from mlsys_nb.data.value_parsing import ContractError
 else:
     attach(
         "mlsys_nb.data",
-        columns="Column",
+        column_schema="Column",
         contract="Contract RowRule check",
-        inbox="InboxSource",
+        event_inbox="InboxSource",
         ingest="ingest",
         lake="finished quarantine read snapshot",
-        delimited="SourceError",
+        csv_files="SourceError",
         sources="FilesSource ReplaySource",
-        http="HttpSource",
-        lines="LinesSource",
-        sql="SqlSource",
-        notation="ContractError",
-        survey="survey",
+        http_source="HttpSource",
+        log_file_source="LinesSource",
+        sql_source="SqlSource",
+        value_parsing="ContractError",
+        table_profiling="survey",
     )
 
 _all_ = [

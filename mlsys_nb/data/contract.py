@@ -15,15 +15,15 @@ from typing import Any, TypeAlias
 
 import polars as pl
 
-from .columns import LARGEST_INT, Column, converted, fault, printable, within_calendar
-from .expectation import Expect, check_expectations
-from .fingerprint import fingerprints
-from .frame import INTERNAL, delivered_as
-from .notation import ContractError
+from .batch_expectations import Expect, check_expectations
+from .column_schema import LARGEST_INT, Column, converted, fault, printable, within_calendar
+from .reserved_columns import INTERNAL, delivered_as
+from .row_hash import fingerprints
+from .value_parsing import ContractError
 from ..system.durable import json_bytes, sha256
-from ..system.interchange import as_polars
-from ..system.kind import known_words, of_kind
 from ..system.markup import card, table
+from ..system.pandas_interop import as_polars
+from ..system.type_checks import known_words, of_kind
 
 # %% auto #0
 __all__ = ['ID_TYPES', 'Test', 'LONGEST_ID', 'RETRACTED', 'RowRule', 'Contract', 'value_tests', 'missing_test', 'rule_test',

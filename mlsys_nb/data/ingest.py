@@ -16,8 +16,10 @@ from typing import Any
 import polars as pl
 
 from .contract import Checked, check_many, promise_tests, verdicts
-from .fingerprint import said_before
-from .inbox import batch_spans, inbox_batches
+from .contract_migration import check_change, migrated, newest
+from .event_inbox import batch_spans, inbox_batches
+from .file_formats import read_table
+from .incremental_pull import SEEN_FILE
 from mlsys_nb.data.lake import (
     LEDGER,
     QUARANTINE,
@@ -38,13 +40,11 @@ from mlsys_nb.data.lake import (
     snapshot,
     source_folder,
 )
-from .migration import check_change, migrated, newest
-from .notation import ContractError
-from .pull import SEEN_FILE
-from .reading import read_table
+from .row_hash import said_before
 from .sources import Due, Position, RawBatch, ReplaySource, Source
 from .staging import IngestError, Staged, Stamp, staged
-from .suppression import suppressed
+from .suppression_list import suppressed
+from .value_parsing import ContractError
 
 # %% auto #0
 __all__ = ['GROUP', 'GROUP_ROWS', 'IngestReport', 'ingest']

@@ -16,9 +16,9 @@ from typing import Any
 
 import polars as pl
 
-from .frame import BATCH_NUMBER, ENDING
-from .migration import as_newest, newest
-from .standing import standing
+from .contract_migration import as_newest, newest
+from .event_corrections import standing
+from .reserved_columns import BATCH_NUMBER, ENDING
 from ..system.clock import instant
 from mlsys_nb.system.durable import (
     MANIFEST,
@@ -29,7 +29,7 @@ from mlsys_nb.system.durable import (
     sha256,
     verify_folder,
 )
-from ..system.finding import Finding
+from ..system.integrity_finding import Finding
 from ..system.markup import card
 from ..system.settings import MlsysError, Settings
 

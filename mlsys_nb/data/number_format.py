@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import polars as pl
 
-from .notation import Numeral, plain_number
+from .value_parsing import Numeral, plain_number
 
 # %% auto #0
 __all__ = ['NOTHING', 'NO_NUMBER', 'ENOUGH', 'CURRENCY', 'missing_words', 'counted_values', 'share_fitting', 'bare_number',

@@ -14,7 +14,7 @@ from email.message import Message
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urljoin, urlsplit, urlunsplit
 
-from .delimited import SourceError
+from .csv_files import SourceError
 
 # %% ../../nbs/10_data/12_paging.ipynb #e46013d4
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from .delimited import SourceError
+from .csv_files import SourceError
 from ..system.clock import pause
 
 # %% ../../nbs/10_data/12_retry.ipynb #d545e150

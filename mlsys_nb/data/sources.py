@@ -15,16 +15,16 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 import polars as pl
 
-from .columns import converted
+from .column_schema import converted
 from .contract import Contract
-from .delimited import SPOILED, Dialect, SourceError
-from .frame import INTERNAL
-from .notation import ContractError
-from .reading import format_of, read_table
+from .csv_files import SPOILED, Dialect, SourceError
+from .file_formats import format_of, read_table
+from .reserved_columns import INTERNAL
+from .value_parsing import ContractError
 from ..system.clock import EPOCH, instant, micros, stamp
 from ..system.durable import sha256
-from ..system.interchange import as_polars
-from ..system.lazy import Late
+from ..system.lazy_imports import Late
+from ..system.pandas_interop import as_polars
 
 # %% auto #0
 __all__ = ['Derive', 'TOLD', 'SEEN', 'LENGTHS', 'BEGINNING', 'RawBatch', 'Position', 'Due', 'Stated', 'length_of', 'Source',

@@ -14,7 +14,8 @@ from typing import Any
 
 import polars as pl
 
-from .columns import LARGEST_INT, POLARS_TYPES, within_calendar
+from .batch_expectations import Whole, surprises, values_seen
+from .column_schema import LARGEST_INT, POLARS_TYPES, within_calendar
 from mlsys_nb.data.contract import (
     RETRACTED,
     Checked,
@@ -26,14 +27,13 @@ from mlsys_nb.data.contract import (
     value_tests,
     verdicts,
 )
-from .expectation import Whole, surprises, values_seen
-from .fingerprint import numbered, together
-from .frame import INTERNAL, delivered_as
 from .lake import LAKE_FORMAT, LakeError
-from .notation import ContractError
+from .reserved_columns import INTERNAL, delivered_as
+from .row_hash import numbered, together
 from .sources import TOLD, Derive, RawBatch, Source
-from ..system.interchange import as_polars
-from ..system.lazy import Late
+from .value_parsing import ContractError
+from ..system.lazy_imports import Late
+from ..system.pandas_interop import as_polars
 
 # %% auto #0
 __all__ = ['REFUSED', 'IngestError', 'Stamp', 'with_derived', 'Staged', 'staged']

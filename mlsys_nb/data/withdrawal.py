@@ -28,7 +28,7 @@ from mlsys_nb.data.lake import (
 from ..system.clock import instant
 from ..system.durable import frame_bytes, frame_from, lock, read_sealed, write_folder
 from ..system.settings import Settings
-from ..system.suggestion import did_you_mean
+from ..system.spelling_suggestion import did_you_mean
 
 # %% auto #0
 __all__ = ['Withdrawal', 'withdraw']

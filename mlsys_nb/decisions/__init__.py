@@ -9,22 +9,22 @@ __all__ = ['Decision', 'DecisionError', 'DecisionLog', 'Ledger', 'Outcome', 'Unk
 # %% ../../nbs/50_decisions/00_index.ipynb #b7bf7b26
 from typing import TYPE_CHECKING
 
-from ..system.lazy import attach
+from ..system.lazy_imports import attach
 
 if TYPE_CHECKING:
-    from mlsys_nb.decisions.batches import append_batch, read_batch
+    from mlsys_nb.decisions.batch_decisions import append_batch, read_batch
+    from mlsys_nb.decisions.decision_record import Decision, DecisionError
     from mlsys_nb.decisions.log import UnknownDecision, find_decision, read_decisions
+    from mlsys_nb.decisions.log_writer import DecisionLog
     from mlsys_nb.decisions.outcomes import Ledger, Outcome, conflicts
-    from mlsys_nb.decisions.record import Decision, DecisionError
-    from mlsys_nb.decisions.writer import DecisionLog
 else:
     attach(
         "mlsys_nb.decisions",
-        batches="append_batch read_batch",
+        batch_decisions="append_batch read_batch",
         log="UnknownDecision find_decision read_decisions",
         outcomes="Ledger Outcome conflicts",
-        record="Decision DecisionError",
-        writer="DecisionLog",
+        decision_record="Decision DecisionError",
+        log_writer="DecisionLog",
     )
 
 _all_ = [

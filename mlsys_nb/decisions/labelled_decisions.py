@@ -11,9 +11,9 @@ from typing import Any
 
 import polars as pl
 
+from .decision_record import with_requests
 from .log import read_decisions
 from .outcomes import beside_outcomes, conflicts, posted
-from .record import with_requests
 from ..problem.dataset import Lake
 from ..problem.declaration import Problem
 from ..system.settings import Settings

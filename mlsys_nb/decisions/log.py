@@ -15,9 +15,9 @@ from typing import Any
 
 import polars as pl
 
-from .batches import batch_row, sealed_manifest, sealed_rows
-from .record import Decision, DecisionError, decisions_frame, from_record
-from mlsys_nb.decisions.segments import (
+from .batch_decisions import batch_row, sealed_manifest, sealed_rows
+from .decision_record import Decision, DecisionError, decisions_frame, from_record
+from mlsys_nb.decisions.log_segments import (
     LOG_FORMAT,
     REMEDY,
     Catalog,
@@ -41,9 +41,9 @@ from mlsys_nb.system.durable import (
     verify_folder,
     write_folder,
 )
-from ..system.finding import Finding
+from ..system.integrity_finding import Finding
 from ..system.settings import Settings
-from ..system.unfinished import remove_leftovers
+from ..system.temporary_files import remove_leftovers
 
 logger = logging.getLogger("mlsys_nb.decisions.log")
 

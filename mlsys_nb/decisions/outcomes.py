@@ -17,10 +17,10 @@ import polars as pl
 from .log import read_decisions
 from ..problem.dataset import Lake, labels, load_events
 from ..problem.declaration import Problem
-from ..system.appender import acknowledged, mark
+from ..system.append_only_file import acknowledged, mark
 from ..system.clock import instant, micros
 from ..system.durable import Log, SealError, lock
-from ..system.finding import Finding
+from ..system.integrity_finding import Finding
 from ..system.settings import MlsysError, Settings
 
 # %% auto #0

@@ -9,15 +9,15 @@ __all__ = ['Picture', 'ProblemView', 'build_site', 'chapter_page', 'dashboard', 
 # %% ../../nbs/80_doors/00_index.ipynb #c61770a6
 from typing import TYPE_CHECKING
 
-from ..system.lazy import attach
+from ..system.lazy_imports import attach
 
 if TYPE_CHECKING:
     from mlsys_nb.doors.cli import main
-    from mlsys_nb.doors.dashboards.snapshot import dashboard, write_snapshot
-    from mlsys_nb.doors.dashboards.view import ProblemView, views
-    from mlsys_nb.doors.docs.pages import chapter_page
+    from mlsys_nb.doors.dashboards.page_data import ProblemView, views
+    from mlsys_nb.doors.dashboards.static_export import dashboard, write_snapshot
+    from mlsys_nb.doors.docs.notebook_to_markdown import chapter_page
     from mlsys_nb.doors.docs.site import build_site, pages_of
-    from mlsys_nb.doors.figures.drawing import Picture, draw
+    from mlsys_nb.doors.figures.matplotlib_image import Picture, draw
     from mlsys_nb.doors.replay import replay, replayable
 else:
     attach(
@@ -25,11 +25,11 @@ else:
         cli="main",
         replay="replay replayable",
         **{
-            "dashboards.snapshot": "dashboard write_snapshot",
-            "dashboards.view": "ProblemView views",
-            "docs.pages": "chapter_page",
+            "dashboards.static_export": "dashboard write_snapshot",
+            "dashboards.page_data": "ProblemView views",
+            "docs.notebook_to_markdown": "chapter_page",
             "docs.site": "build_site pages_of",
-            "figures.drawing": "Picture draw",
+            "figures.matplotlib_image": "Picture draw",
         },
     )
 

@@ -8,7 +8,8 @@ __all__ = ['Action', 'Option', 'FLAG', 'ROOT', 'NOW', 'JSON', 'DEBUG', 'PROBLEM'
            'BATCH', 'SOURCE', 'VERSION', 'ANSWERED', 'ASKED_OF', 'CARD_OF', 'ALL', 'SUBJECT', 'SHELL', 'SERVED',
            'PROBLEMS', 'WHERE', 'FOLLOW', 'DEMO', 'POLICIES', 'RULE', 'OF', 'SEARCHED', 'PAGE', 'WHOSE', 'FOLDER',
            'NEW', 'NOTEBOOK', 'TABLE', 'GUESSED', 'OUTCOMES', 'SECRET', 'ONE_IN', 'LEFT_OUT', 'HORIZON', 'do', 'look',
-           'STEP', 'KEPT_UP', 'COMMANDS', 'Command', 'Words', 'parser', 'failure', 'stoppable', 'perform', 'main']
+           'keep', 'ask', 'STEP', 'KEPT_UP', 'COMMANDS', 'Command', 'Words', 'parser', 'failure', 'stoppable',
+           'perform', 'main']
 
 # %% ../../nbs/80_doors/89_cli.ipynb #f65525ec
 import argparse
@@ -20,24 +21,24 @@ from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from . import asking, beginnings, completion, oncall
-from .arguments import addressed, complain, number_within, say
+from . import init_commands, oncall, predict_command, shell_completion
+from .cli_arguments import addressed, complain, number_within, say
 from mlsys_nb.doors.commands import (
-    comparing,
-    custody,
     deploying,
-    inspection,
-    keyring,
-    operations,
-    promises,
+    explain_decisions,
+    keys,
+    list_show,
+    promotion_backup,
     reproducing,
+    run_diff,
+    run_serve,
     scoring,
+    slo_costs,
     tenants,
-    traceability,
-)
-from .docs import manual
+)  # fmt: skip
+from .docs import reference_manual
 from ..system.settings import MlsysError, Settings, check_root, load_settings
-from ..system.suggestion import did_you_mean
+from ..system.spelling_suggestion import did_you_mean
 
 # %% ../../nbs/80_doors/89_cli.ipynb #389977f1
 Action = Callable[[Settings, argparse.Namespace], int | None]
@@ -94,7 +95,7 @@ CARD_OF = (
 )
 ALL = ("--all", {"action": FLAG, "help": "closed ones too"})
 SUBJECT = ("--of", {"metavar": "SUBJECT", "help": "only what was done to it, such as churn/champion"})
-SHELL = ("shell", {"choices": completion.SHELLS, "help": "whose script"})
+SHELL = ("shell", {"choices": shell_completion.SHELLS, "help": "whose script"})
 SERVED = ("names", {"nargs": "*", "metavar": "problem", "help": "of settings.ini; none: all that can serve"})
 PROBLEMS = ("problem", {"nargs": "+", "help": "whose events; names of settings.ini [problems]"})
 WHERE = ("where", {"help": "a file of JSON lines, or redis://host:port/db#key"})
@@ -166,21 +167,21 @@ class Command:
         return any(word == name for word, _ in self.options)
 
 
-do, look = operations, inspection
+do, look, keep, ask = run_serve, list_show, promotion_backup, predict_command
 STEP = Command(do.execute_job, (PROBLEM, GIVEN, KEY), "dates")
 
 # %% ../../nbs/80_doors/89_cli.ipynb #89cl0001
-KEPT_UP = {"slo": Command(promises.show_objectives, (), "looks lists")}
-KEPT_UP["costs"] = Command(promises.show_costs, (), "looks lists")
+KEPT_UP = {"slo": Command(slo_costs.show_objectives, (), "looks lists")}
+KEPT_UP["costs"] = Command(slo_costs.show_costs, (), "looks lists")
 KEPT_UP["deploy"] = Command(deploying.write_deployment, deploying.DEPLOY_OPTIONS, "looks")
 KEPT_UP["tenants"] = Command(tenants.list_tenants, (PROBLEM, LIMIT), "looks lists")
-KEPT_UP["encrypt"] = Command(custody.encrypt_rows, custody.ENCRYPT_OPTIONS)
+KEPT_UP["encrypt"] = Command(keep.encrypt_rows, keep.ENCRYPT_OPTIONS)
 
 # %% ../../nbs/80_doors/89_cli.ipynb #8f0d391b
 COMMANDS: dict[str, Command] = {
-    "init": Command(beginnings.start_folder, (FOLDER,), "looks"),
-    "new": Command(beginnings.propose_problem, (NEW, TABLE, OUTCOMES, *GUESSED, HORIZON, SECRET), "dates"),
-    "lab": Command(beginnings.open_notebook, (NOTEBOOK,), "looks stays"),
+    "init": Command(init_commands.start_folder, (FOLDER,), "looks"),
+    "new": Command(init_commands.propose_problem, (NEW, TABLE, OUTCOMES, *GUESSED, HORIZON, SECRET), "dates"),
+    "lab": Command(init_commands.open_notebook, (NOTEBOOK,), "looks stays"),
     "demo": Command(do.play_demo, (DEMO,)),
     "run": Command(do.execute_job, (("job", {"help": "see mlsys jobs"}), GIVEN, KEY), "dates"),
     **dict.fromkeys(("scope", "ingest", "monitor", "retrain"), STEP),
@@ -188,21 +189,21 @@ COMMANDS: dict[str, Command] = {
     "train": Command(do.execute_job, (PROBLEM, RULE, GIVEN, KEY), "dates"),
     "simulate": Command(do.simulate_policies, (PROBLEM, POLICIES, GIVEN, KEY), "dates"),
     "serve": Command(do.start_service, (SERVED, HOST, PORT, WORKERS), "stays"),
-    "keys": Command(keyring.manage_keys, keyring.KEY_OPTIONS, "lists"),
-    "promote": Command(custody.promote_version, (PROBLEM, VERSION, REASON, *custody.PROMOTED), "dates"),
+    "keys": Command(keys.manage_keys, keys.KEY_OPTIONS, "lists"),
+    "promote": Command(keep.promote_version, (PROBLEM, VERSION, REASON, *keep.PROMOTED), "dates"),
     "retire": Command(do.retire_version, (PROBLEM, VERSION, REASON), "dates"),
     "recover": Command(do.recover_tables, (), "dates"),
-    "backup": Command(custody.back_up, custody.BACKUP_OPTIONS, "dates"),
-    "restore": Command(custody.bring_back, custody.RESTORE_OPTIONS, "looks"),
-    "export": Command(custody.export_version, (PROBLEM, *custody.EXPORT_OPTIONS), "looks"),
+    "backup": Command(keep.back_up, keep.BACKUP_OPTIONS, "dates"),
+    "restore": Command(keep.bring_back, keep.RESTORE_OPTIONS, "looks"),
+    "export": Command(keep.export_version, (PROBLEM, *keep.EXPORT_OPTIONS), "looks"),
     "compact": Command(do.compact_problem, (PROBLEM,), "dates"),
     "stream": Command(do.read_stream, (WHERE, PROBLEMS, FOLLOW), "stays"),
-    "predict-stream": Command(asking.answer_stream, (WHERE, PROBLEM, FOLLOW), "stays"),
-    "rollback": Command(custody.roll_back, (PROBLEM, REASON, custody.TENANT), "dates"),
-    "hold": Command(custody.hold_champion, (PROBLEM, REASON, custody.TENANT), "dates"),
-    "resume": Command(custody.resume_promotion, (PROBLEM, REASON, custody.TENANT), "dates"),
+    "predict-stream": Command(ask.answer_stream, (WHERE, PROBLEM, FOLLOW), "stays"),
+    "rollback": Command(keep.roll_back, (PROBLEM, REASON, keep.TENANT), "dates"),
+    "hold": Command(keep.hold_champion, (PROBLEM, REASON, keep.TENANT), "dates"),
+    "resume": Command(keep.resume_promotion, (PROBLEM, REASON, keep.TENANT), "dates"),
     "withdraw": Command(do.withdraw_batch, (PROBLEM, BATCH, SOURCE, REASON), "dates"),
-    "forget": Command(custody.forget_person, (*custody.FORGET_OPTIONS, REASON), "lists dates"),
+    "forget": Command(keep.forget_person, (*keep.FORGET_OPTIONS, REASON), "lists dates"),
     "parity": Command(do.prove_parity, (PROBLEM, CASES, SEED)),
     "reports": Command(do.renew_reports, (), "dates"),
     "dashboard": Command(do.open_dashboard, do.DASHBOARD_OPTIONS, "looks stays"),
@@ -211,30 +212,30 @@ COMMANDS: dict[str, Command] = {
     "drill": Command(oncall.hold_drill, (PROBLEM, *oncall.DRILLED)),
     **KEPT_UP,
     "schedule": Command(oncall.keep_schedule, oncall.SCHEDULE, "lists dates stays"),
-    "docs": Command(manual.build_docs, manual.DOCS_OPTIONS, "looks stays"),
+    "docs": Command(reference_manual.build_docs, reference_manual.DOCS_OPTIONS, "looks stays"),
     "problems": Command(look.list_problems, (), "looks lists"),
     "jobs": Command(look.list_jobs, (), "looks lists"),
     "runs": Command(look.list_recorded_runs, (*OF, LIMIT), "looks lists"),
-    "diff": Command(comparing.diff_runs, comparing.DIFF_OPTIONS, "looks lists"),
+    "diff": Command(run_diff.diff_runs, run_diff.DIFF_OPTIONS, "looks lists"),
     "reproduce": Command(reproducing.reproduce_runs, reproducing.REPRODUCE_OPTIONS, "looks lists"),
     "champion": Command(look.list_champions, (PROBLEM,), "looks lists"),
     "versions": Command(look.list_versions, (PROBLEM,), "looks lists"),
     "upkeep": Command(look.list_upkeep, (PROBLEM, LIMIT), "looks lists"),
     "alerts": Command(oncall.handle_alerts, (PROBLEM, ALL, *oncall.TAKE_OVER), "looks lists"),
     "deliver": Command(oncall.deliver_alerts, oncall.TRIAL, "dates"),
-    "decisions": Command(traceability.list_decisions, (PROBLEM, SINCE, LIMIT), "looks lists"),
-    "decision": Command(traceability.show_decision, (ANSWERED, ASKED_OF), "looks dates"),
-    "replay": Command(traceability.replay_decision, (ANSWERED, ASKED_OF), "looks lists dates"),
+    "decisions": Command(explain_decisions.list_decisions, (PROBLEM, SINCE, LIMIT), "looks lists"),
+    "decision": Command(explain_decisions.show_decision, (ANSWERED, ASKED_OF), "looks dates"),
+    "replay": Command(explain_decisions.replay_decision, (ANSWERED, ASKED_OF), "looks lists dates"),
     "card": Command(look.show_card, (PROBLEM, CARD_OF), "looks"),
     "influence": Command(look.show_influence, (PROBLEM, LEFT_OUT), "looks lists dates"),
-    "explain": Command(traceability.explain_decision, (ANSWERED, ASKED_OF), "looks lists"),
+    "explain": Command(explain_decisions.explain_decision, (ANSWERED, ASKED_OF), "looks lists"),
     "conflicts": Command(look.list_conflicts, (PROBLEM,), "looks lists dates"),
     "sample": Command(look.list_sample, (PROBLEM, ONE_IN, LIMIT), "looks lists dates"),
     "features": Command(look.show_features, (PROBLEM, ENTITY, AT), "looks dates"),
-    "predict": Command(asking.predict_case, (PROBLEM, ENTITY, REQUESTED, SERVICE, KEY_FILE), "looks dates"),
+    "predict": Command(ask.predict_case, (PROBLEM, ENTITY, REQUESTED, SERVICE, KEY_FILE), "looks dates"),
     "catalog": Command(look.list_catalog, (SEARCHED, WHOSE, PAGE), "looks lists"),
     "audit": Command(look.list_audit, (SUBJECT, LIMIT, VERIFY), "looks lists"),
-    "completion": Command(completion.write_script, (SHELL,), "looks"),
+    "completion": Command(shell_completion.write_script, (SHELL,), "looks"),
     "verify": Command(look.verify_system, (), "looks lists"),
 }
 
@@ -331,8 +332,8 @@ def main(
 ) -> int:  # The exit code
     "The `mlsys` command."
     typed = list(sys.argv[1:] if words is None else words)
-    if typed[:1] == [completion.ASK]:
-        say("\n".join(completion.candidates(parser(), typed[1:])))
+    if typed[:1] == [shell_completion.ASK]:
+        say("\n".join(shell_completion.candidates(parser(), typed[1:])))
         return 0
     with ExitStack() as told:
         try:

@@ -17,8 +17,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .arguments import listing, now_of, number_within, say
-from .commands.inspection import list_alerts
+from .cli_arguments import listing, now_of, number_within, say
+from .commands.list_show import list_alerts
 from .dashboards.voila import check_port, run_child
 from ..system.settings import MlsysError, Settings
 
@@ -70,7 +70,7 @@ DRILLED = (
 # %% ../../nbs/80_doors/88_oncall.ipynb #0a8dd361
 def open_mlflow(settings: Settings, options: argparse.Namespace) -> int:
     "Bring MLflow up to date and open its window; --sync only brings it up to date, exit code 1 when something waits."
-    from mlsys_nb.release.mirror import catch_up
+    from mlsys_nb.release.mlflow_sync import catch_up
     from mlsys_nb.system.tracking import tracked
 
     if not tracked(settings):
@@ -119,10 +119,10 @@ def handle_alerts(settings: Settings, options: argparse.Namespace) -> None:
     "What the monitor found and nobody has settled; --all with what has passed; --ack and --resolve take one over."
     import getpass
 
-    from mlsys_nb.monitoring.delivery import deliver_due, take_over
+    from mlsys_nb.monitoring.alert_delivery import deliver_due, take_over
     from mlsys_nb.problem.declaration import load_problem
-    from mlsys_nb.system.control import open_control
-    from mlsys_nb.system.duty import AlertNote
+    from mlsys_nb.system.control_tables import open_control
+    from mlsys_nb.system.work_queue import AlertNote
 
     asked = {"acknowledged": options.ack, "resolved": options.resolve}
     wanted = [(deed, name) for deed, name in asked.items() if name]
@@ -144,8 +144,8 @@ def handle_alerts(settings: Settings, options: argparse.Namespace) -> None:
 # %% ../../nbs/80_doors/88_oncall.ipynb #3e219173
 def deliver_alerts(settings: Settings, options: argparse.Namespace) -> int:
     "Tell every channel what it has not been told; --test sends each a message; exit code 1 when one is in trouble."
-    from mlsys_nb.monitoring.channel import declared_channels
-    from mlsys_nb.monitoring.delivery import deliver_due, trial
+    from mlsys_nb.monitoring.alert_channels import declared_channels
+    from mlsys_nb.monitoring.alert_delivery import deliver_due, trial
 
     channels = declared_channels(settings)
     if not channels:
@@ -159,10 +159,10 @@ def deliver_alerts(settings: Settings, options: argparse.Namespace) -> int:
 # %% ../../nbs/80_doors/88_oncall.ipynb #9021a05d
 def keep_schedule(settings: Settings, options: argparse.Namespace) -> int:
     "Run the jobs of settings.ini [schedule] when they are due; --list, --next, --check and --export only tell of it."
-    from mlsys_nb.doors.timekeeper import Timekeeper, watch_duty
+    from mlsys_nb.doors.scheduler_daemon import Timekeeper, watch_duty
     from mlsys_nb.jobs.runner import job_names
     from mlsys_nb.jobs.schedule import declared_entries
-    from mlsys_nb.jobs.timetable import exported
+    from mlsys_nb.jobs.schedule_export import exported
 
     entries, now = declared_entries(settings, job_names(settings)), now_of(settings, options)
     if options.export:
@@ -224,8 +224,8 @@ def _tell_schedule(
 ) -> None:
     "Each job: when it is due next, what became of it last."
     from mlsys_nb.jobs.schedule import due_times
-    from mlsys_nb.system.control import open_control
-    from mlsys_nb.system.duty import dues
+    from mlsys_nb.system.control_tables import open_control
+    from mlsys_nb.system.work_queue import dues
 
     control, rows = open_control(settings), []
     for e in entries:
@@ -251,8 +251,8 @@ def _tell_schedule(
 # %% ../../nbs/80_doors/88_oncall.ipynb #4a76c891
 def start_everything(settings: Settings, options: argparse.Namespace) -> None:
     "Service, schedule and dashboards together, kept alive until they are stopped."
+    from mlsys_nb.doors.scheduler_daemon import ChildJob
     from mlsys_nb.doors.supervisor import supervise, supervised
-    from mlsys_nb.doors.timekeeper import ChildJob
     from mlsys_nb.jobs.runner import job_names
     from mlsys_nb.jobs.schedule import declared_entries
 

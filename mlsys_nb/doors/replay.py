@@ -17,26 +17,26 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
+from ..decisions.decision_record import mapping_of
 from ..decisions.log import read_decisions
 from ..decisions.outcomes import beside_outcomes, posted
-from ..decisions.record import mapping_of
-from ..evaluation.judge import Judge, in_words
+from ..evaluation.metrics_protocol import Judge, in_words
 from ..jobs.runner import Runner
 from ..loop.backtest import Backtest, backtest
+from ..loop.dry_run import steps_due
 from ..loop.prefetch import prefetch
-from ..loop.rehearsal import steps_due
-from ..loop.step import Context
+from ..loop.step_context import Context
 from ..problem.dataset import load_events
 from ..problem.declaration import Problem, load_problem
 from ..release.registry import champion
-from ..serving.keys import local_key
+from ..serving.api_keys import local_key
 from ..serving.service import running
 from ..system.clock import SystemClock, elapsed, open_clock, pause, stamp
-from ..system.control import get_document, open_control, put_document
+from ..system.control_tables import get_document, open_control, put_document
 from ..system.database import Database
 from ..system.durable import lock, sha256, write_json
 from ..system.markup import card, table
-from ..system.runs import find_run, list_runs
+from ..system.runs_table import find_run, list_runs
 from ..system.settings import MlsysError, Settings
 
 # %% ../../nbs/80_doors/80_replay.ipynb #099e51a1

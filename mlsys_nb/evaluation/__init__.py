@@ -10,31 +10,31 @@ __all__ = ['Inquiry', 'Classes', 'CostMatrix', 'Costs', 'Limits', 'Number', 'Ove
 # %% ../../nbs/30_evaluation/00_index.ipynb #3ea9d5e3
 from typing import TYPE_CHECKING
 
-from ..system.lazy import attach
+from ..system.lazy_imports import attach
 
 if TYPE_CHECKING:
+    from mlsys_nb.evaluation.binary_metrics import Probability
     from mlsys_nb.evaluation.bootstrap import clusters, resample
     from mlsys_nb.evaluation.calibration import recalibration, reliability
-    from mlsys_nb.evaluation.classes import Classes
     from mlsys_nb.evaluation.costs import CostMatrix, Costs, OverUnder, PerHit
     from mlsys_nb.evaluation.evaluate import compare, evaluate
     from mlsys_nb.evaluation.gate import Inquiry, Predictions, gate
-    from mlsys_nb.evaluation.limits import Limits
-    from mlsys_nb.evaluation.number import Number
-    from mlsys_nb.evaluation.probability import Probability
+    from mlsys_nb.evaluation.gate_limits import Limits
+    from mlsys_nb.evaluation.multiclass_metrics import Classes
+    from mlsys_nb.evaluation.regression_metrics import Number
     from mlsys_nb.evaluation.slices import slice_gains, slice_report
 else:
     attach(
         "mlsys_nb.evaluation",
         bootstrap="clusters resample",
         calibration="recalibration reliability",
-        classes="Classes",
+        multiclass_metrics="Classes",
         costs="CostMatrix Costs OverUnder PerHit",
         evaluate="compare evaluate",
         gate="Inquiry Predictions gate",
-        limits="Limits",
-        number="Number",
-        probability="Probability",
+        gate_limits="Limits",
+        regression_metrics="Number",
+        binary_metrics="Probability",
         slices="slice_gains slice_report",
     )
 

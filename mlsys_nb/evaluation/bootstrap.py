@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from ..system.interchange import as_polars
+from ..system.pandas_interop import as_polars
 
 # %% auto #0
 __all__ = ['Estimate', 'Resample', 'resample', 'clusters']

@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 
 from .bootstrap import Estimate, Resample, resample
-from .judge import Judge, in_words
+from .metrics_protocol import Judge, in_words
 from ..system.markup import card, table
 
 # %% auto #0

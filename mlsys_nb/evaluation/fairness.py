@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 
 from .bootstrap import Resample, resample
-from .judge import Judge
+from .metrics_protocol import Judge
 
 # %% auto #0
 __all__ = ['Treatment', 'treatment']

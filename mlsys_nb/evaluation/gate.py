@@ -13,12 +13,7 @@ import numpy as np
 import polars as pl
 
 from .bootstrap import clusters
-from .evaluate import Comparison, compare, evaluate
-from .judge import Judge, in_words
-from .limits import Limits
-from .question import Question, level_at
-from .slices import slice_gains
-from mlsys_nb.evaluation.two_way import (
+from mlsys_nb.evaluation.clustered_intervals import (
     Clustered,
     LevelWobble,
     MeanGain,
@@ -27,8 +22,13 @@ from mlsys_nb.evaluation.two_way import (
     student,
     wobble_of,
 )
-from .verdict import Check, RefitMove, Verdict, at_most, refit_check, verdict_of
-from .vetoes import calibration, enough, ranking, slice_check
+from .evaluate import Comparison, compare, evaluate
+from .gate_checks import calibration, enough, ranking, slice_check
+from .gate_confidence import Question, level_at
+from .gate_limits import Limits
+from .gate_verdict import Check, RefitMove, Verdict, at_most, refit_check, verdict_of
+from .metrics_protocol import Judge, in_words
+from .slices import slice_gains
 
 # %% auto #0
 __all__ = ['MONEY', 'gained', 'kept', 'Gains', 'money_check', 'sized_limits', 'Predictions', 'Inquiry', 'GateCase', 'case_of',
@@ -157,7 +157,7 @@ class GateCase:
     rows: Clustered
     limits: Limits  # Sized
     level: float
-    cap: float | None  # A period's gain in loss counts as so much at most, see `two_way.capped`
+    cap: float | None  # A period's gain in loss counts as so much at most, see `clustered_intervals.capped`
 
     def gain(self, new: np.ndarray, old: np.ndarray, over: str) -> Gains:
         "What one gains over another, in loss and in money."

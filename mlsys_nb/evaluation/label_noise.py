@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .judge import Judge
+from .metrics_protocol import Judge
 
 # %% ../../nbs/30_evaluation/33_label_noise.ipynb #dcd19d7d
 _RARE, _FAR = 0.02, 6.0

@@ -14,8 +14,8 @@ import polars as pl
 
 from .bootstrap import resample
 from .evaluate import evaluate
-from .judge import Judge
-from ..system.interchange import as_polars, in_kind
+from .metrics_protocol import Judge
+from ..system.pandas_interop import as_polars, in_kind
 
 # %% auto #0
 __all__ = ['slice_labels', 'pieces', 'slice_report', 'slice_gains', 'worst_slices']

@@ -12,36 +12,36 @@ __all__ = ['Events', 'Measure', 'Feature', 'FeatureSet', 'as_of', 'count', 'sum'
 # %% ../../nbs/20_features/00_index.ipynb #dce9f42f
 from typing import TYPE_CHECKING
 
-from ..system.lazy import attach
+from ..system.lazy_imports import attach
 
 # %% ../../nbs/20_features/00_index.ipynb #e9fbf177
 if not TYPE_CHECKING:
     attach(
         "mlsys_nb.features",
         events="Events Measure",
-        duration="lagged period session",
-        aggregates="Feature",
-        windows="count sum mean min max first last attribute recent count_distinct mode first_time last_time age "
+        window_lengths="lagged period session",
+        feature_definition="Feature",
+        aggregations="count sum mean min max first last attribute recent count_distinct mode first_time last_time age "
         "time_since_last time_since_first variance std share sessions items",
-        lookup="of",
+        cross_entity="of",
         transforms="request moment ratio log1p absolute clip bucket filled known size hour_of_day day_of_week "
         "month_of_year mapped cross apply",
         feature_set="FeatureSet",
-        history="as_of",
+        point_in_time_join="as_of",
     )
 
 # %% ../../nbs/20_features/00_index.ipynb #30953f2e
 if TYPE_CHECKING:
-    from mlsys_nb.features.aggregates import Feature
-    from mlsys_nb.features.duration import lagged, period, session
+    from mlsys_nb.features.cross_entity import of
     from mlsys_nb.features.events import Events, Measure
+    from mlsys_nb.features.feature_definition import Feature
     from mlsys_nb.features.feature_set import FeatureSet
-    from mlsys_nb.features.history import as_of
-    from mlsys_nb.features.lookup import of
+    from mlsys_nb.features.point_in_time_join import as_of
+    from mlsys_nb.features.window_lengths import lagged, period, session
 
 # %% ../../nbs/20_features/00_index.ipynb #e2d66269
 if TYPE_CHECKING:
-    from mlsys_nb.features.windows import (
+    from mlsys_nb.features.aggregations import (
         age,
         attribute,
         count,

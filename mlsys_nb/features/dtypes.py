@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import polars as pl
 
-from ..data.lists import list_text
-from ..system.lazy import Late
+from ..data.list_columns import list_text
+from ..system.lazy_imports import Late
 
 # %% auto #0
 __all__ = ['POLARS', 'LISTS', 'typed_column', 'requested_columns']

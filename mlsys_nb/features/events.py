@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from ..data.frame import INTERNAL, misread
-from ..data.lists import LIST_ITEMS
-from .conditions import Condition, Field, condition_columns
+from ..data.list_columns import LIST_ITEMS
+from ..data.reserved_columns import INTERNAL, misread
 from .dtypes import POLARS, accepts, typed_column
-from ..system.kind import of_kind
+from .event_filters import Condition, Field, condition_columns
 from ..system.markup import card, table
+from ..system.type_checks import of_kind
 
 # %% auto #0
 __all__ = ['SYSTEM_COLUMNS', 'Measure', 'Events', 'normal', 'Encoded', 'encode']

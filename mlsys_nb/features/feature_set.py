@@ -12,16 +12,16 @@ from datetime import timedelta
 from functools import cached_property
 from typing import Any
 
-from ..data.frame import misread
-from .aggregates import Aggregate, Feature, digest, nodes_of
-from .conditions import condition_of
+from ..data.reserved_columns import misread
+from .custom_functions import constant_of, constant_spec
 from .dtypes import LISTS
-from .duration import window_from
+from .event_filters import condition_of
 from .events import Events, events_of, events_spec
-from .functions import constant_of, constant_spec
-from .plan import Plan, plan_of
-from ..system.kind import of_kind
+from .feature_definition import Aggregate, Feature, digest, nodes_of
+from .feature_plan import Plan, plan_of
+from .window_lengths import window_from
 from ..system.markup import card, table
+from ..system.type_checks import of_kind
 
 # %% ../../nbs/20_features/23_feature_set.ipynb #dedf2b5b
 @dataclass(frozen=True)

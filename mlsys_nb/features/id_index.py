@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from .engine import Get, Put
-from .layout import Kind
+from .key_value_engine import Get, Put
+from .store_layout import Kind
 
 # %% ../../nbs/20_features/27_id_index.ipynb #7aa3952d
 STATE = struct.Struct("<qI")  # entries, bits of a bucket's number

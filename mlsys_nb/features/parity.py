@@ -17,13 +17,13 @@ from typing import Any
 import polars as pl
 
 from .dtypes import POLARS
-from .event_version import event_versions
 from .events import Events
 from .feature_set import FeatureSet
-from .generated import World, world
-from .history import as_of
-from .online import OnlineStore, open_online
-from .reference import Situation, feature_value
+from .generated_test_cases import World, world
+from .point_in_time_join import as_of
+from .reference_implementation import Situation, feature_value
+from .reference_versions import event_versions
+from .store_sync import OnlineStore, open_online
 from ..system.markup import card, table
 
 # %% auto #0

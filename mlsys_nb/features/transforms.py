@@ -11,10 +11,10 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from .aggregates import Feature, derived_name
-from .calendar import zone_of
 from .dtypes import LISTS
-from .masked_column import WIDE
+from .feature_definition import Feature, derived_name
+from .nullable_column import WIDE
+from .timezones import zone_of
 
 # %% ../../nbs/20_features/22_transforms.ipynb #5e3469b8
 NUMBERS = ("int", "float")

@@ -9,14 +9,14 @@ __all__ = ['JobFailed', 'Runner', 'checked_values', 'index', 'job_names', 'job_p
 # %% ../../nbs/70_jobs/00_index.ipynb #e520f51a
 from typing import TYPE_CHECKING
 
-from ..system.lazy import attach
+from ..system.lazy_imports import attach
 
 if TYPE_CHECKING:
     from mlsys_nb.jobs.parameters import checked_values, parameters_of, value_from_text
     from mlsys_nb.jobs.report import render
+    from mlsys_nb.jobs.result_tables import run_table
     from mlsys_nb.jobs.run_index import index
     from mlsys_nb.jobs.runner import JobFailed, Runner, job_names, job_path, outputs
-    from mlsys_nb.jobs.tables import run_table
 else:
     attach(
         "mlsys_nb.jobs",
@@ -24,7 +24,7 @@ else:
         report="render",
         run_index="index",
         runner="JobFailed Runner job_names job_path outputs",
-        tables="run_table",
+        result_tables="run_table",
     )
 
 _all_ = [

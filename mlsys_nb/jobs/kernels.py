@@ -26,8 +26,8 @@ from typing import Any, NoReturn, Self
 from jupyter_client import KernelManager
 
 from .progress import show_progress
-from ..system.importing import load_object
 from ..system.settings import KEYS, Settings
+from ..system.user_code_import import load_object
 
 # %% ../../nbs/70_jobs/71_kernels.ipynb #8e9195bf
 THREAD_VARIABLES = (

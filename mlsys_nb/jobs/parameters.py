@@ -20,7 +20,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from ..system.suggestion import did_you_mean
+from ..system.spelling_suggestion import did_you_mean
 
 # %% ../../nbs/70_jobs/70_parameters.ipynb #624897a2
 PARAMETER_TYPES: dict[str, type] = {"str": str, "int": int, "float": float, "bool": bool}

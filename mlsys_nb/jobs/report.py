@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .cells import body_of, folded, text_of
+from .notebook_html import body_of, folded, text_of
 from ..system.markup import Html, link, page, table, tag
 from ..system.settings import Settings
 
@@ -126,7 +126,7 @@ def render(
     notebook: Mapping[str, Any],  # The executed notebook
     record: Mapping[str, Any],  # Its `run.json`
     links: Mapping[str, str] | None = None,  # See `links_from`
-    quiet: str = "",  # See `cells.output_html`
+    quiet: str = "",  # See `notebook_html.output_html`
 ) -> str:  # One self-contained HTML file
     "The report of a run."
     return framed(record, body_of(notebook, quiet), links)

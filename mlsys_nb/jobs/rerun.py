@@ -18,17 +18,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from .chronicle import brought_back, found_by
-from .comparison import Compared, Difference, compare_runs
-from .kept_code import PARTS_OF_CODE, code_digests, unpack_code
+from .code_archive import PARTS_OF_CODE, code_digests, unpack_code
 from .kernels import Kernels, kernel_environment
+from .run_comparison import Compared, Difference, compare_runs
+from .run_start_state import brought_back, found_by
 from .runner import OUTPUTS, carried_out, order_for
-from ..system.control import open_control
+from ..system.control_tables import open_control
 from ..system.database import Database
 from ..system.durable import read_folder_manifest, read_sealed, sha256, write_json
-from ..system.runs import Run
+from ..system.runs_table import Run
 from ..system.settings import MlsysError, Settings
-from ..system.versions import version_rows
+from ..system.versions_table import version_rows
 
 # %% ../../nbs/70_jobs/74_rerun.ipynb #039fad68
 @dataclass(frozen=True)

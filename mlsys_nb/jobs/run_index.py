@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from .report import minute, tone_of
-from ..system.control import open_control
+from ..system.control_tables import open_control
 from ..system.durable import remove_tree, write_text
 from ..system.markup import Html, document, link, tag
-from ..system.runs import forget_reports
+from ..system.runs_table import forget_reports
 from ..system.settings import MlsysError, Settings, begun
 
 # %% ../../nbs/70_jobs/72_run_index.ipynb #1f1de8c6

@@ -20,25 +20,25 @@ from typing import Any, Self
 
 import polars as pl
 
-from .chronicle import noted_for_again
-from .execution import Execution, engine, execute
-from .kept_code import changed, sources
+from .code_archive import changed, sources
 from .kernels import Ahead, Kernels, kernel_environment
+from .notebook_execution import Execution, engine, execute
+from .notebook_lint import imported_by, precheck
 from .parameters import at_moment, checked_values, parameters_of
-from .precheck import imported_by, precheck
-from .record import page_or_plain, record_for, write_report
 from .report import links_from
+from .result_tables import packed_tables, unpacked_tables, without_bytes
+from .run_artifacts import page_or_plain, record_for, write_report
 from .run_index import index
-from .tables import packed_tables, unpacked_tables, without_bytes
+from .run_start_state import noted_for_again
 from ..system.clock import SystemClock, elapsed, instant, open_clock, stamp
-from ..system.control import open_control
+from ..system.control_tables import open_control
 from ..system.database import Database
 from ..system.durable import LockedError, json_bytes, lock, read_sealed, sha256
 from ..system.markup import table
-from ..system.runs import Run, finish_run, list_runs, start_run
+from ..system.runs_table import Run, finish_run, list_runs, start_run
 from ..system.settings import MlsysError, Settings
-from ..system.suggestion import did_you_mean
-from ..system.versions import version_rows
+from ..system.spelling_suggestion import did_you_mean
+from ..system.versions_table import version_rows
 
 LOG = logging.getLogger(__name__)
 

@@ -18,10 +18,10 @@ from typing import NoReturn, Protocol
 from zoneinfo import ZoneInfo
 
 from ..system.clock import instant, length_from, stamp
-from ..system.control import get_document, put_document
+from ..system.control_tables import get_document, put_document
 from ..system.database import Database
-from ..system.duty import DueRun, claim, dues, forget_missed, note_missed, renew, settle_due
 from ..system.settings import Settings, SettingsError
+from ..system.work_queue import DueRun, claim, dues, forget_missed, note_missed, renew, settle_due
 
 LOG = logging.getLogger(__name__)
 

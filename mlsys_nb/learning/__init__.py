@@ -9,25 +9,25 @@ __all__ = ['Encoder', 'Learning', 'Rival', 'Rule', 'TooLittleData', 'default_par
 # %% ../../nbs/35_learning/00_index.ipynb #510d98ab
 from typing import TYPE_CHECKING
 
-from ..system.lazy import attach
+from ..system.lazy_imports import attach
 
 if TYPE_CHECKING:
-    from mlsys_nb.learning.brief import Learning
+    from mlsys_nb.learning.declared_rule import Rule
     from mlsys_nb.learning.encoding import Encoder
-    from mlsys_nb.learning.explain import permutation_importance
-    from mlsys_nb.learning.rival import Rival
-    from mlsys_nb.learning.rule import Rule
+    from mlsys_nb.learning.feature_importance import permutation_importance
+    from mlsys_nb.learning.sklearn_estimators import Rival
     from mlsys_nb.learning.split import TooLittleData, time_split
     from mlsys_nb.learning.train import default_params, fit
+    from mlsys_nb.learning.training_options import Learning
     from mlsys_nb.learning.tune import search_space, tune
 else:
     attach(
         "mlsys_nb.learning",
-        brief="Learning",
+        training_options="Learning",
         encoding="Encoder",
-        explain="permutation_importance",
-        rival="Rival",
-        rule="Rule",
+        feature_importance="permutation_importance",
+        sklearn_estimators="Rival",
+        declared_rule="Rule",
         split="TooLittleData time_split",
         train="default_params fit",
         tune="search_space tune",

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import polars as pl
 
-from .alternatives import Among
-from .link import Floats, Interval, Learner, Link, Logistic, Softmax
+from .candidate_rows import Among
+from .link_functions import Floats, Interval, Learner, Link, Logistic, Softmax
 
 # %% auto #0
 __all__ = ['earlier_and_later', 'interval', 'temperature', 'fitted_link']

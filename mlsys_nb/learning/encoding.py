@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from ..evaluation.wording import is_text, value_tally
-from .bag import Bags, bags
+from ..evaluation.leakage_text import is_text, value_tally
+from .text_hashing import Bags, bags
 
 # %% auto #0
 __all__ = ['ColumnEncoding', 'demand', 'learn_column', 'codes', 'EncodedRows', 'Encoder']

@@ -13,10 +13,7 @@ import numpy as np
 import polars as pl
 
 from ..evaluation.bootstrap import clusters, resample
-from ..evaluation.gate import sized_limits
-from ..evaluation.judge import Judge, in_words
-from ..evaluation.limits import Limits
-from mlsys_nb.evaluation.two_way import (
+from mlsys_nb.evaluation.clustered_intervals import (
     Clustered,
     LevelWobble,
     MeanGain,
@@ -25,6 +22,9 @@ from mlsys_nb.evaluation.two_way import (
     student,
     wobble_of,
 )
+from ..evaluation.gate import sized_limits
+from ..evaluation.gate_limits import Limits
+from ..evaluation.metrics_protocol import Judge, in_words
 
 # %% auto #0
 __all__ = ['Taught', 'LearningCurve', 'learning_curve']

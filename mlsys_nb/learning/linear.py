@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from .bag import BUCKETS, Bags, Weights, rounded
-from .choice import conditional_logit
+from .choice_model import conditional_logit
 from .encoding import ColumnEncoding, EncodedRows
-from .link import Floats
+from .link_functions import Floats
+from .text_hashing import BUCKETS, Bags, Weights, rounded
 
 # %% ../../nbs/35_learning/36_linear.ipynb #cf4fa65a
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .bag import Bags
+from .baseline_models import outcome_columns
 from .encoding import ColumnEncoding, EncodedRows
-from .link import Floats
-from .lookup import outcome_columns
+from .link_functions import Floats
+from .text_hashing import Bags
 
 # %% ../../nbs/35_learning/36_neighbours.ipynb #e953d5f3
 _KEPT, _BLOCK, _GRID, _SHRINK, _FAR = 2_000, 256, 4096, 2.0, 3.0

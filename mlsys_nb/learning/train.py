@@ -15,19 +15,19 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from .brief import FAMILIES
-from .choice import Cases, cases_of
+from .baseline_models import Lookup, rule_model, table_model
+from .choice_model import Cases, cases_of
 from .conformal import fitted_link
+from .declared_rule import Rule
 from .encoding import ColumnEncoding, EncodedRows, Encoder, demand
 from .linear import Curves, LinearModel, linear_model
-from .link import YES_OR_NO, Floats, Learner, Link, Logistic
-from .lookup import Lookup, rule_model, table_model
+from .link_functions import YES_OR_NO, Floats, Learner, Link, Logistic
 from .neighbours import Nearest, neighbours_model
-from .recency import PAST, row_weight, within_lookback
-from .rival import Rival, RivalModel, rival_model, rivals_of
-from .rule import Rule
-from ..system.interchange import as_polars
+from .recency_weights import PAST, row_weight, within_lookback
+from .sklearn_estimators import Rival, RivalModel, rival_model, rivals_of
+from .training_options import FAMILIES
 from ..system.markup import card
+from ..system.pandas_interop import as_polars
 
 # %% auto #0
 __all__ = ['Later', 'default_params', 'raw_sums', 'on_threads', 'Fitted', 'Prepared', 'prepared_rows', 'fit_prepared', 'fit']

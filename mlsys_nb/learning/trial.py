@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from ..evaluation.judge import Judge
+from ..evaluation.metrics_protocol import Judge
+from .declared_rule import Rule
 from .encoding import EncodedRows
-from .kept_trial import KeptTrials, rows_digest, trial_key
-from .link import Learner
-from .recency import within_lookback
-from .rival import rival_code, rivals_of
-from .rule import Rule
+from .link_functions import Learner
+from .recency_weights import within_lookback
+from .sklearn_estimators import rival_code, rivals_of
 from .train import Later, Prepared, fit_prepared, prepared_rows
+from .trial_cache import KeptTrials, rows_digest, trial_key
 
 # %% auto #0
 __all__ = ['MOST_TREES', 'Trial', 'Task', 'trial_of']

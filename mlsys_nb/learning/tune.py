@@ -15,16 +15,16 @@ import numpy as np
 import polars as pl
 
 from ..evaluation.bootstrap import clusters, resample
-from ..evaluation.judge import Judge, in_words
-from .brief import FAMILIES
-from .kept_trial import KeptTrials
-from .link import YES_OR_NO, Learner
-from .past import Past, how_much_past
-from .rival import rivals_of
-from .rule import Rule
+from ..evaluation.metrics_protocol import Judge, in_words
+from .declared_rule import Rule
+from .link_functions import YES_OR_NO, Learner
+from .sklearn_estimators import rivals_of
 from .split import Split
 from .train import default_params
+from .training_options import FAMILIES
+from .training_window import Past, how_much_past
 from .trial import Task, Trial, trial_of
+from .trial_cache import KeptTrials
 from ..system.clock import elapsed
 from ..system.markup import card, table
 

@@ -9,26 +9,26 @@ __all__ = ['TimeError', 'backtest', 'context', 'decide', 'ingest_due', 'monitor'
 # %% ../../nbs/75_loop/00_index.ipynb #9438598c
 from typing import TYPE_CHECKING
 
-from ..system.lazy import attach
+from ..system.lazy_imports import attach
 
 if TYPE_CHECKING:
-    from mlsys_nb.loop.arrivals import ingest_due
     from mlsys_nb.loop.backtest import backtest
+    from mlsys_nb.loop.ingest_step import ingest_due
     from mlsys_nb.loop.pipeline import monitor, retrain, score, train
-    from mlsys_nb.loop.policy import decide
-    from mlsys_nb.loop.skew import served_again
-    from mlsys_nb.loop.step import TimeError, context
-    from mlsys_nb.loop.upkeep import state_of
+    from mlsys_nb.loop.policy_execution import state_of
+    from mlsys_nb.loop.retrain_policy import decide
+    from mlsys_nb.loop.step_context import TimeError, context
+    from mlsys_nb.loop.training_serving_skew import served_again
 else:
     attach(
         "mlsys_nb.loop",
-        arrivals="ingest_due",
+        ingest_step="ingest_due",
         backtest="backtest",
         pipeline="monitor retrain score train",
-        policy="decide",
-        skew="served_again",
-        step="TimeError context",
-        upkeep="state_of",
+        retrain_policy="decide",
+        training_serving_skew="served_again",
+        step_context="TimeError context",
+        policy_execution="state_of",
     )
 
 _all_ = [

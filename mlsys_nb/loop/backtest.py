@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from ..decisions.record import with_requests
+from ..decisions.decision_record import with_requests
 from ..evaluation.bootstrap import Estimate, Resample, clusters, resample
-from ..evaluation.judge import Judge, in_words
+from ..evaluation.metrics_protocol import Judge, in_words
 from ..features.dtypes import POLARS
 from ..learning.train import Fitted, fit
-from .step import Context, evidence, labelled_since
+from .step_context import Context, evidence, labelled_since
 from ..monitoring.performance import by_period
 from ..problem.dataset import as_known, build_dataset, training_periods
 from ..problem.declaration import Problem

@@ -13,15 +13,15 @@ import numpy as np
 import polars as pl
 
 from ..features.dtypes import POLARS
-from .batch_tables import feature_batches
-from .step import Context, evidence, labelled_since
-from .watch import DriftLook
-from ..monitoring.deviation import Chart, charted, in_days, season_of
+from .batch_anomalies import feature_batches
+from .drift_step import DriftLook
+from .step_context import Context, evidence, labelled_since
+from ..monitoring.binning import Lens
 from ..monitoring.drift import DriftReport, judge
-from ..monitoring.lens import Lens
+from ..monitoring.histogram_sketch import Sketches
 from ..monitoring.performance import PerformanceReport, by_period, promise
-from ..monitoring.profile import Profile
-from ..monitoring.sketch import Sketches
+from ..monitoring.training_profile import Profile
+from ..monitoring.trend_season import Chart, charted, in_days, season_of
 from ..release.package import Model
 
 # %% ../../nbs/75_loop/77_monitoring_tables.ipynb #16744d4f

@@ -16,37 +16,37 @@ from ..decisions.labelled_decisions import disputes
 from ..decisions.log import keep_decisions
 from ..learning.recipe import Recipe
 from ..learning.split import TooLittleData
-from .account import data_seen, hashes_read, origin_tables
-from .arrival_tables import score_tables
-from .follow_up import look_at
-from .headline import said_of_batch, said_of_look, said_of_training
+from .cold_start_rule import against_champion, stand_by, stand_in
+from .data_lineage import data_seen, hashes_read, origin_tables
+from .drift_step import watch_drift
+from .ingest_tables import score_tables
+from .matured_outcomes import look_at
 from .monitoring_tables import monitoring_tables
-from .months import counted_months, kept_months
-from .per_tenant import noted_round, round_of_tenants, tenants_told
-from .policy import Upkeep
-from .realised import held_of
+from .monthly_value import counted_months, kept_months
+from .policy_execution import ask_for_labels, consult, rolled_back, told_besides, tried
+from .realised_gains import held_of
 from .recalibrate import note_remedy
-from .skew import certified
-from .stand_in import against_champion, stand_by, stand_in
-from .step import Context, anew, reaching
+from .retrain_policy import Upkeep
+from .step_context import Context, anew, reaching
 from .step_results import Monitored, Scored, Trained
+from .step_summary import said_of_batch, said_of_look, said_of_training
+from .tenant_training import noted_round, round_of_tenants, tenants_told
+from .training_serving_skew import certified
 from .training_tables import training_tables
-from .upkeep import ask_for_labels, consult, rolled_back, told_besides, tried
-from .watch import watch_drift
 from ..monitoring.alerts import close_replaced, from_drift, from_performance, record
 from ..problem.capacity import Acts
 from ..problem.dataset import Dataset
 from ..release.fallback import Sound, instead, last_sound
 from ..release.package import Model, PackageError
 from ..release.registry import Champion, RegistryError, barred
-from ..serving.batch import score_batch
-from ..serving.terms import note_stop, note_terms
-from ..system.control import get_document, put_document
+from ..serving.decision_terms import note_stop, note_terms
+from ..serving.population_scoring import score_batch
+from ..system.control_tables import get_document, put_document
 
 # %% ../../nbs/75_loop/79_pipeline.ipynb #2ebe90f0
-from .power import power_before
 from .promotion import Release, carry_out, note_release, noted_release
 from .retrain import learnt, recipe_of, train_candidate
+from .statistical_power import power_before
 
 # %% ../../nbs/75_loop/79_pipeline.ipynb #780e2a54
 LOG = logging.getLogger(__name__)

@@ -6,13 +6,13 @@
 __all__ = ['prefetch', 'ask_ahead']
 
 # %% ../../nbs/75_loop/79_prefetch.ipynb #168e1538
+from .policy_execution import labels_after
 from .retrain import last_training_moment
-from .step import Context, context, look_up
+from .step_context import Context, context, look_up
 from .training_set import within_reach
-from .upkeep import labels_after
 from ..problem.dataset import as_known, build_dataset
 from ..release.package import as_trained
-from ..serving.batch import due_rows
+from ..serving.population_scoring import due_rows
 
 # %% ../../nbs/75_loop/79_prefetch.ipynb #57b89f04
 def _training(at: Context) -> None:

@@ -9,10 +9,10 @@ __all__ = ['Release', 'noted_release', 'note_release', 'carry_out']
 from dataclasses import asdict, dataclass
 
 from .retrain import Candidate
-from .step import Context
+from .step_context import Context
 from ..monitoring.alerts import close_replaced
 from ..release.registry import Champion, barred, promote, register
-from ..system.control import get_document, put_document
+from ..system.control_tables import get_document, put_document
 from ..system.database import Database
 from ..system.markup import card
 

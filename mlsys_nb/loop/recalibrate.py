@@ -17,23 +17,23 @@ import polars as pl
 from ..evaluation.bootstrap import clusters
 from ..evaluation.evaluate import Evaluation, evaluate
 from ..evaluation.gate import Inquiry, Predictions, gate
-from ..evaluation.question import Question
-from ..evaluation.verdict import Verdict, verdict_of
-from ..learning.correction import Corrected, Corrigible, Fold, correction, folds, joined_answers
-from ..learning.link import Logistic
+from ..evaluation.gate_confidence import Question
+from ..evaluation.gate_verdict import Verdict, verdict_of
+from ..learning.link_functions import Logistic
+from ..learning.model_correction import Corrected, Corrigible, Fold, correction, folds, joined_answers
 from ..learning.split import TooLittleData
 from ..learning.train import fit
 from .promotion import Release
 from .retrain import held_to, profile_of
-from .step import Context, seen_by
+from .step_context import Context, seen_by
 from .training_set import training_set
 from ..problem.dataset import Dataset
-from ..release.amendment import amended, uncorrected
+from ..release.corrected_package import amended, uncorrected
 from ..release.manifest import Evidence
 from ..release.package import Model, Package
 from ..release.registry import register
 from ..system.clock import instant
-from ..system.control import put_document
+from ..system.control_tables import put_document
 from ..system.markup import card
 
 LOG = logging.getLogger(__name__)

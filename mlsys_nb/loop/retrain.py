@@ -18,31 +18,31 @@ import polars as pl
 from ..evaluation.bootstrap import clusters
 from ..evaluation.evaluate import Comparison, Evaluation, compare, evaluate
 from ..evaluation.gate import Inquiry, takeover
-from ..evaluation.judge import in_words
-from ..evaluation.question import Question
+from ..evaluation.gate_confidence import Question
+from ..evaluation.gate_verdict import Verdict
+from ..evaluation.metrics_protocol import in_words
 from ..evaluation.slices import slice_report
-from ..evaluation.verdict import Verdict
-from ..learning.explain import permutation_importance
-from ..learning.kept_trial import KeptTrials
+from ..learning.feature_importance import permutation_importance
 from ..learning.recipe import Recipe, RecipeError
-from ..learning.revisit import earlier_search, revisit
+from ..learning.search_reuse import earlier_search, revisit
 from ..learning.split import Split, TooLittleData, time_split
 from ..learning.train import Fitted
+from ..learning.trial_cache import KeptTrials
 from ..learning.tune import Effort, Tuned, tune
-from .contest import Contest, Incumbent, Machine, Played, play, verdict_on
-from .examination import Examination, examined_in, with_checks
-from .interim_looks import counted_look
-from .power import note_power
-from .realised import note_realised
-from .shortage import saying_how_much_more
-from .step import Context, seen_by
+from .candidate_checks import Examination, examined_in, with_checks
+from .champion_challenger import Contest, Incumbent, Machine, Played, play, verdict_on
+from .data_shortage import saying_how_much_more
+from .realised_gains import note_realised
+from .repeated_testing import counted_look
+from .statistical_power import note_power
+from .step_context import Context, seen_by
 from .training_set import both_outcomes, training_set
-from ..monitoring.profile import reference_profile
-from ..monitoring.wobble import period_wobble, wobbles
+from ..monitoring.metric_variability import period_wobble, wobbles
+from ..monitoring.training_profile import reference_profile
 from ..problem.dataset import Dataset
 from ..problem.declaration import Problem
 from ..release.fallback import is_rule
-from ..release.footprint import latency_ms, memory_bytes
+from ..release.latency_memory import latency_ms, memory_bytes
 from ..release.manifest import Evidence
 from ..release.package import Model, Package, open_package, with_verdict
 from ..release.package import build as build_package
@@ -66,7 +66,7 @@ class Candidate:
     verdict: Verdict
     package: Package
     slices: pl.DataFrame  # The newest judged fit on parts of its period (see `slices.slice_report`)
-    importance: pl.DataFrame  # What it lives on (see `explain.permutation_importance`)
+    importance: pl.DataFrame  # What it lives on (see `feature_importance.permutation_importance`)
     examined: Examination  # What else there is to know of it
     rule: Verdict | None = (
         None  # Whether the rule may take over from the champion; None: it need not be asked

@@ -9,16 +9,16 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from .account import aged
-from .policy import Upkeep
+from .data_lineage import aged
 from .promotion import Release
 from .recalibrate import Remedy
 from .retrain import Candidate
-from .step import Shown, StepResult
+from .retrain_policy import Upkeep
+from .step_context import Shown, StepResult
 from ..monitoring.alerts import Alert
 from ..monitoring.drift import DriftReport
 from ..monitoring.performance import PerformanceReport
-from ..serving.batch import BatchScore
+from ..serving.population_scoring import BatchScore
 from ..system.markup import Html, card, table, tag
 
 # %% auto #0

@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from ..evaluation.question import Question
-from ..evaluation.verdict import RefitMove
+from ..evaluation.gate_confidence import Question
+from ..evaluation.gate_verdict import RefitMove
 from ..learning.recipe import Recipe
 from ..learning.split import RollingOrigin, opens_of, rows_of_periods
 from ..learning.train import Fitted, fit
 from .retrain import Candidate, recipe_of
-from .step import Context
-from ..problem.tenant import partition_of, tenant_text
+from .step_context import Context
+from ..problem.tenant_key import partition_of, tenant_text
 from ..release.registry import Champion, load_version
-from ..release.tenancy import tenancy
+from ..release.tenant_registry import tenancy
 from ..system.clock import instant
 
 # %% ../../nbs/75_loop/77_tenant_fits.ipynb #12243bf9

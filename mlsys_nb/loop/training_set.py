@@ -12,7 +12,7 @@ from ..decisions.labelled_decisions import taught
 from ..features.dtypes import POLARS
 from ..learning.split import Split, TooLittleData
 from ..learning.tune import train_and_valid
-from .step import Context
+from .step_context import Context
 from ..problem.dataset import Dataset, build_dataset, with_taught
 
 # %% ../../nbs/75_loop/76_training_set.ipynb #8b02f1cf

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from ..evaluation.clustered_intervals import MeanGain
 from ..evaluation.costs import Costs, PerHit
 from ..evaluation.gate import case_of
-from ..evaluation.two_way import MeanGain
 from ..learning.tune import Tuned
-from .contest import Contest, Played, inquiry
+from .champion_challenger import Contest, Played, inquiry
 from .retrain import Candidate
 from ..problem.declaration import Problem
 
@@ -83,7 +83,7 @@ def cuts_table(
 
 # %% ../../nbs/75_loop/78_training_tables.ipynb #d86badcb
 def importance_table(
-    parts: pl.DataFrame,  # feature, mean_part (see `explanation.mean_parts`)
+    parts: pl.DataFrame,  # feature, mean_part (see `feature_contributions.mean_parts`)
 ) -> pl.DataFrame:  # feature, share
     "What a model lives on, as shares of the whole."
     whole = pl.col("mean_part").sum()

@@ -9,26 +9,26 @@ __all__ = ['Behaviour', 'DriftError', 'alerts', 'drift_check', 'from_drift', 'fr
 # %% ../../nbs/60_monitoring/00_index.ipynb #9853d14c
 from typing import TYPE_CHECKING
 
-from ..system.lazy import attach
+from ..system.lazy_imports import attach
 
 if TYPE_CHECKING:
     from mlsys_nb.monitoring.alerts import alerts, from_drift, from_performance, open_alerts, record
+    from mlsys_nb.monitoring.binning import DriftError
     from mlsys_nb.monitoring.control_chart import Behaviour, limit
     from mlsys_nb.monitoring.drift import drift_check
-    from mlsys_nb.monitoring.lens import DriftError
+    from mlsys_nb.monitoring.metric_variability import period_wobble
     from mlsys_nb.monitoring.performance import performance_check, promise
-    from mlsys_nb.monitoring.profile import reference_profile
-    from mlsys_nb.monitoring.wobble import period_wobble
+    from mlsys_nb.monitoring.training_profile import reference_profile
 else:
     attach(
         "mlsys_nb.monitoring",
         alerts="alerts from_drift from_performance open_alerts record",
         control_chart="Behaviour limit",
         drift="drift_check",
-        lens="DriftError",
+        binning="DriftError",
         performance="performance_check promise",
-        profile="reference_profile",
-        wobble="period_wobble",
+        training_profile="reference_profile",
+        metric_variability="period_wobble",
     )
 
 _all_ = [

@@ -16,15 +16,15 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from ..evaluation.judge import Judge
+from ..evaluation.metrics_protocol import Judge
 from ..evaluation.slices import pieces
+from .correlation_drift import JointChange
 from .drift import DriftReport
-from .joint import JointChange
 from .performance import PerformanceFinding, PerformanceReport
 from ..problem.declaration import Problem
 from ..system.audit import AuditLine, audit
 from ..system.clock import instant, stamp
-from ..system.control import AlertRow, alert_rows, put_alert
+from ..system.control_tables import AlertRow, alert_rows, put_alert
 from ..system.database import Database
 from ..system.durable import sha256
 from ..system.markup import card

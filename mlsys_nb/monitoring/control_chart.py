@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mlsys_nb.monitoring.tail import (
+from mlsys_nb.monitoring.tail_probability import (
     DAY_SHARES,
     beyond_drawing,
     centre_spread,

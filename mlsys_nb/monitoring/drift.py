@@ -13,15 +13,15 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from .aspect import readable
+from .column_statistics import readable
 from .control_chart import Behaviour, limit
-from .deviation import Chart, charted, in_days
-from .joint import JointChange, joint_change, pairs_of
-from .profile import Profile
-from .sketch import Sketches, sketch_frame
+from .correlation_drift import JointChange, joint_change, pairs_of
+from .histogram_sketch import Sketches, sketch_frame
+from .training_profile import Profile
+from .trend_season import Chart, charted, in_days
 from ..system.clock import instant
-from ..system.interchange import as_polars
 from ..system.markup import card, table
+from ..system.pandas_interop import as_polars
 
 # %% ../../nbs/60_monitoring/61_drift.ipynb #abd03cc4
 @dataclass(frozen=True)

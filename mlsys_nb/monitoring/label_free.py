@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 
 from ..evaluation.bootstrap import Estimate, clusters, resample
-from ..evaluation.judge import in_words
+from ..evaluation.metrics_protocol import in_words
 from .performance import Promise
 from ..problem.declaration import Problem
 from ..system.markup import card

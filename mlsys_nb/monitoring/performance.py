@@ -18,11 +18,11 @@ import polars as pl
 
 from ..evaluation.bootstrap import Estimate, clusters
 from ..evaluation.evaluate import Evaluation, evaluate
-from ..evaluation.judge import Judge, Watched
-from .wobble import PRIOR_FREE, Spread, Wobble
+from ..evaluation.metrics_protocol import Judge, Watched
+from .metric_variability import PRIOR_FREE, Spread, Wobble
 from ..problem.declaration import Problem
-from ..system.interchange import as_polars
 from ..system.markup import card, table
+from ..system.pandas_interop import as_polars
 
 # %% ../../nbs/60_monitoring/62_performance.ipynb #2f1a8641
 @dataclass(frozen=True)

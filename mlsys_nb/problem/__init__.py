@@ -10,34 +10,34 @@ __all__ = ['Age', 'Amount', 'BrokenPromise', 'Candidates', 'Chosen', 'Criterion'
 # %% ../../nbs/40_problem/00_index.ipynb #24439500
 from typing import TYPE_CHECKING
 
-from ..system.lazy import attach
+from ..system.lazy_imports import attach
 
 if TYPE_CHECKING:
-    from mlsys_nb.problem.amount import Amount
-    from mlsys_nb.problem.candidates import Candidates
-    from mlsys_nb.problem.chosen import Chosen
+    from mlsys_nb.problem.binary_target import Happens
     from mlsys_nb.problem.criterion import Criterion
     from mlsys_nb.problem.dataset import build_dataset, load_events, training_periods
     from mlsys_nb.problem.declaration import Problem, load_problem
-    from mlsys_nb.problem.each import Each
-    from mlsys_nb.problem.happens import Happens
-    from mlsys_nb.problem.occasion import Age, BrokenPromise, Cadence, Growth, WorseThan
-    from mlsys_nb.problem.one_of import OneOf
+    from mlsys_nb.problem.item_candidates import Candidates
+    from mlsys_nb.problem.multiclass_target import OneOf
+    from mlsys_nb.problem.per_event_population import Each
     from mlsys_nb.problem.population import Everyone
+    from mlsys_nb.problem.ranking_target import Chosen
+    from mlsys_nb.problem.regression_target import Amount
     from mlsys_nb.problem.replay_plan import ReplayPlan
+    from mlsys_nb.problem.retrain_triggers import Age, BrokenPromise, Cadence, Growth, WorseThan
 else:
     attach(
         "mlsys_nb.problem",
-        amount="Amount",
-        candidates="Candidates",
-        chosen="Chosen",
+        regression_target="Amount",
+        item_candidates="Candidates",
+        ranking_target="Chosen",
         criterion="Criterion",
         dataset="build_dataset load_events training_periods",
         declaration="Problem load_problem",
-        each="Each",
-        happens="Happens",
-        occasion="Age BrokenPromise Growth Cadence WorseThan",
-        one_of="OneOf",
+        per_event_population="Each",
+        binary_target="Happens",
+        retrain_triggers="Age BrokenPromise Growth Cadence WorseThan",
+        multiclass_target="OneOf",
         population="Everyone",
         replay_plan="ReplayPlan",
     )

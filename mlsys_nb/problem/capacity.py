@@ -15,8 +15,8 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import polars as pl
 
-from ..features.duration import window_length
-from .lot import Lot
+from ..features.window_lengths import window_length
+from .random_sampling import Lot
 from ..system.settings import ProblemError
 
 # %% auto #0

@@ -17,13 +17,13 @@ import polars as pl
 from ..data.lake import Snapshot, read, snapshot
 from ..features.events import normal
 from ..features.feature_set import FeatureSet
-from ..features.history import as_of
-from ..features.prefetched import Prefetched
+from ..features.point_in_time_join import as_of
+from ..features.prefetched_events import Prefetched
 from ..learning.split import opens_of, rows_of_periods
-from .candidates import beside
 from .declaration import Problem
-from ..system.interchange import as_polars
+from .item_candidates import beside
 from ..system.markup import card, table
+from ..system.pandas_interop import as_polars
 from ..system.settings import MlsysError, Settings
 
 # %% auto #0

@@ -15,28 +15,28 @@ from typing import Any
 
 from ..data.sources import Source
 from ..evaluation.costs import CostMatrix, Costs, OverUnder, PerHit
-from ..evaluation.limits import Limits
-from ..features.duration import window_length
+from ..evaluation.gate_limits import Limits
 from ..features.feature_set import FeatureSet
-from ..learning.brief import Learning, check_learning
-from ..learning.link import Learner, asked_of
-from ..learning.rival import rivals_of
-from ..learning.rule import Rule, check_rule
-from .acceptance import check_accepted
-from .candidates import CANDIDATES
+from ..features.window_lengths import window_length
+from ..learning.declared_rule import Rule, check_rule
+from ..learning.link_functions import Learner, asked_of
+from ..learning.sklearn_estimators import rivals_of
+from ..learning.training_options import Learning, check_learning
 from .capacity import Acts, Capacity, check_capacity, policy_hash
-from .lot import Lots, check_lots
-from .occasion import RETRAIN_WHEN, Cadence, Occasion, check_occasions
-from .parts import check_parts, check_sources
+from .declaration_checks import check_parts, check_sources
+from .item_candidates import CANDIDATES
 from .population import Population
+from .random_sampling import Lots, check_lots
 from .replay_plan import ReplayPlan
+from .retrain_triggers import RETRAIN_WHEN, Cadence, Occasion, check_occasions
+from .risk_acceptance import check_accepted
 from .target import Target, looks_up
-from .tenant import check_per
-from ..system.importing import load_object
-from ..system.kind import known_words
+from .tenant_key import check_per
 from ..system.markup import card
 from ..system.settings import ProblemError, Settings
-from ..system.suggestion import did_you_mean
+from ..system.spelling_suggestion import did_you_mean
+from ..system.type_checks import known_words
+from ..system.user_code_import import load_object
 
 # %% ../../nbs/40_problem/43_declaration.ipynb #3feceedf
 @known_words

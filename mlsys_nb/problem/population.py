@@ -12,15 +12,15 @@ from typing import Any, ClassVar, Protocol, Self, TypeAlias
 
 import polars as pl
 
-from ..features.aggregates import Feature
 from ..features.dtypes import POLARS
 from ..features.events import Events
+from ..features.feature_definition import Feature
 from ..features.feature_set import FeatureSet
-from ..features.history import as_of
-from .calendar import Calendar
+from ..features.point_in_time_join import as_of
 from .criterion import Criterion
-from ..system.kind import known_words
+from .period_calendar import Calendar
 from ..system.settings import ProblemError
+from ..system.type_checks import known_words
 
 # %% auto #0
 __all__ = ['Frames', 'Span', 'Population', 'first_seen', 'everybody', 'eligible', 'computation', 'Everyone']

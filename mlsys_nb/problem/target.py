@@ -12,15 +12,15 @@ from typing import Any, ClassVar, Protocol
 
 import polars as pl
 
-from ..evaluation.judge import Judge
-from ..features.aggregates import Feature
+from ..evaluation.metrics_protocol import Judge
+from ..features.aggregations import last
 from ..features.events import Events
+from ..features.feature_definition import Feature
 from ..features.feature_set import FeatureSet
-from ..features.windows import last
-from ..learning.link import Learner
-from .candidates import Candidates
-from ..system.kind import of_kind
+from ..learning.link_functions import Learner
+from .item_candidates import Candidates
 from ..system.settings import ProblemError
+from ..system.type_checks import of_kind
 
 # %% auto #0
 __all__ = ['Target', 'Plain', 'Choice', 'rows_of', 'NoOutcome', 'by_id', 'looks_up']

@@ -9,7 +9,7 @@ __all__ = ['Evidence', 'PackageError', 'build', 'champion', 'champion_history', 
 # %% ../../nbs/45_release/00_index.ipynb #2ccf2ed5
 from typing import TYPE_CHECKING
 
-from ..system.lazy import attach
+from ..system.lazy_imports import attach
 
 if TYPE_CHECKING:
     from mlsys_nb.release.fallback import last_sound

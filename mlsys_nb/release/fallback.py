@@ -14,7 +14,7 @@ from .package import Model
 from .registry import RegistryError, champions_of, line_of_champions, load_version
 from ..system.database import Database
 from ..system.settings import MlsysError, Settings
-from ..system.versions import version_rows
+from ..system.versions_table import version_rows
 
 # %% ../../nbs/45_release/48_fallback.ipynb #237d8354
 def is_rule(

@@ -13,9 +13,9 @@ from typing import Any
 from ..features.feature_set import to_spec
 from ..learning.recipe import Recipe
 from ..learning.train import Fitted
-from ..problem.candidates import candidates_spec
 from ..problem.dataset import Dataset
 from ..problem.declaration import Problem, meaning
+from ..problem.item_candidates import candidates_spec
 from .provenance import code_version, environment
 
 # %% ../../nbs/45_release/45_manifest.ipynb #05ef37ed

@@ -17,22 +17,22 @@ import numpy as np
 import polars as pl
 
 from ..features.feature_set import FeatureSet, from_spec
-from ..learning.alternatives import numbers_of
-from ..learning.brief import FAMILIES, Learning
-from ..learning.correction import link_from, link_spec
-from ..learning.link import Floats, Link, Logistic, probability
-from ..learning.lookup import Lookup
+from ..learning.baseline_models import Lookup
+from ..learning.candidate_rows import numbers_of
+from ..learning.declared_rule import rule_from
+from ..learning.link_functions import Floats, Link, Logistic, probability
+from ..learning.model_correction import link_from, link_spec
 from ..learning.neighbours import Nearest
-from ..learning.rival import RivalModel
-from ..learning.rule import rule_from
+from ..learning.sklearn_estimators import RivalModel
 from ..learning.train import Fitted
-from ..problem.candidates import Candidates, candidates_from
+from ..learning.training_options import FAMILIES, Learning
 from ..problem.dataset import Dataset
 from ..problem.declaration import Problem, another_problem
-from .card import card_text
-from .golden import exact, golden_rows, unlike
-from .inference import Inputs, Linear, Trees, linear_of, trees_of
+from ..problem.item_candidates import Candidates, candidates_from
+from .golden_predictions import exact, golden_rows, unlike
 from .manifest import PACKAGE_FORMAT, Evidence, manifest_of
+from .model_card import card_text
+from .numpy_inference import Inputs, Linear, Trees, linear_of, trees_of
 from mlsys_nb.system.durable import (
     SealError,
     check_names,
@@ -42,8 +42,8 @@ from mlsys_nb.system.durable import (
     sha256,
     write_folder,
 )
-from ..system.interchange import as_polars
 from ..system.markup import card
+from ..system.pandas_interop import as_polars
 from ..system.settings import MlsysError
 
 # %% auto #0

@@ -15,19 +15,19 @@ import polars as pl
 import sqlalchemy as sa
 
 from ..features.feature_set import FeatureSet
-from ..problem.candidates import Candidates
 from ..problem.declaration import Problem
-from ..problem.tenant import POOLED, owner_of, whose_version
-from .hold import Hold, held_in, hold_of, latch
+from ..problem.item_candidates import Candidates
+from ..problem.tenant_key import POOLED, owner_of, whose_version
 from .package import Model, Package, as_trained, load, seal
+from .promotion_hold import Hold, held_in, hold_of, latch
 from ..system.audit import AuditLine, add_line
 from ..system.database import Database
 from ..system.durable import lock
-from ..system.journal import journalled
 from ..system.markup import card
 from ..system.pointers import Move, get_pointer, move_pointer, pointer_history, pointer_in
+from ..system.registry_journal import journalled
 from ..system.settings import MlsysError, Settings
-from ..system.versions import VersionRow, add_version, set_status, version_in, version_rows
+from ..system.versions_table import VersionRow, add_version, set_status, version_in, version_rows
 
 # %% auto #0
 __all__ = ['RegistryError', 'Version', 'register', 'versions', 'get_version', 'Decided', 'Champion', 'champion', 'promote',

@@ -8,21 +8,21 @@ __all__ = ['Refusal', 'RequestLimits', 'ServiceError', 'local_key', 'read_object
 # %% ../../nbs/55_serving/00_index.ipynb #33cd83c7
 from typing import TYPE_CHECKING
 
-from ..system.lazy import attach
+from ..system.lazy_imports import attach
 
 if TYPE_CHECKING:
-    from mlsys_nb.serving.batch import score_batch
-    from mlsys_nb.serving.guard import RequestLimits, read_object
-    from mlsys_nb.serving.keys import local_key
-    from mlsys_nb.serving.refusal import Refusal
+    from mlsys_nb.serving.api_keys import local_key
+    from mlsys_nb.serving.error_responses import Refusal
+    from mlsys_nb.serving.population_scoring import score_batch
+    from mlsys_nb.serving.request_guard import RequestLimits, read_object
     from mlsys_nb.serving.service import ServiceError, running, serve
 else:
     attach(
         "mlsys_nb.serving",
-        batch="score_batch",
-        guard="RequestLimits read_object",
-        keys="local_key",
-        refusal="Refusal",
+        population_scoring="score_batch",
+        request_guard="RequestLimits read_object",
+        api_keys="local_key",
+        error_responses="Refusal",
         service="ServiceError running serve",
     )
 

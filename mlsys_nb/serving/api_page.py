@@ -13,10 +13,10 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ..features.store import somebody
-from .problems import Ask
+from ..features.feature_store import somebody
 from .routes import HttpAnswer, text_answer
-from .state import OpenService
+from .served_problems import Ask
+from .service_readiness import OpenService
 from ..system.markup import Html, document, link, table, tag
 from ..system.settings import MlsysError
 

@@ -13,12 +13,10 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from ..decisions.decision_record import Decision, made_of
 from ..decisions.log import find_decision, read_decisions
-from ..decisions.record import Decision, made_of
-from ..decisions.writer import DecisionLog
-from .endpoints import answer_shown
-from .predictor import Predictor
-from mlsys_nb.serving.queued import (
+from ..decisions.log_writer import DecisionLog
+from mlsys_nb.serving.batch_queue import (
     PAGE_SIZE,
     BatchProgress,
     HttpBatch,
@@ -31,13 +29,15 @@ from mlsys_nb.serving.queued import (
     queued_batches,
     retire_batches,
 )
-from .refusal import Refusal, error_of
-from .state import OpenService
+from .endpoints import answer_shown
+from .error_responses import Refusal, error_of
+from .predictor import Predictor
+from .service_readiness import OpenService
 from ..system.clock import SystemClock, elapsed
-from ..system.control import open_control
+from ..system.control_tables import open_control
 from ..system.durable import LockedError, lock
-from ..system.duty import DELIVERIES, Dispatch
 from ..system.settings import MlsysError
+from ..system.work_queue import DELIVERIES, Dispatch
 
 logger = logging.getLogger("mlsys_nb.serving.batch_worker")
 

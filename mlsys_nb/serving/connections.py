@@ -13,7 +13,7 @@ from functools import cache
 from http import HTTPStatus
 from typing import Any, Protocol
 
-from .refusal import PROBLEM_JSON, Refusal, error_body
+from .error_responses import PROBLEM_JSON, Refusal, error_body
 from .routes import HttpAnswer
 
 # %% ../../nbs/55_serving/58_connections.ipynb #f4098ddc

@@ -13,13 +13,12 @@ from typing import Any
 
 import orjson
 
+from ..decisions.decision_record import Decision
 from ..decisions.outcomes import Outcome, conflicts
-from ..decisions.record import Decision
 from ..problem.target import NoOutcome
-from ..release.explanation import explain
-from .access import NOBODY, Caller
-from .belonging import find_mine, not_on_disk, served_by, tenant_of_case, warmed
-from .guard import read_object
+from ..release.feature_contributions import explain
+from .access_control import NOBODY, Caller
+from .error_responses import Refusal, clipped, error_of
 from mlsys_nb.serving.predictor import (
     OneCase,
     Predictor,
@@ -29,8 +28,9 @@ from mlsys_nb.serving.predictor import (
     mind,
     values_named,
 )
-from .refusal import Refusal, clipped, error_of
-from .state import OpenService
+from .request_guard import read_object
+from .service_readiness import OpenService
+from .tenant_access import find_mine, not_on_disk, served_by, tenant_of_case, warmed
 from ..system.clock import elapsed
 from ..system.group_commit import Waiting
 from ..system.settings import MlsysError

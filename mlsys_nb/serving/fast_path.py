@@ -15,20 +15,20 @@ from typing import Any
 
 import orjson
 
-from ..decisions.record import Decision
-from ..decisions.writer import DecisionLog
-from ..problem.tenant import tenant_of
-from .access import Access, Caller, sent_key
-from .belonging import not_on_disk
+from ..decisions.decision_record import Decision
+from ..decisions.log_writer import DecisionLog
+from ..problem.tenant_key import tenant_of
+from .access_control import Access, Caller, sent_key
 from .endpoints import answer_shown, predict, unreadable
-from .guard import read_object, too_late
-from .logbook import decided_in, tell_request
+from .error_responses import Refusal
 from .predictor import OneCase, Predictor, decided_stepwise, entity_named, values_named
-from .problems import Ask, Problems
-from .refusal import Refusal
+from .prometheus_metrics import asks_for_times, server_timing
+from .request_guard import read_object, too_late
 from .routes import HttpAnswer, Straight, json_answer, refused_answer
-from .state import OpenService
-from .telemetry import asks_for_times, server_timing
+from .served_problems import Ask, Problems
+from .service_logging import decided_in, tell_request
+from .service_readiness import OpenService
+from .tenant_access import not_on_disk
 from ..system.clock import elapsed
 from ..system.settings import MlsysError, Settings
 

@@ -10,10 +10,11 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..data.columns import Column
+from ..data.column_schema import Column
 from ..data.sources import Source
 from ..problem.declaration import Problem
-from mlsys_nb.serving.bodies import (
+from .api_keys import ROLES
+from mlsys_nb.serving.request_schemas import (
     NAMED_TEXT,
     batch_operations,
     dialects,
@@ -21,8 +22,7 @@ from mlsys_nb.serving.bodies import (
     prediction_body,
     sent_body,
 )
-from .keys import ROLES
-from mlsys_nb.serving.statuses import (
+from mlsys_nb.serving.response_statuses import (
     ABOUT_EVENTS,
     ABOUT_MODEL,
     ABOUT_OUTCOMES,

@@ -13,16 +13,16 @@ from typing import Any, Protocol
 import numpy as np
 import polars as pl
 
-from ..decisions.record import Decision, made_of
-from ..decisions.selection import case_name
+from ..decisions.decision_record import Decision, made_of
+from ..decisions.selection_bias import case_name
 from ..features.dtypes import LISTS
 from ..features.feature_set import FeatureSet
-from ..problem.candidates import MOST_GIVEN
 from ..problem.declaration import ASKED, Problem
+from ..problem.item_candidates import MOST_GIVEN
 from ..release.package import Model
-from .refusal import Refusal, clipped
+from .error_responses import Refusal, clipped
 from ..system.clock import elapsed
-from ..system.erasure import Forgotten
+from ..system.erasure_register import Forgotten
 
 # %% auto #0
 __all__ = ['MOST_ITEMS', 'OneCase', 'entity_named', 'values_named', 'AnswersRead', 'FeatureReader', 'OwnVersions', 'Predictor',

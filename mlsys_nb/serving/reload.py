@@ -15,11 +15,11 @@ from ..problem.declaration import Problem
 from ..release.fallback import instead, is_rule, last_sound
 from ..release.package import Model, as_trained
 from ..release.registry import Champion, champion, load_version
+from .decision_terms import on_terms, stop_of
 from .predictor import FeatureReader, Predictor
-from .tenants import TenantVersions
-from .terms import on_terms, stop_of
+from .tenant_model_cache import TenantVersions
 from ..system.database import Database
-from ..system.erasure import read_forgotten
+from ..system.erasure_register import read_forgotten
 from ..system.settings import MlsysError, Settings
 
 logger = logging.getLogger("mlsys_nb.serving.reload")

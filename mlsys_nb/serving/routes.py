@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from .keys import ROLES
-from .refusal import PROBLEM_JSON, Refusal, error_body
+from .api_keys import ROLES
+from .error_responses import PROBLEM_JSON, Refusal, error_body
 
 # %% ../../nbs/55_serving/56_routes.ipynb #5927f832
 _JSON = ((b"content-type", b"application/json"),)

@@ -17,22 +17,21 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from .access import Access
+from .access_control import Access
+from .api_keys import first_key
 from .api_page import interface_of
-from .asynchronous import batch_answers, batch_status, post_batch
+from .batch_endpoint import batch_answers, batch_status, post_batch
 from .batch_worker import BatchWorker
 from .connections import Connections, limited_protocol
 from .endpoints import contradictions, decision, model_card, outcome
-from .events import events
+from .error_responses import Refusal, clipped
+from .event_endpoint import events
 from .fast_path import StraightLine, asked_at_once, predictions
-from .guard import App, Receive, RequestLimits, Scope, Send, guard
-from .keys import first_key
-from .logbook import noticed, observing_of, set_up_log
+from .inference_protocols import PROTOCOL_ROUTES
 from .openapi import openapi_document
-from .problems import Ask, Problems, all_ready
-from .protocols import PROTOCOL_ROUTES
-from .refusal import Refusal, clipped
+from .prometheus_metrics import measured, shared_counts
 from .reload import watch
+from .request_guard import App, Receive, RequestLimits, Scope, Send, guard
 from mlsys_nb.serving.routes import (
     HttpAnswer,
     Route,
@@ -42,8 +41,9 @@ from mlsys_nb.serving.routes import (
     refused_answer,
     text_answer,
 )
-from .telemetry import measured, shared_counts
-from .whatif import explanation
+from .served_problems import Ask, Problems, all_ready
+from .service_logging import noticed, observing_of, set_up_log
+from .what_if import explanation
 from ..system.settings import MlsysError, Settings
 
 logger = logging.getLogger("mlsys_nb.serving.service")
@@ -88,7 +88,7 @@ class _Life:
         await receive()
         await asyncio.to_thread(self.open)
         self.batches.start()
-        from mlsys_nb.serving.pulse import Pulse
+        from mlsys_nb.serving.slo_history import Pulse
 
         pulse = Pulse(self.settings, self.served.shared.metrics)
         if not observing_of(self.settings).everything:

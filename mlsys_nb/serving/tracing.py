@@ -9,9 +9,9 @@ __all__ = ['collector', 'traced']
 from collections.abc import MutableMapping
 from typing import Any
 
-from .guard import App, Message, Receive, Scope, Send
-from .logbook import Observing, decided_in
-from .objectives import UNCOUNTED
+from .request_guard import App, Message, Receive, Scope, Send
+from .service_logging import Observing, decided_in
+from .slo import UNCOUNTED
 from ..system.clock import SystemClock, elapsed, micros
 from ..system.settings import MlsysError
 

@@ -10,29 +10,29 @@ __all__ = ['MlsysError', 'Move', 'SealError', 'Settings', 'StalePointer', 'audit
 # %% ../../nbs/00_system/00_index.ipynb #8611352c
 from typing import TYPE_CHECKING
 
-from .lazy import attach, later
+from .lazy_imports import attach, later
 
 later("polars", "sqlalchemy")  # before anything imports them
 
 if TYPE_CHECKING:
     from mlsys_nb.system.audit import audit_log
     from mlsys_nb.system.clock import instant, open_clock, stamp
-    from mlsys_nb.system.control import open_control
+    from mlsys_nb.system.control_tables import open_control
     from mlsys_nb.system.durable import SealError, read_sealed, verify_folder, write_folder, write_text
     from mlsys_nb.system.markup import card, page, sanitize, table
     from mlsys_nb.system.pointers import Move, StalePointer, move_pointer
-    from mlsys_nb.system.runs import list_runs
+    from mlsys_nb.system.runs_table import list_runs
     from mlsys_nb.system.settings import MlsysError, Settings, load_settings
 else:
     attach(
         "mlsys_nb.system",
         audit="audit_log",
         clock="instant open_clock stamp",
-        control="open_control",
+        control_tables="open_control",
         durable="SealError read_sealed verify_folder write_folder write_text",
         markup="card page sanitize table",
         pointers="Move StalePointer move_pointer",
-        runs="list_runs",
+        runs_table="list_runs",
         settings="MlsysError Settings load_settings",
     )
 

@@ -20,7 +20,7 @@ from typing import Any, TypeVar, get_type_hints
 import sqlalchemy as sa
 
 from .clock import instant, micros
-from .disk import make_folder
+from .file_operations import make_folder
 from .redaction import redacted
 from .settings import MlsysError
 

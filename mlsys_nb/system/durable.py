@@ -19,12 +19,12 @@ from typing import Any
 
 import polars as pl
 
-from . import disk
-from .checked import checked_body, checked_line, is_sound
-from .disk import StorageError, make_folder, sync_folder, write_file
+from . import file_operations
+from .encryption import OVERHEAD, Box, Tampered, box_for, covering, opened, shut
+from .file_operations import StorageError, make_folder, sync_folder, write_file
+from .line_checksum import checked_body, checked_line, is_sound
 from .settings import MlsysError
-from .unfinished import TEMPORARY, temporary
-from .vault import OVERHEAD, Box, Tampered, box_for, covering, opened, shut
+from .temporary_files import TEMPORARY, temporary
 
 # %% auto #0
 __all__ = ['MANIFEST', 'LARGEST_MANIFEST', 'SealError', 'sha256', 'json_bytes', 'LockedError', 'lock', 'keys_kept',
@@ -69,7 +69,7 @@ def lock(
 ) -> Iterator[None]:
     "Hold a lock between processes."
     make_folder(path.parent)
-    handle = disk.open_file(path)
+    handle = file_operations.open_file(path)
     try:
         try:
             kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
@@ -120,7 +120,7 @@ def write_bytes(
     "Write a file in one step."
     with temporary(path, folder=False, private=private) as place:
         write_file(place, content)
-        disk.rename(place, path)
+        file_operations.rename(place, path)
     sync_folder(path.parent)
     return sha256(content)
 
@@ -189,7 +189,7 @@ def read_folder_manifest(
     if path.is_symlink():
         raise SealError(f"{path} is a link; a sealed folder stands in its place itself; restore it there")
     try:
-        content = opened(file, disk.read_file(file, LARGEST_MANIFEST))
+        content = opened(file, file_operations.read_file(file, LARGEST_MANIFEST))
         manifest = json.loads(content)
         sealed = manifest["seal"] == sha256(_unsealed(content))
     except FileNotFoundError as e:
@@ -230,7 +230,7 @@ def write_folder(
         write_file(place / MANIFEST, shut(place / MANIFEST, json_bytes(manifest)))
         sync_folder(place)
         try:
-            disk.rename(place, path)
+            file_operations.rename(place, path)
         except OSError as e:
             if e.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
                 raise
@@ -249,7 +249,7 @@ def read_sealed(
     if name not in listed:
         raise SealError(f"{path} holds {sorted(listed)}; asked for {name!r}")
     try:
-        content = disk.read_file(path / name, int(listed[name]["bytes"]) + OVERHEAD)
+        content = file_operations.read_file(path / name, int(listed[name]["bytes"]) + OVERHEAD)
         content = opened(path / name, content)
     except FileNotFoundError as e:
         raise SealError(f"{path / name} is missing; its manifest names it; restore it") from e
@@ -286,7 +286,7 @@ def remove_tree(
     if not path.exists():
         return
     with keys_kept(path), temporary(path, folder=True) as place:
-        disk.rename(path, place / path.name)
+        file_operations.rename(path, place / path.name)
         sync_folder(path.parent)
 
 # %% ../../nbs/00_system/02_durable.ipynb #db904f9a
@@ -313,7 +313,7 @@ def _records(path: Path, content: bytes) -> list[dict[str, Any]]:
 # %% ../../nbs/00_system/02_durable.ipynb #72f58d84
 def _begin(path: Path) -> None:
     make_folder(path.parent)
-    os.close(disk.open_file(path))
+    os.close(file_operations.open_file(path))
     sync_folder(path.parent)
 
 
@@ -322,20 +322,20 @@ def _cut_torn(handle: int, path: Path) -> int:
     if size == 0 or os.pread(handle, 1, size - 1) == b"\n":
         return size
     sound = os.pread(handle, size, 0).rfind(b"\n") + 1
-    disk.cut(handle, sound, path)
+    file_operations.cut(handle, sound, path)
     return sound
 
 
 def _add_line(path: Path, line: bytes) -> None:
-    handle = disk.open_file(path, os.O_RDWR)
+    handle = file_operations.open_file(path, os.O_RDWR)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
         end = _cut_torn(handle, path)
         try:
-            disk.put(handle, line, end, path)
-            disk.sync_file(handle, path)
+            file_operations.put(handle, line, end, path)
+            file_operations.sync_file(handle, path)
         except OSError:
-            disk.cut(handle, end, path)
+            file_operations.cut(handle, end, path)
             raise
     finally:
         os.close(handle)

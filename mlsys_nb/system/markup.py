@@ -15,7 +15,7 @@ from typing import Any
 import markupsafe
 import polars as pl
 
-from .legible import legible, marked
+from .display_text import legible, marked
 
 # %% auto #0
 __all__ = ['TONES', 'BOX', 'STYLE', 'POLICY', 'SHOWS', 'Html', 'shown', 'escape', 'address', 'tag', 'table', 'card', 'link',

@@ -20,9 +20,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from .clock import micros
-from .disk import make_folder
+from .file_operations import make_folder
 from .redaction import redacted
-from .runs import Run
+from .runs_table import Run
 from .settings import MlsysError, Settings
 
 # %% ../../nbs/00_system/06_tracking.ipynb #0709c06d

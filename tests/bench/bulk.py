@@ -52,8 +52,8 @@ def ours(place: Path, family: str, given: bool) -> dict[str, float]:
 
     from mlsys_nb.problem.dataset import Lake
     from mlsys_nb.release.package import open_package
-    from mlsys_nb.serving.bulk import Answering, TableJob, _every_block
-    from mlsys_nb.system.joined import join_frames
+    from mlsys_nb.serving.table_scoring import Answering, TableJob, _every_block
+    from mlsys_nb.system.streaming_write import join_frames
 
     params = {"max_iter": 100} if family == "boosting" else {}
     model = open_package(world.package(family, **params))

@@ -19,16 +19,16 @@ from mlsys_nb import features as f
 from mlsys_nb.data.contract import Column, Contract
 from mlsys_nb.data.sources import ReplaySource
 from mlsys_nb.evaluation.costs import PerHit
-from mlsys_nb.features.online import open_online
-from mlsys_nb.learning.rule import Rule
+from mlsys_nb.features.store_sync import open_online
+from mlsys_nb.learning.declared_rule import Rule
 from mlsys_nb.learning.train import fit
-from mlsys_nb.problem.candidates import Candidates, beside
-from mlsys_nb.problem.chosen import Chosen
 from mlsys_nb.problem.declaration import Problem
+from mlsys_nb.problem.item_candidates import Candidates, beside
 from mlsys_nb.problem.population import Everyone
+from mlsys_nb.problem.ranking_target import Chosen
 from mlsys_nb.release.package import Model, serving_form
+from mlsys_nb.serving.candidate_retrieval import Shortlist
 from mlsys_nb.serving.predictor import Predictor
-from mlsys_nb.serving.shortlist import Shortlist
 
 START, LIMITS = datetime(2026, 1, 1, tzinfo=UTC), {1_000: 20.0, 10_000: 150.0}
 buys = f.Events("buys", keys={"who": "int", "what": "text"}, time="at", columns={"n": "int"})

@@ -26,17 +26,17 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from rates import text
 
+from mlsys_nb.evaluation.binary_metrics import Probability
 from mlsys_nb.evaluation.bootstrap import resample
 from mlsys_nb.evaluation.calibration import quantile_bins, reliability
-from mlsys_nb.evaluation.classes import Classes
-from mlsys_nb.evaluation.probability import Probability
-from mlsys_nb.evaluation.two_way import student
-from mlsys_nb.learning.link import Learner
+from mlsys_nb.evaluation.clustered_intervals import student
+from mlsys_nb.evaluation.multiclass_metrics import Classes
+from mlsys_nb.learning.link_functions import Learner
 from mlsys_nb.learning.split import judging_origins, opens_of, rows_of_periods
 from mlsys_nb.learning.train import Fitted, default_params, fit
 from mlsys_nb.learning.trial import Task, trial_of
-from mlsys_nb.loop.arrivals import ingest_due
-from mlsys_nb.loop.step import context
+from mlsys_nb.loop.ingest_step import ingest_due
+from mlsys_nb.loop.step_context import context
 from mlsys_nb.loop.training_set import training_set
 from mlsys_nb.system.settings import load_settings
 

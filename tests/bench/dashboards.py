@@ -23,7 +23,7 @@ import dashboards_world as world  # noqa: E402
 from conftest import FLAGS, chromium  # noqa: E402
 from playwright.sync_api import sync_playwright  # noqa: E402
 
-from mlsys_nb.doors.dashboards.snapshot import write_snapshot  # noqa: E402
+from mlsys_nb.doors.dashboards.static_export import write_snapshot  # noqa: E402
 from mlsys_nb.system.settings import load_settings  # noqa: E402
 
 SESSIONS, VIEWS = int(os.environ.get("SESSIONS", "20")), 5

@@ -15,8 +15,8 @@ import numpy as np
 import polars as pl
 
 from mlsys_nb.monitoring.drift import drift_of, with_joint
-from mlsys_nb.monitoring.profile import reference_profile
-from mlsys_nb.monitoring.sketch import sketch_frame
+from mlsys_nb.monitoring.histogram_sketch import sketch_frame
+from mlsys_nb.monitoring.training_profile import reference_profile
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
 COLUMNS = [f"x{i}" for i in range(20)]

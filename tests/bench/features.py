@@ -22,8 +22,8 @@ import polars as pl
 from mlsys_nb import features as f
 from mlsys_nb.features.events import Events
 from mlsys_nb.features.feature_set import FeatureSet
-from mlsys_nb.features.history import as_of
-from mlsys_nb.features.online import open_online
+from mlsys_nb.features.point_in_time_join import as_of
+from mlsys_nb.features.store_sync import open_online
 
 DAY, START, WINDOWS = 86_400_000_000, 1_262_304_000_000_000, (7, 30, 90)
 events = Events("e", keys={"id": "int"}, time="ts", columns={"amount": "int", "shop": "int"})

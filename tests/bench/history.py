@@ -20,8 +20,8 @@ import polars as pl
 
 from mlsys_nb import features as f
 from mlsys_nb.features import Events, FeatureSet
-from mlsys_nb.features.arithmetic import apply_columns
-from mlsys_nb.features.masked_column import MaskedColumn
+from mlsys_nb.features.nullable_column import MaskedColumn
+from mlsys_nb.features.transform_math import apply_columns
 
 DAY, START = 86_400_000_000, 1_262_304_000_000_000
 events = Events("e", keys={"id": "int"}, time="ts", columns={"amount": "int", "shop": "text"})

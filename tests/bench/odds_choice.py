@@ -16,12 +16,12 @@ import polars as pl
 from odds_gate import ENTITIES, KNOWN
 from rates import line, printed
 
-from mlsys_nb.evaluation.classes import Classes
+from mlsys_nb.evaluation.clustered_intervals import wobble_of
 from mlsys_nb.evaluation.costs import CostMatrix, PerHit
 from mlsys_nb.evaluation.gate import Inquiry, _decided, case_of
-from mlsys_nb.evaluation.question import Question
-from mlsys_nb.evaluation.ranked import Ranked, Ranking
-from mlsys_nb.evaluation.two_way import wobble_of
+from mlsys_nb.evaluation.gate_confidence import Question
+from mlsys_nb.evaluation.multiclass_metrics import Classes
+from mlsys_nb.evaluation.ranking_metrics import Ranked, Ranking
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,11 @@ from scipy.special import expit, logit, ndtr, ndtri
 from scipy.stats import poisson
 from scipy.stats import t as student
 
-from mlsys_nb.monitoring.deviation import charted
+from mlsys_nb.monitoring.binning import COMMONEST, Lens, lens_of
 from mlsys_nb.monitoring.drift import Odds, judge
-from mlsys_nb.monitoring.lens import COMMONEST, Lens, lens_of
-from mlsys_nb.monitoring.profile import Profile
-from mlsys_nb.monitoring.sketch import Sketches, masses
+from mlsys_nb.monitoring.histogram_sketch import Sketches, masses
+from mlsys_nb.monitoring.training_profile import Profile
+from mlsys_nb.monitoring.trend_season import charted
 
 START = datetime(2023, 1, 2, tzinfo=UTC)
 REFERENCE, YEAR, ROWS, FEATURES = 60, 365, 5000, 10  # Days, rows a day

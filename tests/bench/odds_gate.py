@@ -16,13 +16,13 @@ import numpy as np
 import polars as pl
 from rates import line, printed
 
+from mlsys_nb.evaluation.binary_metrics import Probability
+from mlsys_nb.evaluation.clustered_intervals import wobble_of
 from mlsys_nb.evaluation.costs import Costs, OverUnder
 from mlsys_nb.evaluation.gate import Inquiry, _decided, case_of
-from mlsys_nb.evaluation.limits import Limits
-from mlsys_nb.evaluation.number import Number
-from mlsys_nb.evaluation.probability import Probability
-from mlsys_nb.evaluation.question import Question
-from mlsys_nb.evaluation.two_way import wobble_of
+from mlsys_nb.evaluation.gate_confidence import Question
+from mlsys_nb.evaluation.gate_limits import Limits
+from mlsys_nb.evaluation.regression_metrics import Number
 
 ENTITIES, KNOWN, BEFORE = (
     300,
@@ -188,7 +188,7 @@ def rows(n: int = 400, seed: int = 0) -> Iterator[dict]:
 
 
 def foretold(world: World, n: int, seed: int) -> dict:
-    "How often a change passes that truly gains what such a contest says will be seen (`loop.power`), where that is found by halving."
+    "How often a change passes that truly gains what such a contest says will be seen (`loop.statistical_power`), where that is found by halving."
     low, high = 0.0, 1.0
     for _ in range(6):
         told = replace(world, gain=(low + high) / 2)

@@ -15,15 +15,15 @@ import numpy as np
 import polars as pl
 from rates import line, printed
 
+from mlsys_nb.evaluation.binary_metrics import Probability, auc
 from mlsys_nb.evaluation.calibration import recalibration
-from mlsys_nb.evaluation.classes import Classes
 from mlsys_nb.evaluation.costs import CostMatrix, Costs, OverUnder
 from mlsys_nb.evaluation.evaluate import evaluate
-from mlsys_nb.evaluation.number import Number
-from mlsys_nb.evaluation.probability import Probability, auc
-from mlsys_nb.monitoring.detector import Tally, bands_of, detect
+from mlsys_nb.evaluation.multiclass_metrics import Classes
+from mlsys_nb.evaluation.regression_metrics import Number
+from mlsys_nb.monitoring.error_detector import Tally, bands_of, detect
+from mlsys_nb.monitoring.metric_variability import figures_of, period_wobble, wobbles
 from mlsys_nb.monitoring.performance import Promise, _periods, allowed, performance_check, promise
-from mlsys_nb.monitoring.wobble import figures_of, period_wobble, wobbles
 
 START, DAY = datetime(2010, 1, 4, tzinfo=UTC), timedelta(days=1)
 NAMES = "abc"

@@ -21,16 +21,16 @@ import numpy as np
 import polars as pl
 from rates import line, printed
 
-from mlsys_nb.evaluation.limits import Limits
-from mlsys_nb.evaluation.question import Question
+from mlsys_nb.evaluation.gate_confidence import Question
+from mlsys_nb.evaluation.gate_limits import Limits
 from mlsys_nb.learning.recipe import Recipe
 from mlsys_nb.learning.split import TooLittleData
 from mlsys_nb.learning.train import fit
-from mlsys_nb.loop.contest import Contest, Incumbent, play, verdict_on
-from mlsys_nb.loop.memory import Attempt, with_attempt
-from mlsys_nb.loop.policy import ChampionState, decide
+from mlsys_nb.loop.attempt_history import Attempt, with_attempt
+from mlsys_nb.loop.champion_challenger import Contest, Incumbent, play, verdict_on
+from mlsys_nb.loop.retrain_policy import ChampionState, decide
 from mlsys_nb.problem.declaration import load_problem
-from mlsys_nb.problem.occasion import Age, Cadence, Growth
+from mlsys_nb.problem.retrain_triggers import Age, Cadence, Growth
 from mlsys_nb.system.settings import load_settings
 
 CUSTOMERS, BEFORE, LOOKS, MONTH = 200, 8, 12, timedelta(days=30)

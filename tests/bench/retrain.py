@@ -21,10 +21,10 @@ from mlsys_nb import features as f
 from mlsys_nb.cases.churn import bought, lines
 from mlsys_nb.cases.churn import problem as churn
 from mlsys_nb.features import FeatureSet
-from mlsys_nb.learning.kept_trial import KeptTrials
-from mlsys_nb.learning.revisit import revisit
+from mlsys_nb.learning.search_reuse import revisit
 from mlsys_nb.learning.split import time_split
 from mlsys_nb.learning.train import fit
+from mlsys_nb.learning.trial_cache import KeptTrials
 from mlsys_nb.learning.tune import Effort, tune
 from mlsys_nb.problem.dataset import Lake, build_dataset
 from mlsys_nb.system.settings import load_settings

@@ -135,7 +135,7 @@ def today(here) -> None:
     import polars as pl
     from serving_world import JUNE, lines, problem
 
-    from mlsys_nb.features.online import open_online
+    from mlsys_nb.features.store_sync import open_online
 
     shutil.rmtree(here.online)
     here.clock_file.unlink()

@@ -55,7 +55,7 @@ def text(small: bool) -> Iterator[Line]:
     import polars as pl
 
     from mlsys_nb.cases.sentiment import problem
-    from mlsys_nb.features.online import open_online
+    from mlsys_nb.features.store_sync import open_online
     from mlsys_nb.learning.train import fit
     from mlsys_nb.release.package import Model, serving_form
     from mlsys_nb.serving.predictor import Predictor
@@ -97,9 +97,9 @@ def single(small: bool) -> Iterator[Line]:
     "Calls whose ids never come again, and what became of them."
     import calls_world as world
 
-    from mlsys_nb.loop.arrivals import ingest_due
+    from mlsys_nb.loop.ingest_step import ingest_due
     from mlsys_nb.loop.pipeline import train
-    from mlsys_nb.loop.step import context
+    from mlsys_nb.loop.step_context import context
 
     n = 6_000 if small else 280_000
     with tempfile.TemporaryDirectory() as folder:
@@ -122,11 +122,11 @@ def decisions(n: int) -> tuple[Any, Any]:
     from mlsys_nb.data.contract import Column, Contract
     from mlsys_nb.data.sources import ReplaySource
     from mlsys_nb.evaluation.costs import Costs
-    from mlsys_nb.learning.rule import Rule
+    from mlsys_nb.learning.declared_rule import Rule
+    from mlsys_nb.problem.binary_target import Happens
     from mlsys_nb.problem.dataset import Lake
     from mlsys_nb.problem.declaration import Problem
-    from mlsys_nb.problem.each import Each
-    from mlsys_nb.problem.happens import Happens
+    from mlsys_nb.problem.per_event_population import Each
 
     frame, _ = bench.made(n, max(n // 50, 10), 10)
     frame = frame.with_columns(known_at="ts", retracted_at=pl.lit(None, pl.Datetime("us", "UTC")))
@@ -158,7 +158,7 @@ def built(n: int) -> tuple[float, float, float]:
 def as_of_alone(n: int) -> tuple[float, float, float]:
     import polars as pl
 
-    from mlsys_nb.features.history import as_of
+    from mlsys_nb.features.point_in_time_join import as_of
 
     problem, lake = decisions(n)
     asked = lake.events["e"].select("id", pl.col("ts").alias("moment"))

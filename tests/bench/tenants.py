@@ -19,26 +19,26 @@ import polars as pl
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import tenants_world as world
 
-from mlsys_nb.loop.arrivals import ingest_due
-from mlsys_nb.loop.per_tenant import noted_round
+from mlsys_nb.loop.ingest_step import ingest_due
 from mlsys_nb.loop.pipeline import train
-from mlsys_nb.loop.step import context
-from mlsys_nb.problem.tenant import partition_of
+from mlsys_nb.loop.step_context import context
+from mlsys_nb.loop.tenant_training import noted_round
+from mlsys_nb.problem.tenant_key import partition_of
 from mlsys_nb.release.package import Package
 from mlsys_nb.release.registry import get_version
 from mlsys_nb.system.database import row_of
 from mlsys_nb.system.durable import json_bytes, read_folder_manifest, read_sealed
-from mlsys_nb.system.journal import journalled
 from mlsys_nb.system.pointers import Move, move_in
+from mlsys_nb.system.registry_journal import journalled
 from mlsys_nb.system.settings import Settings
-from mlsys_nb.system.versions import VERSIONS, VersionRow
+from mlsys_nb.system.versions_table import VERSIONS, VersionRow
 
 ASK = """
 import asyncio, json, os, sys, time
 import numpy as np
 from pathlib import Path
 from mlsys_nb.serving.endpoints import predict
-from mlsys_nb.serving.problems import Problems
+from mlsys_nb.serving.served_problems import Problems
 from mlsys_nb.system.settings import load_settings
 
 def pss():

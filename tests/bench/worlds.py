@@ -26,12 +26,12 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 from claims_world import PERIOD, START, Plan, declared, lake_of  # noqa: E402
 
-from mlsys_nb.loop.arrivals import ingest_due  # noqa: E402
-from mlsys_nb.loop.baseline import Fits  # noqa: E402
-from mlsys_nb.loop.recorded import Recorded, looks_of, recorded  # noqa: E402
-from mlsys_nb.loop.rehearsal import rehearse  # noqa: E402
-from mlsys_nb.loop.simulation import Simulation, by_month, simulate, worse_than_rule  # noqa: E402
-from mlsys_nb.loop.step import Context  # noqa: E402
+from mlsys_nb.loop.baseline_policies import Fits  # noqa: E402
+from mlsys_nb.loop.dry_run import rehearse  # noqa: E402
+from mlsys_nb.loop.ingest_step import ingest_due  # noqa: E402
+from mlsys_nb.loop.policy_simulation import Simulation, by_month, simulate, worse_than_rule  # noqa: E402
+from mlsys_nb.loop.simulated_history import Recorded, looks_of, recorded  # noqa: E402
+from mlsys_nb.loop.step_context import Context  # noqa: E402
 from mlsys_nb.problem.declaration import load_problem  # noqa: E402
 from mlsys_nb.system.settings import Settings, load_settings  # noqa: E402
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..arguments import say
+from ..cli_arguments import say
 from ...system.settings import MlsysError, Settings
 
 # %% ../../../nbs/80_doors/86_commands/23_deploying.ipynb #8bb5d1e4
@@ -60,8 +60,8 @@ def watching_files(
     docs: str,  # Where the documentation stands
 ) -> dict[str, str]:
     "What Prometheus and Grafana need to watch the service."
-    from mlsys_nb.doors.deploy.alarms import grafana_page, rule_file, scrape_file
-    from mlsys_nb.serving.objectives import objectives_of
+    from mlsys_nb.doors.deploy.prometheus_grafana import grafana_page, rule_file, scrape_file
+    from mlsys_nb.serving.slo import objectives_of
 
     objectives, scheme = objectives_of(settings), "https" if settings.certificate else "http"
     host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host
@@ -80,10 +80,10 @@ def deploy_files(
     docs: str = "",  # Where the documentation stands
 ) -> dict[str, str]:  # Text by file name
     "The files of a deployment."
-    from mlsys_nb.doors.deploy.cluster import cluster_objects
-    from mlsys_nb.doors.deploy.containers import compose_file, container_files
-    from mlsys_nb.doors.deploy.deployment import Deployment
-    from mlsys_nb.doors.deploy.units import units
+    from mlsys_nb.doors.deploy.deployment_spec import Deployment
+    from mlsys_nb.doors.deploy.docker_compose import compose_file, container_files
+    from mlsys_nb.doors.deploy.kubernetes import cluster_objects
+    from mlsys_nb.doors.deploy.systemd import units
     from mlsys_nb.jobs.runner import job_names
     from mlsys_nb.jobs.schedule import declared_entries
     from mlsys_nb.problem.declaration import load_problem
@@ -130,8 +130,8 @@ def put_files(
     force: bool,  # Write over what is there
 ) -> None:
     "Write files, none where one would be lost; say which are there."
-    from mlsys_nb.system.disk import read_file
     from mlsys_nb.system.durable import write_text
+    from mlsys_nb.system.file_operations import read_file
 
     there = [name for name in files if (folder / name).is_file()]
     other = [name for name in there if read_file(folder / name).decode("utf-8", "replace") != files[name]]

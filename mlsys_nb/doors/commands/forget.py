@@ -16,9 +16,9 @@ from typing import Any
 import polars as pl
 
 from ...decisions.log import read_decisions
-from ..arguments import now_of, say, say_data
-from ..privacy.documents import mirror_file
-from mlsys_nb.doors.privacy.forgetting import (
+from ..cli_arguments import now_of, say, say_data
+from ..privacy.document_erasure import mirror_file
+from mlsys_nb.doors.privacy.erasure_request import (
     Erasure,
     ForgetOrder,
     Whereabouts,
@@ -27,19 +27,19 @@ from mlsys_nb.doors.privacy.forgetting import (
     inquire,
     person_named,
 )
-from ..privacy.likeness import batch_frames, everything_declared
-from ...jobs.record import page_or_plain, record_for, write_report
+from ..privacy.person_identifiers import batch_frames, everything_declared
 from ...jobs.report import links_from
+from ...jobs.run_artifacts import page_or_plain, record_for, write_report
 from ...jobs.run_index import index
 from ...problem.declaration import load_problem
 from ...system.clock import SystemClock, elapsed, stamp
-from ...system.control import open_control
+from ...system.control_tables import open_control
 from ...system.durable import frame_bytes, sha256
-from ...system.erasure import ForgetError, Person, note_forgotten, read_forgotten
+from ...system.erasure_register import ForgetError, Person, note_forgotten, read_forgotten
 from ...system.markup import table
-from ...system.runs import Run, finish_run
+from ...system.runs_table import Run, finish_run
 from ...system.settings import Settings
-from ...system.unfinished import sweep
+from ...system.temporary_files import sweep
 
 # %% ../../../nbs/80_doors/86_commands/17_forget.ipynb #e9d20996
 _TOLD = (

@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ..arguments import say, say_data
+from ..cli_arguments import say, say_data
 from ...system.settings import MlsysError, Settings, begun
 
 if TYPE_CHECKING:
     from mlsys_nb.jobs.rerun import Reproduced, RunRecipe
-    from mlsys_nb.system.runs import Run
+    from mlsys_nb.system.runs_table import Run
 
 # %% ../../../nbs/80_doors/86_commands/16_reproducing.ipynb #c0ffee12
 def run_named(
@@ -24,8 +24,8 @@ def run_named(
     text: str,  # The id of a run, or its beginning
 ) -> "Run":  # With its report
     "The run that somebody means."
-    from mlsys_nb.system.control import open_control
-    from mlsys_nb.system.runs import list_runs
+    from mlsys_nb.system.control_tables import open_control
+    from mlsys_nb.system.runs_table import list_runs
 
     every = list_runs(open_control(settings)) if begun(settings) else []
     found = [run for run in every if text and run.run_id.startswith(text)]
@@ -47,8 +47,8 @@ def store_filled(
 ) -> None:
     "Give the copy the serving store that an ingest finds."
     from mlsys_nb.data.lake import read_ledger, source_folder
-    from mlsys_nb.loop.arrivals import ingest_due
-    from mlsys_nb.loop.step import context
+    from mlsys_nb.loop.ingest_step import ingest_due
+    from mlsys_nb.loop.step_context import context
 
     problem = str(recipe.parameters.get("problem") or "")
     if recipe.job != "ingest" or not problem:
@@ -75,8 +75,8 @@ REPRODUCE_OPTIONS = (
 
 def _asked(settings: Settings, options: argparse.Namespace) -> "Sequence[Run]":
     from mlsys_nb.jobs.runner import job_names
-    from mlsys_nb.system.control import open_control
-    from mlsys_nb.system.runs import list_runs
+    from mlsys_nb.system.control_tables import open_control
+    from mlsys_nb.system.runs_table import list_runs
 
     if bool(options.run) == options.all:
         raise ValueError("one run is made again, or --all of them; name a run (see mlsys runs) or give --all")

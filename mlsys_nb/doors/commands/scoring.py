@@ -10,8 +10,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ..arguments import now_of, say
-from .operations import execute_job
+from ..cli_arguments import now_of, say
+from .run_serve import execute_job
 from ...system.settings import MlsysError, Settings
 
 # %% ../../../nbs/80_doors/86_commands/12_scoring.ipynb #0618e65a
@@ -44,7 +44,7 @@ def score_rows(settings: Settings, options: argparse.Namespace) -> None:
 
 def _over_table(settings: Settings, options: argparse.Namespace) -> None:
     from mlsys_nb.problem.declaration import load_problem
-    from mlsys_nb.serving.bulk import TableJob, score_table
+    from mlsys_nb.serving.table_scoring import TableJob, score_table
 
     problem = load_problem(settings, options.problem)
     job = TableJob(options.over, Path(options.out), options.given, options.secret)

@@ -10,17 +10,17 @@ import argparse
 from collections.abc import Mapping
 from typing import Any
 
-from ..arguments import listing, say
+from ..cli_arguments import listing, say
 from ...system.settings import MlsysError, Settings
 
 # %% ../../../nbs/80_doors/86_commands/21_tenants.ipynb #f1c9c701
 def list_tenants(settings: Settings, options: argparse.Namespace) -> None:
     "What the last training decided of each tenant of a problem, and which version answers for it."
-    from mlsys_nb.loop.per_tenant import noted_round
+    from mlsys_nb.loop.tenant_training import noted_round
     from mlsys_nb.problem.declaration import load_problem
-    from mlsys_nb.problem.tenant import partition_of, tenant_named
-    from mlsys_nb.release.tenancy import tenancy
-    from mlsys_nb.system.control import open_control
+    from mlsys_nb.problem.tenant_key import partition_of, tenant_named
+    from mlsys_nb.release.tenant_registry import tenancy
+    from mlsys_nb.system.control_tables import open_control
 
     problem, control = load_problem(settings, options.problem), open_control(settings)
     if not problem.per:

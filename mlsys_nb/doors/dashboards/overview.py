@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from .model_sheet import gain_row
-from .money_sheet import worth_row
-from .sheet import day, note, part, rows_table, said, tile, tiles
-from .view import ProblemView, headline_of, version_table
-from ..figures.bars import spark
-from ..figures.vector import figure_text
+from .business_value_page import worth_row
+from .model_page import gain_row
+from .page_data import ProblemView, headline_of, version_table
+from .page_layout import day, note, part, rows_table, said, tile, tiles
+from ..figures.bar_charts import spark
+from ..figures.svg_charts import figure_text
 from ...monitoring.alerts import Alert
 from ...system.clock import SystemClock
 from ...system.markup import Html, link, tag
@@ -113,7 +113,7 @@ def alert_note(view: ProblemView, alert: Alert) -> Html:
 # %% ../../../nbs/80_doors/85_dashboards/16_overview.ipynb #1eb9770d
 def _budget(settings: Settings) -> list[Html]:
     "What is left of the promises of the service, where it has been asked."
-    from mlsys_nb.serving.pulse import budgets
+    from mlsys_nb.serving.slo_history import budgets
 
     told = [one for one in budgets(settings, SystemClock().now()) if one.asked]
     if not told:

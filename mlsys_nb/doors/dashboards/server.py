@@ -14,11 +14,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .sheet import Head, in_notebook, note, sheet
-from .snapshot import OVERVIEW, SHEETS, dashboard_cell, dashboard_page, only_ways
-from .view import Ways, views
-from .warm import warm_factory
-from ...jobs.execution import without_grammars
+from .kernel_pool import warm_factory
+from .page_data import Ways, views
+from .page_layout import Head, in_notebook, note, sheet
+from mlsys_nb.doors.dashboards.static_export import (
+    OVERVIEW,
+    SHEETS,
+    dashboard_cell,
+    dashboard_page,
+    only_ways,
+)
+from ...jobs.notebook_execution import without_grammars
 from ...system.markup import link, page, tag
 from ...system.settings import MlsysError, Settings, load_settings
 

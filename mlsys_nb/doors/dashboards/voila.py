@@ -17,10 +17,10 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from ..arguments import say
+from ..cli_arguments import say
 from ...jobs.kernels import kernel_environment
 from ...system.settings import MlsysError, Settings, shipped
-from ...system.suggestion import did_you_mean
+from ...system.spelling_suggestion import did_you_mean
 
 # %% ../../../nbs/80_doors/85_dashboards/21_voila.ipynb #fba0959c
 def dashboard_path(
@@ -105,7 +105,7 @@ def address_of(
     token: str,
 ) -> str:
     "What to type into a browser."
-    from mlsys_nb.doors.dashboards.snapshot import OVERVIEW, SHEETS
+    from mlsys_nb.doors.dashboards.static_export import OVERVIEW, SHEETS
 
     page = f"{name}.html" if name in (OVERVIEW, *SHEETS) else f"voila/render/{name}.ipynb"
     host = f"[{place[0]}]" if ":" in place[0] else place[0]

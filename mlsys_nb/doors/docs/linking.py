@@ -14,14 +14,14 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from .rendering import Rendered
+from .markdown_to_html import Rendered
 
 # %% ../../../nbs/80_doors/84_docs/11_linking.ipynb #b3bb9ad0
 @dataclass(frozen=True)
 class SitePage:
     "One page of the site, as it was written."
 
-    place: str  # In the site, without its ending: features/history
+    place: str  # In the site, without its ending: features/point_in_time_join
     path: Path  # Where it stands, and its links start from
     source: bytes  # A notebook, where the path says so; else Markdown
 

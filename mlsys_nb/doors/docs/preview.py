@@ -13,7 +13,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from ..arguments import say
+from ..cli_arguments import say
 from .site import notebooks_of
 from ...system.clock import pause
 from ...system.settings import MlsysError, Settings

@@ -9,7 +9,7 @@ __all__ = ['MOST_SEARCHED', 'Hit', 'entries', 'search_script']
 import json
 from collections.abc import Mapping, Sequence
 
-from .rendering import Passage, Rendered
+from .markdown_to_html import Passage, Rendered
 
 # %% ../../../nbs/80_doors/84_docs/13_search.ipynb #0992bde2
 MOST_SEARCHED = 1500  # Characters of one passage that are searched

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from .linking import Map, SitePage, linked, relative, site_place
-from .pages import chapter_page
-from .rendering import Heading, Rendered, rendered
+from .markdown_to_html import Heading, Rendered, rendered
+from .notebook_to_markdown import chapter_page
 from .search import search_script
 from ...system.clock import elapsed
 from ...system.durable import remove_tree, sha256, write_bytes, write_json, write_text
@@ -97,7 +97,8 @@ class Rendering:
 @cache
 def _renderers() -> bytes:
     return b"".join(
-        (Path(str(files("mlsys_nb.doors.docs"))) / f"{n}.py").read_bytes() for n in ("pages", "rendering")
+        (Path(str(files("mlsys_nb.doors.docs"))) / f"{n}.py").read_bytes()
+        for n in ("notebook_to_markdown", "markdown_to_html")
     )
 
 

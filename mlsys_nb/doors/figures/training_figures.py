@@ -12,10 +12,10 @@ from typing import Any
 
 import polars as pl
 
-from .bars import NamedBar, bars_picture
-from .drawing import Picture
-from .vector import Axes, Curve, Gallery, pictured
-from ...evaluation.judge import in_words
+from .bar_charts import NamedBar, bars_picture
+from .matplotlib_image import Picture
+from .svg_charts import Axes, Curve, Gallery, pictured
+from ...evaluation.metrics_protocol import in_words
 
 # %% ../../../nbs/80_doors/84_figures/13_training_figures.ipynb #b42af131
 AGAINST = {"champion": "the champion", "rule": "the rule", "none": "nobody deciding"}

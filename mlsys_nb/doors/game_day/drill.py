@@ -15,12 +15,13 @@ from typing import Any
 
 import polars as pl
 
-from ..figures.drawing import Picture, draw
-from . import arriving, faults
-from .faults import Rehearsed, rehearsed
+from ..figures.matplotlib_image import Picture, draw
+from . import data_faults as arriving
+from . import fault_injection as faults
+from .fault_injection import Rehearsed, rehearsed
 from .redelivery import DrillError
 from ..recovery.backup import take
-from ...loop.step import context
+from ...loop.step_context import context
 from ...system.clock import elapsed
 from ...system.settings import Settings
 

@@ -13,11 +13,11 @@ from typing import Any
 
 import polars as pl
 
-from ...data.columns import Column
+from ...data.column_schema import Column
 from ...data.contract import Contract
 from ...data.ingest import IngestReport, ingest
 from ...data.sources import Due, RawBatch, Source, Stated
-from ...loop.step import Context, seen_by
+from ...loop.step_context import Context, seen_by
 from ...problem.dataset import build_dataset
 from ...system.clock import stamp
 from ...system.durable import sha256

@@ -8,7 +8,7 @@ __all__ = ['next_item']
 # %% ../../../nbs/80_doors/81_onboarding/12_recommendation.ipynb #5c9253eb
 from datetime import timedelta
 
-from mlsys_nb.doors.onboarding.proposal import (
+from mlsys_nb.doors.onboarding.problem_proposal import (
     Proposal,
     lookback_of,
     written_day,

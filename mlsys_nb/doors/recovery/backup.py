@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from ...system.clock import instant, stamp
-from ...system.disk import read_file
 from mlsys_nb.system.durable import (
     SealError,
     json_bytes,
@@ -30,9 +29,10 @@ from mlsys_nb.system.durable import (
     write_bytes,
     write_folder,
 )
-from ...system.finding import Finding
+from ...system.encryption import VAULT
+from ...system.file_operations import read_file
+from ...system.integrity_finding import Finding
 from ...system.settings import MlsysError, Settings, begun
-from ...system.vault import VAULT
 
 # %% ../../../nbs/80_doors/82_recovery/10_backup.ipynb #bfc744ea
 BACKUP_FORMAT = 1
