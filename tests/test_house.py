@@ -72,7 +72,7 @@ LARGER = {
     ("37_trial", "cell"): (48, "Task is one class: what all trials share, each part made once"),
     ("63_alerts", "cell"): (44, "Alert is one class: its fields, and what follows from them"),
     ("00_settings", "cell"): (
-        52,
+        53,
         "Places and Settings are one class each: a line or a property for each thing that is set",
     ),
     ("43_declaration", "cell"): (

@@ -65,6 +65,7 @@ KEYS: Mapping[str, Key] = {
     "tenants_open": Key("service", "1000", int, 500, 10**6),
     "deadline_seconds": Key("service", "10", float, 0.01, 86400),
     "header_seconds": Key("service", "5", float, 0.01, 86400),
+    "poll_seconds": Key("service", "0.0002", float, 0, 0.01),
     "connections": Key("service", "2048", int, 1, 2**20),
     "connections_of_one": Key("service", "1024", int, 1, 2**20),
     "open": Key("service", OPEN[0], str, choices=OPEN),
@@ -163,6 +164,7 @@ class Settings(Places):
     tenants_open: int = 1000  # Versions of tenants that a process holds open; others are loaded when asked
     deadline_seconds: float = 10.0
     header_seconds: float = 5.0
+    poll_seconds: float = 0.0002  # See `serving.fast_path`
     connections: int = 2048
     connections_of_one: int = 1024
     open: str = OPEN[0]  # Who may ask without a key
