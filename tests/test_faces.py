@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from mlsys_nb.system.lazy_imports import FORMER
+
 ROOT = Path(__file__).resolve().parents[1]
 FACES = {p.parent.name.split("_", 1)[1]: p for p in sorted((ROOT / "nbs").glob("[0-9]*/00_index.ipynb"))}
 MOST = {"features": 46}  # words of a face; elsewhere some two dozen
@@ -107,6 +109,24 @@ def test_a_word_loads_no_more_than_its_room():
     code = "import sys; from mlsys_nb.system import instant; print('polars.dataframe' in sys.modules, instant('2010-05-01').year)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd="/")
     assert done.stdout.split() == ["False", "2010"], done.stderr
+
+
+def test_a_room_is_found_by_the_name_that_kept_files_have_for_it():
+    "Lesson: a package in MLflow and a notebook of one's own named rooms by words that were no longer theirs."
+    for place, told in FORMER.items():
+        folder = ROOT / "mlsys_nb" / place.replace(".", "/")
+        for then, now in (pair.split("=") for pair in told.split()):
+            assert not (folder / f"{then}.py").exists(), f"{place}.{then} is a room; it cannot mean {now} too"
+            assert (folder / f"{now}.py").is_file(), f"{place}.{now}, once {then}, is no room"
+    code = (
+        "import importlib; from mlsys_nb.data.delimited import Dialect; from mlsys_nb.data.csv_files import Dialect as now; "
+        "from mlsys_nb.doors.onboarding.origin import with_outcomes; import mlsys_nb.problem.occasion as rooms; "
+        "flavour = importlib.import_module('mlsys_nb.release.pyfunc'); "
+        "print(Dialect is now, with_outcomes.__module__, rooms.__name__, hasattr(flavour, '_load_pyfunc'))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd="/")
+    told = "True mlsys_nb.doors.onboarding.table_origin mlsys_nb.problem.retrain_triggers True"
+    assert done.stdout.split() == told.split(), done.stderr
 
 
 def test_what_a_face_does_not_show_is_an_error():
