@@ -133,8 +133,11 @@ class BusyPoll:
                 self._again()
 
     def _again(self) -> None:
-        self.looking = True
-        asyncio.get_running_loop().call_soon(self._look)
+        try:
+            asyncio.get_running_loop().call_soon(self._look)
+            self.looking = True
+        except RuntimeError:  # whoever asks without a loop lets none sleep
+            pass
 
     def _look(self) -> None:
         self.looking = False
