@@ -18,13 +18,15 @@ from mlsys_nb.cases.churn import problem as churn
 from mlsys_nb.evaluation.binary_metrics import Probability
 from mlsys_nb.evaluation.regression_metrics import Number
 from mlsys_nb.learning.declared_rule import Rule
-from mlsys_nb.learning.link_functions import YES_OR_NO, Learner
+from mlsys_nb.learning.link_functions import YES_OR_NO, Learner, asked_of
 from mlsys_nb.learning.sklearn_estimators import Rival
 from mlsys_nb.learning.split import time_split
 from mlsys_nb.learning.train import fit
-from mlsys_nb.learning.training_options import FAMILIES, Learning
+from mlsys_nb.learning.training_options import FAMILIES, LOOKBACKS, Learning
+from mlsys_nb.learning.training_window import blocks, how_much_past, ways
 from mlsys_nb.learning.trial_cache import KeptTrials
-from mlsys_nb.learning.tune import Effort, tune
+from mlsys_nb.learning.tune import Effort, Tuned, tune
+from mlsys_nb.loop.retrain import _found
 from mlsys_nb.problem.dataset import Dataset
 from mlsys_nb.release.package import Model, PackageError, build, load, seal, serving_form
 from mlsys_nb.system.settings import ProblemError
@@ -167,7 +169,120 @@ def test_parameters_that_forget_are_followed_by_every_later_fit():
     assert forgetful.n_rows == recent.n_rows < rows.height / 5
 
 
+def broken(weeks=80, at=60, n=150):
+    "Rows whose direction turns once, by a quarter turn."
+    early, late = world(1, at, n), world(2, weeks - at, n, turning=0.0)
+    swapped = late.rename({"a": "b", "b": "a"}).select(early.columns)
+    shift = pl.lit(7 * at * DAY).cast(pl.Duration("us"))
+    return pl.concat([early, swapped.with_columns(pl.col("moment", "period") + shift)])
+
+
+def test_a_problem_that_says_nothing_is_asked_and_one_with_a_rule_of_its_own_is_not():
+    assert asked_of(YES_OR_NO, Learning()).how.lookbacks == LOOKBACKS
+    assert asked_of(YES_OR_NO, Learning(), 90 * DAY).how.lookbacks == ()
+    assert asked_of(YES_OR_NO, Learning(half_lives=(30 * DAY,))).how.lookbacks == ()
+    assert asked_of(YES_OR_NO, Learning(lookbacks=(None,))).how.lookbacks == (None,)
+    assert asked_of(Learner("among", item="offered"), Learning()).how.lookbacks == ()
+    assert (
+        churn.learner.how.lookbacks == () and replace(churn, lookback=None).learner.how.lookbacks == LOOKBACKS
+    )
+
+
+def test_what_nobody_named_is_tried_as_far_as_half_of_what_is_known_covers_it():
+    usual = asked_of(YES_OR_NO, Learning())
+    assert ways(usual, 400 * DAY) == [{}, *({"lookback_days": float(d)} for d in (182, 91, 45))]
+    assert ways(usual, 9 * DAY) == [{}]
+    named = replace(YES_OR_NO, how=Learning(lookbacks=(30 * DAY, 900 * DAY)))
+    assert ways(named, 400 * DAY) == [{"lookback_days": 900.0}, {"lookback_days": 30.0}]
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_nothing_is_forgotten_where_the_world_stands_and_the_old_regime_is_where_it_broke(seed):
+    usual = asked_of(YES_OR_NO, Learning()).how
+    stands = tuned(world(seed, 80), usual, 2, families=("rule", "linear"))
+    broke = tuned(broken(), usual, 2, families=("rule", "linear"), seed=seed)
+    assert stands.past.params == {} and "lookback_days" not in stands.params, stands.past
+    assert broke.params["lookback_days"] <= 182, broke.past
+
+
+def test_the_newer_half_asks_and_no_block_is_asked_of_what_was_not_final():
+    rows = world(3, 40)
+    split = time_split(rows["moment"].unique().to_list(), 14 * DAY)
+    pairs, half = list(blocks(rows, split)), split.known[0] + (split.known[-1] - split.known[0]) / 2
+    assert 3 <= len(pairs) <= 9
+    for early, late in pairs:
+        assert early["moment"].max() + 14 * DAY <= late["moment"].min() and late["moment"].min() > half
+        assert early["moment"].min() == split.known[0]
+    asked = [late["moment"].min() for _, late in pairs]
+    assert asked == sorted(asked, reverse=True) and pairs[0][1]["moment"].max() == split.known[-1]
+
+
+def test_of_very_many_rows_some_of_every_moment_are_learnt_from(monkeypatch):
+    from mlsys_nb.learning import training_window
+
+    rows = world(4, 40)
+    split = time_split(rows["moment"].unique().to_list(), 7 * DAY)
+    monkeypatch.setattr(training_window, "_ROWS", 500)
+    (early, late), *_ = blocks(rows, split)
+    assert 250 < early.height < 750
+    asked = sum(part.height for _, part in blocks(rows, split))
+    assert 700 < asked < 1300 and late["moment"].n_unique() > 1  # the newer half of 2,000
+    assert early["moment"].n_unique() > 25 and early["who"].n_unique() > 100
+
+
+def test_the_family_that_does_best_is_asked_how_much_past():
+    rows = world(5, 40).with_columns(
+        label=(pl.col("a").fill_null(0) * pl.col("b").fill_null(0) > 0).cast(pl.Int8)
+    )
+    split = time_split(rows["moment"].unique().to_list(), 7 * DAY)
+    usual = asked_of(YES_OR_NO, Learning())
+    found = [
+        how_much_past(Probability(), rows, split, tuple(FEATURES), usual, families).tried["log_loss"][0]
+        for families in (("boosting", "linear"), ("rule", "linear"))
+    ]
+    chosen = tuned(rows, usual.how, 3)
+    assert chosen.family == "boosting" and chosen.past.tried["log_loss"][0] == found[0] < found[1] - 0.1
+
+
+def test_a_way_that_cannot_be_learnt_from_is_left_out_and_the_others_are_asked():
+    rows = world(6, 40)
+    lucky = rows.with_columns(
+        label=pl.when(pl.col("moment") > START + 200 * DAY).then(1).otherwise(pl.col("label")).cast(pl.Int8)
+    )
+    split = time_split(lucky["moment"].unique().to_list(), 7 * DAY)
+    found = how_much_past(
+        Probability(), lucky, split, tuple(FEATURES), asked_of(YES_OR_NO, Learning()), ("linear",)
+    )
+    assert (
+        found.tried.height == 3 and found.tried["way"][0] == "everything"
+    )  # 22 days hold one kind of outcome
+
+
+def test_how_far_back_a_search_found_stands_on_the_recipe_and_a_rule_of_the_problem_binds_it():
+    tuned = Tuned("linear", {"C": 0.1, "lookback_days": 365.0, "half_life_days": 30.0}, "", pl.DataFrame())
+    found = _found(replace(churn, lookback=None), tuned)
+    assert found.lookback == 365 * DAY and found.params == {"C": 0.1, "half_life_days": 30.0}
+    assert _found(churn, tuned).lookback == churn.lookback == 90 * DAY
+    assert _found(replace(churn, lookback=None), replace(tuned, params={"C": 0.1})).lookback is None
+
+
 # What was tried is kept
+
+
+def test_how_much_past_is_asked_of_the_same_rows_once(tmp_path, monkeypatch):
+    from mlsys_nb.learning import training_window
+
+    rows, usual, kept = world(7, 40), asked_of(YES_OR_NO, Learning()).how, KeptTrials(tmp_path / "t")
+    first = tuned(rows, usual, Effort(3, kept=kept))
+    assert first.past.to_dict() == tuned(rows, usual, 3).past.to_dict()
+
+    def fitted_again(*args, **more):
+        raise AssertionError("what was asked is not fitted again")
+
+    monkeypatch.setattr(training_window, "fit", fitted_again)
+    assert tuned(rows, usual, Effort(3, kept=kept)).past.to_dict() == first.past.to_dict()
+    with pytest.raises(AssertionError, match="not fitted again"):
+        tuned(rows.with_columns(label=1 - pl.col("label")), usual, Effort(3, kept=kept))
 
 
 def test_a_kept_search_gives_the_same_result_for_nothing(tmp_path, monkeypatch):
@@ -204,7 +319,7 @@ def test_a_killed_search_goes_on_and_ends_as_if_it_had_not_been_killed(tmp_path)
         from test_learning import Effort, KeptTrials, tuned, world
         from mlsys_nb.system import file_operations
         whole = lambda: [f for f in Path(sys.argv[2]).glob("*") if len(f.name) == 64]
-        disk.FAULTS.append(lambda *deed: len(whole()) >= 6 and os.kill(os.getpid(), signal.SIGKILL))
+        file_operations.FAULTS.append(lambda *deed: len(whole()) >= 6 and os.kill(os.getpid(), signal.SIGKILL))
         tuned(world(8), effort=Effort(30, kept=KeptTrials(Path(sys.argv[2]))))
         """
     )

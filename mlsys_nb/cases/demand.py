@@ -67,7 +67,6 @@ problem = Problem(
     horizon=timedelta(days=7),
     rule=Rule.previous("weekly_28d", "as in an average week of the last four"),
     costs=OverUnder("GBP", over=0.1, under=0.3),
-    lookback=timedelta(days=112),
     slices=("customers_28d",),
     replay=ReplayPlan(datetime(2010, 4, 5, tzinfo=UTC), datetime(2010, 11, 29, tzinfo=UTC), "4w"),
     owner="purchasing",

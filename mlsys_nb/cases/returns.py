@@ -81,7 +81,6 @@ problem = Problem(
     together=("customer_id",),
     rule=Rule.feature("return_rate_of_customer", "likelier", "who has sent back much will send back more"),
     costs=Costs("GBP", false_positive=0.5, false_negative=10.0, action="ask back", otherwise="ship"),
-    lookback=timedelta(days=56),
     slices=("country",),
     replay=ReplayPlan(datetime(2010, 4, 1, tzinfo=UTC), datetime(2010, 12, 1, tzinfo=UTC), "1mo"),
     owner="logistics",

@@ -131,7 +131,6 @@ problem = Problem(
     rule=Rule.previous("weeks_ago_1", "as in the same hour of the week before"),
     costs=OverUnder("USD", over=0.01, under=0.02),
     limits=Limits(entities=40),
-    lookback=timedelta(days=730),
     accepted={
         "volume": "where the counter stood still it repeats today's number tomorrow; today's is known first"
     },

@@ -8,12 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import polars as pl
 
-from .training_options import Learning
+from .training_options import LOOKBACKS, Learning
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -194,8 +195,11 @@ YES_OR_NO = Learner("logistic")
 def asked_of(
     learner: Learner,  # What the target asks
     how: Learning,  # How the problem wants it learnt
+    lookback: timedelta | None = None,  # A problem's own: then nothing is asked
 ) -> Learner:
     "Both in one."
+    told = lookback or how.lookbacks or how.half_lives or learner.link == "among"
+    how = how if told else replace(how, lookbacks=LOOKBACKS)
     return replace(learner, how=how, families=how.families or learner.families)
 
 # %% ../../nbs/35_learning/35_link_functions.ipynb #05ce4421

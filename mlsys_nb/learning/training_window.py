@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -18,19 +19,22 @@ from ..evaluation.metrics_protocol import Judge, in_words
 from .link_functions import Learner
 from .split import Split, rows_of_periods
 from .train import fit
+from .training_options import LOOKBACKS
+from .trial_cache import KeptTrials, asked_once
 
 # %% auto #0
 __all__ = ['blocks', 'Past', 'ways', 'how_much_past']
 
 # %% ../../nbs/35_learning/37_training_window.ipynb #47b1b426
-_BLOCKS, _LEAST = 8, 3  # Blocks that are asked about at most, and at least for an answer
+_BLOCKS, _LEAST = 8, 3  # Blocks that are asked about, and at least for an answer
+_ROWS = 10_000  # Each fit learns from about so many at most, and four times as many are asked about
 
 
 def blocks(
     rows: pl.DataFrame,  # With `period` or `moment`
     split: Split,
 ) -> Iterator[tuple[pl.DataFrame, pl.DataFrame]]:  # What was known, and what came then; newest first
-    "Rows to learn from and rows to ask about, as of several past moments."
+    "Rows to learn from and rows to ask about, as of several moments in the newer half of what is known."
     column = "period" if "period" in rows.columns else "moment"
     known = split.rows(rows, "known")
     opens = dict(
@@ -40,16 +44,18 @@ def blocks(
         .sort("_end")
         .rows()
     )
-    ends = list(opens)
-    for _ in range(_BLOCKS):
-        if not ends:
-            return
-        block = [end for end in ends if end > ends[-1] - max(split.matures_after, timedelta(microseconds=1))]
+    all_of_it = max(opens) - min(opens)
+    left = [end for end in opens if end > max(opens) - all_of_it / 2]
+    width = max(split.matures_after, all_of_it / 2 / _BLOCKS, timedelta(microseconds=1))
+    place = pl.Series(np.random.default_rng(0).random(known.height) * known.height)
+    learns, asked = known.filter(place < _ROWS), known.filter(place < 4 * _ROWS)
+    while left:
+        block = [end for end in left if end > left[-1] - width]
         begin: datetime = min(opens[end] for end in block)
         early = [end for end in opens if end + split.matures_after <= begin and end < block[0]]
-        ends = [end for end in ends if end < block[0]]
+        left = [end for end in left if end < block[0]]
         if len(early) > 1:
-            yield rows_of_periods(known, early, column), rows_of_periods(known, block, column)
+            yield rows_of_periods(learns, early, column), rows_of_periods(asked, block, column)
 
 # %% ../../nbs/35_learning/37_training_window.ipynb #3c2867bf
 @dataclass(frozen=True)
@@ -67,10 +73,13 @@ class Past:
 # %% ../../nbs/35_learning/37_training_window.ipynb #fa913635
 def ways(
     learner: Learner,
+    known: timedelta | None = None,  # How long a time the known rows cover
 ) -> list[dict[str, float]]:  # Parameters, least forgetting first
-    "The ways of forgetting that a problem wants tried."
-    how = learner.how
-    both = product(how.lookbacks or (None,), how.half_lives or (None,))
+    "The ways of forgetting that are tried."
+    how, lookbacks = learner.how, learner.how.lookbacks
+    if known and lookbacks == LOOKBACKS:
+        lookbacks = tuple(x for x in lookbacks if x is None or known / 16 <= x <= known / 2)
+    both = product(lookbacks or (None,), how.half_lives or (None,))
     days = [tuple(None if x is None else x / timedelta(days=1) for x in pair) for pair in both]
     kept = sorted(days, key=lambda d: (-(d[1] or np.inf), -(d[0] or np.inf)))
     names = ("lookback_days", "half_life_days")
@@ -83,12 +92,13 @@ def how_much_past(
     split: Split,  # Its known moments are used, nothing later
     features: tuple[str, ...],
     learner: Learner,
-    families: Sequence[str],  # That take part
+    families: Sequence[str],  # That take part, what does best first
     seed: int = 0,
+    kept: KeptTrials | None = None,
 ) -> Past | None:  # None where there is nothing to choose from
     "The least forgetting that does not clearly lose against the best."
-    tried = ways(learner)
-    probe = next((f for f in ("linear", "boosting", "table") if f in families), None)
+    tried = ways(learner, _span(rows, split))
+    probe = next((f for f in families if f != "rule"), None)
     if tried == [{}] or probe is None:
         return None
     if len(tried) == 1:
@@ -97,26 +107,43 @@ def how_much_past(
     if len(pairs) < _LEAST:
         few = f"{len(pairs)} periods cannot tell change from chance, {_LEAST} could; the least is forgotten"
         return Past(tried[0], few, pl.DataFrame({"way": [_named(way) for way in tried]}))
-    losses = np.array(
-        [[_loss(judge, a, b, features, (learner, probe, way, seed)) for a, b in pairs] for way in tried]
-    )
-    return _chosen(judge, tried, losses)
+    how: dict[str, Any] = {"learner": learner, "seed": seed, "moment": "moment"}
+    asked = partial(_loss, judge, features=features, how=(probe, how), kept=kept)
+    return _chosen(judge, tried, np.array([[asked(way, *pair) for pair in pairs] for way in tried]))
+
+# %% ../../nbs/35_learning/37_training_window.ipynb #c0ffee03
+def _span(rows: pl.DataFrame, split: Split) -> timedelta:
+    times = split.rows(rows, "known")["moment"]
+    span: Any = times.max() - times.min()  # type: ignore[operator]
+    return span
 
 
 def _loss(
-    judge: Judge, early: pl.DataFrame, late: pl.DataFrame, features: tuple[str, ...], how: Any
+    judge: Judge,
+    way: dict[str, float],
+    early: pl.DataFrame,
+    late: pl.DataFrame,
+    *,
+    features: tuple[str, ...],
+    how: Any,
+    kept: Any,
 ) -> float:
-    learner, probe, way, seed = how
+    "What a way of forgetting loses on later rows; NaN where only one kind of outcome came, this far back."
+    probe, same = how
+    answer = lambda: fit(probe, early, features, params=way, **same).predict(late)
+    facts = {"family": probe, "params": way, "fixed": repr((features, same))}
     try:
-        model = fit(probe, early, features, learner=learner, params=way, seed=seed, moment="moment")
-    except ValueError:  # one kind of outcome only, this far back
+        p = asked_once(kept, (early, late), facts, answer) if kept else answer()
+    except ValueError:
         return float("nan")
-    return float(judge.losses(judge.outcomes(late["label"]), model.predict(late)).mean())
+    return float(judge.losses(judge.outcomes(late["label"]), p).mean())
 
 # %% ../../nbs/35_learning/37_training_window.ipynb #259af3de
 def _chosen(judge: Judge, tried: list[dict[str, float]], losses: np.ndarray) -> Past:
     "Of losses, one row a way and one column a block, the choice."
-    losses = losses[:, ~np.isnan(losses).any(axis=0)]
+    losses = losses[:, ~np.isnan(losses[0])]
+    whole = ~np.isnan(losses).any(axis=1)
+    tried, losses = [way for way, fits in zip(tried, whole, strict=True) if fits], losses[whole]
     n = losses.shape[1]
     if n < _LEAST:
         return Past(

@@ -283,9 +283,12 @@ def tune(
     begin, effort = elapsed(), n_trials if isinstance(n_trials, Effort) else Effort(n_trials)
     train, valid = train_and_valid(rows, split, entity)
     task = Task(judge, train, valid, tuple(features), rule, learner, seed, threads, kept=effort.kept)
-    past = how_much_past(judge, rows, split, tuple(features), learner, asked, seed)
-    task = replace(task, past=past.params) if past else task
     first = line_up(task, asked, warm_start)
+    best = tuple(t.family for t in sorted(first, key=lambda t: t.loss))
+    past = how_much_past(judge, rows, split, tuple(features), learner, best, seed, effort.kept)
+    if past and past.params:
+        task = replace(task, past=past.params)
+        first = line_up(task, asked, warm_start)
     rivals, failed = rival_trials(task)
     until = None if effort.seconds is None else begin + effort.seconds
     trials = [*first, *search(task, first, effort.n_trials - len(first), until)]

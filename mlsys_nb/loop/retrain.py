@@ -10,7 +10,7 @@ __all__ = ['LOG', 'Candidate', 'train_candidate', 'recipe_of', 'followed', 'incu
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import polars as pl
@@ -120,7 +120,7 @@ def train_candidate(
     if recipe is None:
         with saying_how_much_more(dataset, champion is None):
             tuned, split = _searched(at, dataset, n_trials, seed)
-        made = Recipe(problem.features.hash, tuned.family, tuned.params, problem.lookback)
+        made = _found(problem, tuned)
     else:
         tuned, split, made = followed(problem, recipe), None, recipe
     before = incumbent(at, champion) if champion else None
@@ -145,6 +145,15 @@ def recipe_of(
 ) -> Recipe:
     "How a version was made."
     return Recipe.read(model.manifest["recipe"])
+
+
+def _found(problem: Problem, tuned: Tuned) -> Recipe:
+    "The recipe that a search has found; how far back it reaches stands on it, for whoever picks its rows."
+    params, days = dict(tuned.params), tuned.params.get("lookback_days")
+    params.pop("lookback_days", None)
+    asked = [timedelta(days=days)] if days else []
+    back = min([*asked, *([problem.lookback] if problem.lookback else [])], default=None)
+    return Recipe(problem.features.hash, tuned.family, params, back)
 
 
 def followed(problem: Problem, recipe: Recipe) -> Tuned:

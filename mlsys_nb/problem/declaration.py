@@ -90,7 +90,7 @@ class Problem:
 
     @property
     def learner(self) -> Learner:
-        return asked_of(self.target.learner, self.learning)
+        return asked_of(self.target.learner, self.learning, self.lookback)
 
     @property
     def policy(self) -> str:  # Names costs, capacity and the share explored; every decision carries it
