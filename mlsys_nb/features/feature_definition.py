@@ -121,7 +121,7 @@ def check_aggregate(
 
 # %% ../../nbs/20_features/21_feature_definition.ipynb #8c7fe24c
 class Arithmetic:
-    "What `+ - * /` of features and numbers mean; see `arithmetic`."
+    "What `+ - * /` of features and numbers mean; see `transform_math`."
 
     def __add__(self: "Any", other: "Feature | float") -> "Feature":
         return arithmetic("add", self, other)

@@ -68,7 +68,7 @@ class Problem:
     notes: str = ""
     simulated: bool = False
     maturity: str = "0d"
-    per: str = ""  # A key whose values are tenants: each may have a version of its own (see `tenant`)
+    per: str = ""  # A key whose values are tenants: each may have a version of its own (see `tenant_key`)
     together: tuple[str, ...] = ()  # Rows alike in these are not independent; (): the keys
     entity: Mapping[str, str] = field(init=False, repr=False)  # What names one decision, and its types
     keys: tuple[str, ...] = field(init=False)  # What names whom it is about: rows of one are not independent

@@ -320,7 +320,9 @@ def measured(
         try:
             await app(scope, receive, watched)
         finally:
-            found = scope.get("route")  # put there by `access`; none where the head was refused before
+            found = scope.get(
+                "route"
+            )  # put there by `access_control`; none where the head was refused before
             name = found.name if found is not None else "other"
             metrics.answered(name, status, elapsed() - start)
 

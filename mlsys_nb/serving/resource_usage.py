@@ -34,7 +34,7 @@ class Expense:
 class Meter:
     "What a process has spent since it was last asked."
 
-    def __init__(self, metrics: Any) -> None:  # Of a running service (see `telemetry`)
+    def __init__(self, metrics: Any) -> None:  # Of a running service (see `prometheus_metrics`)
         self._metrics, self._computed = metrics, processor()
         self._before: dict[tuple[str, int], tuple[int, int]] = {}
         self._worked: dict[tuple[str, int], tuple[int, float]] = {}

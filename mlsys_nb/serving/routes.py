@@ -68,7 +68,7 @@ class Route:
     method: str  # GET, which answers HEAD as well, or POST
     path: str  # Such as /v1/{problem}/decisions/{part}
     role: str  # That a key must have
-    work: Work  # Takes an `Ask` (see `problems`)
+    work: Work  # Takes an `Ask` (see `served_problems`)
     browser: bool = False  # Whether the key may come as a password
     straight: Straight | None = None  # The same without waiting for anything, where that is possible
     large: bool = False  # Whether its body may be that of a batch

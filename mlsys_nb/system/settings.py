@@ -81,7 +81,7 @@ KEYS: Mapping[str, Key] = {
 }
 MASTER_KEYS: dict[
     Path, str
-] = {}  # By root: its key file, as the settings that were loaded last say; see `vault`
+] = {}  # By root: its key file, as the settings that were loaded last say; see `encryption`
 
 # %% ../../nbs/00_system/00_settings.ipynb #ecae8622
 class Places:
