@@ -266,6 +266,27 @@ def test_what_arrives_together_is_written_together_and_synced_once(world):
         assert deeds.count("written") == 2, "eight at a time"
 
 
+def test_a_loop_polls_between_two_quick_requests_where_no_thread_has_to_sync(world):
+    here, _, heads = world
+    life = _Life(replace(here, poll_seconds=0.5), ["churn"])
+    life.open()
+    line = fast_path.StraightLine(life.served, life.access, life.settings)
+    sent = [(name.encode(), value.encode()) for name, value in {"host": "localhost", **heads}.items()]
+    standing, given = line.standing(PATH.encode(), sent, ("127.0.0.1", 1)), []
+
+    async def quickly():
+        for n in (1, 2):
+            assert line(standing, b'{"customer_id": 13080}', given.append, True)
+            while len(given) < n:
+                await asyncio.sleep(0.001)
+        return line._poll.looking
+
+    try:
+        assert asyncio.run(quickly()) == (here.durable != "before answer")
+    finally:
+        life.close()
+
+
 def test_what_goes_wrong_with_one_harms_nobody_who_arrived_with_it(world):
     "A stranger, and one of whom the model cannot speak, among others; each is answered as if it had come alone."
     here, port, heads = world

@@ -307,7 +307,7 @@ class StraightLine:
         except Exception:
             return False
         turn.asked = asked
-        self._poll.asked(turn.marks[0], now)
+        self._poll.asked(turn.marks[0], now and service.log.writes)
         turn.marks.append(elapsed())
         self._waiting.append(turn)
         if now or len(self._waiting) >= _TOGETHER:
