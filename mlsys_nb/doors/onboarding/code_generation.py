@@ -20,7 +20,7 @@ from ...data.type_inference import ColumnGuess
 from .column_groups import filled_lines, group_code, group_columns
 from mlsys_nb.doors.onboarding.problem_proposal import (
     Proposal,
-    lookback_of,
+    activity_window,
     written_day,
     written_length,
     written_window,
@@ -108,7 +108,7 @@ def _source(proposal: Proposal, name: str, columns: list[str], time: str, origin
 
 # %% ../../../nbs/80_doors/81_onboarding/13_code_generation.ipynb #0fc3fadf
 def _history(proposal: Proposal, events: str) -> list[str]:
-    back = lookback_of(proposal.horizon) if proposal.horizon else 5 * proposal.every
+    back = activity_window(proposal.horizon) if proposal.horizon else 5 * proposal.every
     short, long = written_window(max(back // 12, timedelta(hours=1))), written_window(back)
     found = [
         f'f.time_since_last({events}).named("since_last"),',
@@ -149,7 +149,7 @@ def _events(proposal: Proposal, name: str, keys: list[str], time: str, columns: 
 # %% ../../../nbs/80_doors/81_onboarding/13_code_generation.ipynb #1ad12e06
 def _everyone(proposal: Proposal, rows: Origin) -> list[str]:
     name, look, horizon = proposal.name, proposal.look, written_window(proposal.horizon)
-    who, when, back = str(look.entity), str(look.time), written_window(lookback_of(proposal.horizon))
+    who, when, back = str(look.entity), str(look.time), written_window(activity_window(proposal.horizon))
     used = [c.name for c in proposal.used]
     features = "\n".join(f"    {line}" for line in _history(proposal, name))
     missed = max(round((1 - (proposal.rate or 0.5)) / max(proposal.rate or 0.5, 0.01), 1), 0.1)
@@ -164,7 +164,7 @@ def _everyone(proposal: Proposal, rows: Origin) -> list[str]:
         every={written_length(proposal.every)}, start={written_day(proposal.start)}, eligible=Criterion("count_{back}", ">=", 1)
     ),
     target=Happens(f.count({name}, "{horizon}").named("count_next"), "==", 0, "not seen in the next {horizon}"),
-    horizon={written_length(proposal.horizon)}, lookback={written_length(lookback_of(proposal.horizon))},
+    horizon={written_length(proposal.horizon)},
     rule=Rule.feature("since_last", "likelier", "the longer since the last time, the likelier"),
     costs=Costs("EUR", false_positive=1.0, false_negative={missed}, action="remind", otherwise="leave"),
 )''',

@@ -10,7 +10,7 @@ from datetime import timedelta
 
 from mlsys_nb.doors.onboarding.problem_proposal import (
     Proposal,
-    lookback_of,
+    activity_window,
     written_day,
     written_length,
     written_window,
@@ -42,7 +42,7 @@ def _candidates(proposal: Proposal, item: str) -> str:
     name, horizon, back = (
         proposal.name,
         written_window(proposal.horizon),
-        written_window(lookback_of(proposal.horizon)),
+        written_window(activity_window(proposal.horizon)),
     )
     refresh = written_window(min(proposal.horizon, timedelta(days=1)))
     return f'''offered = Candidates(
@@ -65,7 +65,7 @@ def next_item(
     "The code that asks which item comes next."
     name, names = proposal.name, proposal.names
     who, item = (names[str(column)] for column in (proposal.look.entity, proposal.look.item))
-    horizon, back = written_window(proposal.horizon), written_window(lookback_of(proposal.horizon))
+    horizon, back = written_window(proposal.horizon), written_window(activity_window(proposal.horizon))
     return [
         _chooser(name, who, item, back),
         _candidates(proposal, item),
@@ -74,7 +74,7 @@ def next_item(
     question="Which {item} will somebody seen in the last {back} take next, within {horizon}?",
     population=Everyone({written_length(proposal.every)}, {written_day(proposal.start)}, Criterion("count_{back}", ">=", 1)),
     target=Chosen(f.first({name}, "{item}", "{horizon}", by="{who}").named("next_{item}"), among=offered),
-    horizon={written_length(proposal.horizon)}, lookback={written_length(lookback_of(proposal.horizon))},
+    horizon={written_length(proposal.horizon)}, lookback={written_length(activity_window(proposal.horizon))},
     rule=Rule.feature("log_taken_{back}", "likelier", "what many took"),
     costs=PerHit("EUR", 1.0), limits=Limits(latency_ms=20.0),
 )''',
