@@ -23,7 +23,7 @@ import tools_world
 from caller import head
 from conftest import until
 from serving_world import HOME, JUNE, lines, make
-from test_delivery import hook  # noqa: F401
+from test_alert_delivery import hook  # noqa: F401
 from test_service import service
 
 from mlsys_nb.cases.churn import problem

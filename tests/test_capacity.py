@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 import visits_world as world
 from caller import post
-from test_stand_in import FIRST, at
+from test_cold_start_rule import FIRST, at
 
 from mlsys_nb.decisions.log import find_decision
 from mlsys_nb.doors.cli import main

@@ -128,7 +128,7 @@ def test_a_living_writer_is_not_swept_away(tmp_path: Path) -> None:
         import sys, time
         from pathlib import Path
         from mlsys_nb.system import temporary_files
-        with unfinished.temporary(Path(sys.argv[1]) / "slow", folder=True) as temporary:
+        with temporary_files.temporary(Path(sys.argv[1]) / "slow", folder=True) as temporary:
             (temporary / "rows").write_bytes(b"1")
             print("at work", flush=True)
             time.sleep(60)

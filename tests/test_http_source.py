@@ -323,7 +323,7 @@ CHILD = """
     from mlsys_nb.data import incremental_pull
     from mlsys_nb.system.clock import instant
     from mlsys_nb.system.settings import load_settings
-    pull.PART = 4
+    incremental_pull.PART = 4
     root, home, url, now = sys.argv[1:]
     SALES = Contract("sales", (Column("id", "int"), Column("price", "decimal"), Column("at", "time")), id="id")
     shop = HttpSource("sales", SALES, url + "/sales", paging=NextNumber(), watermark="id", since="min", overlap="5")

@@ -17,7 +17,7 @@ from unittest.mock import patch
 import pytest
 from serving_world import HOME, JUNE, lines, make
 from test_service import service
-from test_stream import RUN, redis_port  # noqa: F401
+from test_stream_source import RUN, redis_port  # noqa: F401
 
 from mlsys_nb.cases.churn import problem
 from mlsys_nb.decisions.log import read_decisions

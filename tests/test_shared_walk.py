@@ -8,7 +8,7 @@ import pytest
 from conftest import until
 from pages_world import make, problem
 from test_engines import redis_port  # noqa: F401
-from test_events import same_everywhere, service, start, view, wait_until_up
+from test_event_endpoint import same_everywhere, service, start, view, wait_until_up
 
 from mlsys_nb.decisions.log import read_decisions
 from mlsys_nb.features.store_sync import open_online

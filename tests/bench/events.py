@@ -21,7 +21,7 @@ os.environ.setdefault("MLSYS_OPEN", "loopback")  # what is measured here is the 
 
 import httpx
 from pages_world import make
-from test_events import service, view
+from test_event_endpoint import service, view
 
 from mlsys_nb.system.clock import SystemClock
 

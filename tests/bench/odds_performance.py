@@ -205,7 +205,7 @@ def looked(kind: Kind, rows: pl.DataFrame, given: Promise, rate: float) -> tuple
 
 @dataclass
 class Looks:
-    "The looks at a model, each asked as `follow_up.look_at` asks: alone, and where looks are frequent the newest three together."
+    "The looks at a model, each asked as `matured_outcomes.look_at` asks: alone, and where looks are frequent the newest three together."
 
     kind: Kind
     world: World

@@ -4,7 +4,7 @@
 
 A linear model of 200 customers a month, monthly looks. In a *quiet* year nothing changes but the months' own shocks; in one that
 *moves* what is known means something else from month to month. Each look asks the policy; a refresh or another recipe (of
-like worth) is judged by `contest.play` and `contest.verdict_on`, as in production, and what ships serves. Where another recipe is
+like worth) is judged by `champion_challenger.play` and `champion_challenger.verdict_on`, as in production, and what ships serves. Where another recipe is
 refused, the refresh of what serves is asked in the same run, as a second look. A shipped version is held against what its verdict
 stated in the first month that it serves.
 
