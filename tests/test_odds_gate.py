@@ -137,3 +137,8 @@ def test_the_record_keeps_what_no_step_writes(tmp_path, monkeypatch):
     long.write_table([step for step in long.STEPS if step.name == "odds"], tmp_path, "abc")
     said = long.TABLE.read_text()
     assert "## judgement: by hand\n\nkept" in said and "new words" in said and "old words" not in said
+
+
+def test_every_long_step_runs_files_that_are_there():
+    files = {word for step in long.STEPS for word in step.command if word.startswith("tests/")}
+    assert len(files) > 40 and not [name for name in files if not (long.ROOT / name).is_file()]

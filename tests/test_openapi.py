@@ -19,7 +19,7 @@ def statuses(name):
 def test_every_status_that_the_rooms_raise_is_described():
     text = "".join(
         (SOURCES / f"{room}.py").read_text()
-        for room in ("belonging", "endpoints", "predictor", "guard", "state")
+        for room in ("tenant_access", "endpoints", "predictor", "request_guard", "service_readiness")
     )
     raised = set(map(int, re.findall(r"Refusal\(\s*(\d{3}),", text))) - {500}
     assert raised >= {400, 404, 408, 409, 410, 413, 422, 503}

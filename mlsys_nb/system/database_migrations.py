@@ -112,6 +112,6 @@ def prepare(
     if missing:
         raise ControlError(
             f"the control tables at {database.name} lack {', '.join(missing)}, which the code declares; a changed "
-            "table needs a step in MIGRATIONS of system.control"
+            "table needs a step in MIGRATIONS of system.control_tables"
         )
     return schema

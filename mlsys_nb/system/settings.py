@@ -180,10 +180,10 @@ class Settings(Places):
     problems: Mapping[str, str] = field(default_factory=dict)
     deliver: Mapping[str, str] = field(
         default_factory=dict
-    )  # Channels that alerts go to, see monitoring.channel
+    )  # Channels that alerts go to, see monitoring.alert_channels
     schedule: Mapping[str, str] = field(default_factory=dict)  # Jobs by the calendar, see jobs.schedule
-    slo: Mapping[str, str] = field(default_factory=dict)  # What is promised, see serving.objectives
-    observe: Mapping[str, str] = field(default_factory=dict)  # What is told, see serving.logbook
+    slo: Mapping[str, str] = field(default_factory=dict)  # What is promised, see serving.slo
+    observe: Mapping[str, str] = field(default_factory=dict)  # What is told, see serving.service_logging
 
     @property
     def control_url(self) -> str:
