@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent / "bench"))
-import long
 import odds_choice
 from odds_gate import World, _worse, asked, foretold, lived, passes, worse_by_margin
 
@@ -127,18 +126,3 @@ def test_the_margin_is_a_share_of_what_the_one_that_serves_loses():
     poor, good, perfect = (sized_limits(limits, Number(), y, lost) for lost in (1e9, 2.0, 0.0))
     spread = Number().spread(y)
     assert poor.same == limits.same * spread and good.same == limits.same * 2.0 and perfect.same > 0
-
-
-def test_the_record_keeps_what_no_step_writes(tmp_path, monkeypatch):
-    "The fault: `make long` took the sections that somebody had written by hand out of the table."
-    monkeypatch.setattr(long, "TABLE", tmp_path / "LONG.md")
-    long.TABLE.write_text("# Checks\n\n## judgement: by hand\n\nkept\n\n## odds: old\n\nold words\n")
-    (tmp_path / "odds.txt").write_text("new words")
-    long.write_table([step for step in long.STEPS if step.name == "odds"], tmp_path, "abc")
-    said = long.TABLE.read_text()
-    assert "## judgement: by hand\n\nkept" in said and "new words" in said and "old words" not in said
-
-
-def test_every_long_step_runs_files_that_are_there():
-    files = {word for step in long.STEPS for word in step.command if word.startswith("tests/")}
-    assert len(files) > 40 and not [name for name in files if not (long.ROOT / name).is_file()]
