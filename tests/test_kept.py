@@ -11,6 +11,7 @@ import pytest
 from mlsys_nb.evaluation.gate_confidence import Question
 from mlsys_nb.learning import trial_cache
 from mlsys_nb.learning.recipe import Recipe
+from mlsys_nb.learning.split import TooLittleData
 from mlsys_nb.learning.trial_cache import KeptTrials
 from mlsys_nb.loop import champion_challenger as room
 from mlsys_nb.loop.champion_challenger import Contest, Incumbent, play
@@ -120,3 +121,29 @@ def test_a_damaged_answer_is_named_and_asked_anew(tmp_path, fits, caplog):
 def test_no_more_is_kept_than_asked(tmp_path):
     play(asked(kept=KeptTrials(tmp_path, most=7)))
     assert len(list(tmp_path.iterdir())) == 7
+
+
+DAY = timedelta(days=1)
+
+
+def quiet(begin, end):
+    "The year with nothing happening from one Friday to another."
+    still = pl.col("period").is_between(FRIDAYS[begin], FRIDAYS[end])
+    return ROWS.with_columns(label=pl.when(still).then(0).otherwise("label").cast(pl.Int8))
+
+
+def test_a_champion_that_forgets_more_than_the_challenger_judges_only_where_it_learns_anything():
+    short = replace(RECIPE, lookback=21 * DAY)
+    says = Incumbent(short, FRIDAYS[10], lambda part: np.full(part.height, 0.5))
+    far = replace(RECIPE, lookback=None)
+    change = {"recipe": far, "incumbent": says, "question": Question.CHANGE}
+    whole, broken = (play(asked(rows, **change)) for rows in (ROWS, quiet(20, 32)))
+    judged = [played.rows["origin"].n_unique() for played in (whole, broken)]
+    assert judged[0] > judged[1] > 1 and len(broken.predictions.champion) == broken.rows.height
+
+
+def test_where_the_newest_periods_hold_one_kind_of_outcome_nothing_ships_and_it_is_said():
+    short = replace(RECIPE, lookback=21 * DAY)
+    with pytest.raises(TooLittleData, match="one kind of outcome only and linear .*21 days back.*wait"):
+        play(asked(quiet(38, 43), recipe=short))
+    assert play(asked(quiet(38, 43), recipe=RECIPE)).shipped.n_rows > 60 * 10

@@ -29,6 +29,7 @@ from mlsys_nb.learning.tune import Effort, Tuned, tune
 from mlsys_nb.loop.retrain import _found
 from mlsys_nb.problem.dataset import Dataset
 from mlsys_nb.release.package import Model, PackageError, build, load, seal, serving_form
+from mlsys_nb.system.durable import json_bytes
 from mlsys_nb.system.settings import ProblemError
 
 START, DAY = datetime(2020, 1, 6, tzinfo=UTC), timedelta(days=1)
@@ -244,18 +245,58 @@ def test_the_family_that_does_best_is_asked_how_much_past():
     assert chosen.family == "boosting" and chosen.past.tried["log_loss"][0] == found[0] < found[1] - 0.1
 
 
+def only(rows, kind, begin, end):
+    "Rows with one kind of outcome from one day to another."
+    then = pl.col("moment").is_between(START + begin * DAY, START + end * DAY)
+    return rows.with_columns(label=pl.when(then).then(kind).otherwise(pl.col("label")).cast(pl.Int8))
+
+
+def asked_how_much(rows):
+    split = time_split(rows["moment"].unique().to_list(), 7 * DAY)
+    usual = asked_of(YES_OR_NO, Learning())
+    return how_much_past(Probability(), rows, split, tuple(FEATURES), usual, ("linear",))
+
+
 def test_a_way_that_cannot_be_learnt_from_is_left_out_and_the_others_are_asked():
-    rows = world(6, 40)
-    lucky = rows.with_columns(
-        label=pl.when(pl.col("moment") > START + 200 * DAY).then(1).otherwise(pl.col("label")).cast(pl.Int8)
-    )
-    split = time_split(lucky["moment"].unique().to_list(), 7 * DAY)
-    found = how_much_past(
-        Probability(), lucky, split, tuple(FEATURES), asked_of(YES_OR_NO, Learning()), ("linear",)
-    )
-    assert (
-        found.tried.height == 3 and found.tried["way"][0] == "everything"
-    )  # 22 days hold one kind of outcome
+    found = asked_how_much(only(world(6, 40), 1, 175, 210))  # 22 days hold one kind of outcome
+    assert found.tried["way"].to_list() == ["everything", "the last 91 days", "the last 45 days"]
+
+
+@pytest.mark.parametrize("days", [196, 231], ids=["before the validation", "in what ships"])
+def test_no_way_is_tried_that_leaves_nothing_to_learn_now(days):
+    "Outcomes that stopped make a short memory the best one, and leave it nothing."
+    rows = only(world(6, 40), 0, days, 280)
+    found = asked_how_much(rows)
+    assert found.tried["way"].to_list() == ["everything", "the last 91 days"]
+    chosen = tuned(rows, asked_of(YES_OR_NO, Learning()).how, 3)
+    assert chosen.trials.height == 3 and chosen.past.tried.equals(asked_how_much(rows).tried)
+
+
+def test_no_way_is_tried_that_leaves_one_period():
+    "The gate judges nothing of a recipe that learns from one period."
+    quarters = [datetime(2018 + i // 4, 1 + 3 * (i % 4), 1, tzinfo=UTC) for i in range(16)]
+    when = pl.col("moment").replace_strict({START + 7 * DAY * i: day for i, day in enumerate(quarters)})
+    found = asked_how_much(world(6, 16).with_columns(moment=when, period=when))
+    known = ["everything", "the last 365 days", "the last 182 days"]  # and no quarter
+    assert found.tried["way"].to_list() == known
+
+
+def test_a_search_whose_newest_rows_hold_one_kind_of_outcome_ends_and_can_be_sealed():
+    found = tuned(only(world(6, 24), 0, 128, 280), effort=3)
+    assert found.trials.height == 3 and found.trials["auc"].null_count() == 3
+    json_bytes(found.to_dict())
+
+
+def test_what_few_periods_say_of_the_past_can_be_sealed():
+    "Outcomes that differ came late: two blocks have anything to learn from before them."
+    found = asked_how_much(only(world(6, 40), 0, -1, 222))
+    assert "could tell" in found.reason and found.params == {}
+    json_bytes(found.to_dict())
+
+
+def test_one_way_that_is_declared_holds_for_the_rule_alone_too():
+    told = tuned(world(6, 24), Learning(lookbacks=(28 * DAY,)), families=("rule",))
+    assert told.params == {"lookback_days": 28.0} and told.past.reason == "declared"
 
 
 def test_how_far_back_a_search_found_stands_on_the_recipe_and_a_rule_of_the_problem_binds_it():

@@ -116,3 +116,13 @@ def test_losses_are_those_of_the_decisions_and_the_truth_loses_least():
     )
     assert found.row("rule")["loss"] > known.mean() - 0.01
     assert 0 <= worse_than_rule(found, "never") <= len(past.looks)
+
+
+def test_a_way_that_forgets_is_the_rule_where_it_leaves_one_kind_of_outcome():
+    past = history()
+    last, label = past.learnable["period"].max(), past.learnable.schema["label"]
+    quiet = pl.when(pl.col("period") >= last - 3 * PERIOD).then(pl.lit(0, label)).otherwise("label")
+    past = replace(past, learnable=past.learnable.with_columns(label=quiet))
+    days = 2 * PERIOD.total_seconds() / 86400
+    ways = {"linear": {}, "rule": {"lookback_days": days}}
+    assert [Fits(past).fitted(("linear", way), past.looks[-1]).family for way in ways.values()] == [*ways]

@@ -17,6 +17,7 @@ import polars as pl
 
 from ..evaluation.metrics_protocol import Judge, in_words
 from .link_functions import Learner
+from .recency_weights import within_lookback
 from .split import Split, rows_of_periods
 from .train import fit
 from .training_options import LOOKBACKS
@@ -97,12 +98,14 @@ def how_much_past(
     kept: KeptTrials | None = None,
 ) -> Past | None:  # None where there is nothing to choose from
     "The least forgetting that does not clearly lose against the best."
-    tried = ways(learner, _span(rows, split))
+    named = ways(learner, _span(rows, split))
+    tried = [way for way in named if _teaches(judge, rows, split, way)] or named[:1]
     probe = next((f for f in families if f != "rule"), None)
-    if tried == [{}] or probe is None:
+    if tried == [{}] or (probe is None and len(tried) > 1):
         return None
     if len(tried) == 1:
-        return Past(tried[0], "declared", pl.DataFrame({"way": [_named(tried[0])]}))
+        why = "declared" if len(named) == 1 else "nothing can be learnt now from what the others leave"
+        return Past(tried[0], why, pl.DataFrame({"way": [_named(tried[0])]}))
     pairs = list(blocks(rows, split))
     if len(pairs) < _LEAST:
         few = f"{len(pairs)} periods cannot tell change from chance, {_LEAST} could; the least is forgotten"
@@ -116,6 +119,19 @@ def _span(rows: pl.DataFrame, split: Split) -> timedelta:
     times = split.rows(rows, "known")["moment"]
     span: Any = times.max() - times.min()  # type: ignore[operator]
     return span
+
+
+def _teaches(judge: Judge, rows: pl.DataFrame, split: Split, way: dict[str, float]) -> bool:
+    "Whether a way leaves two periods, and outcomes that differ, of all that is fitted once it is chosen."
+    if "lookback_days" not in way:
+        return True
+    column = "period" if "period" in rows.columns else "moment"
+    for part in ("train", "known", "refit"):
+        left = within_lookback(split.rows(rows, part), column, way["lookback_days"])
+        kinds = judge.enough(judge.outcomes(left["label"])).values()
+        if left[column].n_unique() < 2 or not min(kinds, default=1):
+            return False
+    return True
 
 
 def _loss(
@@ -178,4 +194,5 @@ def _table(judge: Judge, tried: list[dict[str, float]], losses: np.ndarray, at: 
     )
     columns = {judge.loss: means, "gap": gaps.mean(axis=1), "error": error}
     names = [_named(way) for way in tried]
-    return pl.DataFrame({"way": names, **columns, "chosen": [i == at for i in range(len(tried))]})
+    table = pl.DataFrame({"way": names, **columns, "chosen": [i == at for i in range(len(tried))]})
+    return table.fill_nan(None)  # a manifest holds numbers

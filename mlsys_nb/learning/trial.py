@@ -76,9 +76,9 @@ class Task:
         encoded = given.encoder.encode(self.valid)
         if given.data.frame is not None:
             encoded = replace(encoded, frame=self.valid.select(self.features))
-        known = self.valid[self.label].is_not_null()
-        y = self.learner.outcomes(self.valid[self.label]) if known.all() else None
-        return given, encoded, None if y is None else (encoded, y)
+        if self.valid[self.label].null_count() or not min(self.judge.enough(self.y).values(), default=1):
+            return given, encoded, None  # of one kind of outcome ever more trees are ever surer
+        return given, encoded, (encoded, self.learner.outcomes(self.valid[self.label]))
 
     @cached_property
     def facts(self) -> dict[str, Any]:

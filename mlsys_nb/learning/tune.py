@@ -246,7 +246,8 @@ def leaderboard(judge: Judge, trials: Sequence[Trial], chosen: Trial) -> pl.Data
         | {"params": json.dumps(dict(t.params))}
         for i, t in enumerate(trials)
     ]
-    return pl.DataFrame(rows)
+    # Where one kind of outcome came nothing can be ranked, and a manifest holds numbers.
+    return pl.DataFrame(rows).with_columns(pl.col(judge.ranks).cast(pl.Float64).fill_nan(None))
 
 # %% ../../nbs/35_learning/37_tune.ipynb #8227f5ec
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import numpy as np
 import polars as pl
 
 from ..learning.model_correction import Corrigible, correction
+from ..learning.recency_weights import within_lookback
 from ..learning.split import TooLittleData, opens_of, time_split
 from ..learning.train import Fitted, default_params, fit, raw_sums
 from ..learning.tune import train_and_valid, tune
@@ -46,9 +47,9 @@ class Fits:
                 f"nothing is known at {now.isoformat()} to learn from; look at the history later"
             )
         judge = self.past.problem.target.judge
-        family, params = (
-            way if min(judge.enough(judge.outcomes(rows["label"])).values(), default=1) else SIMPLEST
-        )
+        seen = within_lookback(rows, "period", way[1].get("lookback_days"))
+        tells = min(judge.enough(judge.outcomes(seen["label"])).values(), default=1)
+        family, params = way if tells else SIMPLEST
         key = (family, *sorted(params.items()), rows["period"].min(), rows["period"].max())
         if key not in self._fitted:
             more = {"moment": "period", **self.engine}

@@ -19,6 +19,7 @@ from ..evaluation.clustered_intervals import Clustered, LevelWobble, judged_mean
 from ..evaluation.gate import Inquiry, Predictions, gate
 from ..evaluation.gate_confidence import Question
 from ..evaluation.gate_verdict import RefitMove, Verdict
+from ..evaluation.metrics_protocol import Judge
 from ..learning.recipe import Recipe
 from ..learning.split import RollingOrigin, TooLittleData, judging_origins, opens_of, rows_of_periods
 from ..learning.train import Fitted, fit
@@ -72,10 +73,12 @@ def _origins(contest: Contest) -> tuple[RollingOrigin, ...]:
 
 def _teaches(contest: Contest, periods: tuple[datetime, ...]) -> bool:
     "Whether there is something to learn in some periods."
-    judge, rows = contest.problem.target.judge, contest.at(periods)
-    return (
-        len(periods) > 1 and rows.height > 0 and min(judge.enough(judge.outcomes(rows["label"])).values()) > 0
-    )
+    return len(periods) > 1 and _tells(contest.problem.target.judge, contest.at(periods))
+
+
+def _tells(judge: Judge, rows: pl.DataFrame) -> bool:
+    "Whether outcomes of rows differ."
+    return rows.height > 0 and min(judge.enough(judge.outcomes(rows["label"])).values()) > 0
 
 
 def _wobble(contest: Contest, origins: tuple[RollingOrigin, ...]) -> LevelWobble:
@@ -176,8 +179,8 @@ def _rival(fits: _Fits, origin: RollingOrigin, rows: pl.DataFrame) -> Any | None
     if before is None:
         return None
     if contest.question is not Question.REFRESH:
-        known = origin.within(before.recipe.lookback)
-        return fits.predicted("incumbent", known, rows)
+        known = origin.within(before.recipe.lookback)  # it may forget more than the challenger
+        return fits.predicted("incumbent", known, rows) if _teaches(contest, known) else None
     age = max(contest.opens) - before.last
     final = before.last + contest.problem.matures_after <= origin.begins
     if final and origin.known[-1] - before.last >= age / 2:
@@ -251,8 +254,10 @@ def play(
     judged = [turn for turn in turns if contest.incumbent is None or turn.rival is not None]
     if not judged:
         raise TooLittleData(_nothing(contest, len(origins)))
-    newest, back = max(contest.opens), contest.recipe.lookback
-    shipped = fits.of("challenger", tuple(m for m in contest.opens if back is None or m >= newest - back))
+    teach = RollingOrigin(max(contest.opens), tuple(contest.opens), ()).within(contest.recipe.lookback)
+    if not _tells(contest.problem.target.judge, contest.at(teach)):
+        raise TooLittleData(_same(contest.recipe, teach[0]))
+    shipped = fits.of("challenger", teach)
     rows, p = _table(judged, "rival" if contest.incumbent else None)
     alone = [turn for turn in turns if turn.itself is not None]
     moved = _moves(fits, [turn.known for turn in judged], [turn.rows for turn in judged], shipped)
@@ -301,6 +306,8 @@ def _saved(fits: _Fits, known: tuple[datetime, ...], newest: pl.DataFrame, part:
     taught = contest.rows.filter(pl.col("period") >= last - back) if back else contest.rows
     fresh, strangers = pl.col("period") >= newest["period"].min(), part.select(keys).unique()
     taught = pl.concat([taught.filter(~fresh), taught.filter(fresh).join(strangers, on=keys, how="anti")])
+    if not _tells(judge, taught):
+        return np.zeros(part.height)
     moved = _fit(contest, taught, contest.problem.inputs, (contest.recipe.family, contest.recipe.params))
     y = judge.outcomes(part["label"])
     said = (fits.predicted("challenger", known, part), moved.predict(part))
@@ -308,6 +315,12 @@ def _saved(fits: _Fits, known: tuple[datetime, ...], newest: pl.DataFrame, part:
     return np.asarray(before - after)
 
 # %% ../../nbs/75_loop/76_champion_challenger.ipynb #60cdc310
+def _same(recipe: Recipe, begin: datetime) -> str:
+    "Why nothing can ship."
+    why = f"what ships learns from periods since {begin:%Y-%m-%d}, they hold one kind of outcome only and {recipe}"
+    return f"{why} reaches no further back; wait for more outcomes, or train without a recipe: a search reaches further"
+
+
 def _nothing(contest: Contest, n: int) -> str:
     "Why nothing can be judged."
     days = contest.problem.matures_after / timedelta(days=1)
