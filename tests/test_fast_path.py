@@ -287,6 +287,31 @@ def test_a_loop_polls_between_two_quick_requests_where_no_thread_has_to_sync(wor
         life.close()
 
 
+def test_nobody_is_alone_beside_another_connection_whether_a_head_came_before_or_not(world):
+    "Heads that differ, as those of a caller that traces its requests, had no loop sleep however many asked."
+    _, port, heads = world
+    told, real = [], fast_path.StraightLine.__call__
+
+    def watched(self, standing, body, give, now):
+        told.append(now)
+        return real(self, standing, body, give, now)
+
+    def ask(line, n):
+        line.sendall(request(heads, b'{"customer_id": 13080}', x_trace=str(n)))
+        assert answers(line)[0][0] == 200
+
+    with patch.object(fast_path.StraightLine, "__call__", watched):
+        with socket.create_connection(("127.0.0.1", port), 20) as one:
+            with socket.create_connection(("127.0.0.1", port), 20) as other:
+                for n in (0, 1, 1, 2):
+                    ask(other, n)
+                    ask(one, n)
+            assert not any(told[1:]), "the first may come before the second connection is there"
+            for n in range(200):
+                ask(one, n)
+    assert told[-1], "and alone again"
+
+
 def test_what_goes_wrong_with_one_harms_nobody_who_arrived_with_it(world):
     "A stranger, and one of whom the model cannot speak, among others; each is answered as if it had come alone."
     here, port, heads = world

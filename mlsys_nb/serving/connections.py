@@ -178,8 +178,9 @@ class _AtOnce(_Answers):
         "Whether nothing is on its way here."
         return (self.cycle is None or self.cycle.response_complete) and not self.flow.write_paused
 
-    def offered(self, standing: Any, body: bytes, now: bool) -> bool:
-        "Have it answered, if that can be done at once."
+    def offered(self, standing: Any, body: bytes) -> bool:
+        "Have it answered, if that can be done at once; among several others may be on their way."
+        now = len(self.server_state.connections) == 1
         before, self.cycle = self.cycle, self.waits
         self.waits.response_complete = False
         if self.straight is not None and self.straight(standing, body, self.give, now):
@@ -218,7 +219,7 @@ class _Known(_AtOnce):
             return False
         if standing.key is None and standing.peer != (self.client[0] if self.client else ""):
             return False
-        if not self.offered(standing, data[cut:], len(self.server_state.connections) == 1):
+        if not self.offered(standing, data[cut:]):
             self.passed = True
             return False
         if self.timer is not None:
@@ -233,7 +234,7 @@ class _Known(_AtOnce):
         if not parser.should_keep_alive() or self.transport.is_closing():
             return False
         standing = self.straight.standing(self.url, headers, self.client)
-        if standing is None or not self.offered(standing, body, True):
+        if standing is None or not self.offered(standing, body):
             return False
         cut = piece.find(b"\r\n\r\n") + 4
         if 4 < cut <= _LONGEST and piece[cut:] == body and b"transfer-encoding" not in dict(headers):
