@@ -19,6 +19,8 @@ from mlsys_nb.evaluation.binary_metrics import Probability
 from mlsys_nb.evaluation.regression_metrics import Number
 from mlsys_nb.learning.declared_rule import Rule
 from mlsys_nb.learning.link_functions import YES_OR_NO, Learner, asked_of
+from mlsys_nb.learning.recipe import Recipe
+from mlsys_nb.learning.search_reuse import revisit
 from mlsys_nb.learning.sklearn_estimators import Rival
 from mlsys_nb.learning.split import time_split
 from mlsys_nb.learning.train import fit
@@ -26,7 +28,7 @@ from mlsys_nb.learning.training_options import FAMILIES, LOOKBACKS, Learning
 from mlsys_nb.learning.training_window import blocks, how_much_past, ways
 from mlsys_nb.learning.trial_cache import KeptTrials
 from mlsys_nb.learning.tune import Effort, Tuned, tune
-from mlsys_nb.loop.retrain import _found
+from mlsys_nb.loop.retrain import _bound, _found
 from mlsys_nb.problem.dataset import Dataset
 from mlsys_nb.release.package import Model, PackageError, build, load, seal, serving_form
 from mlsys_nb.system.durable import json_bytes
@@ -305,6 +307,27 @@ def test_how_far_back_a_search_found_stands_on_the_recipe_and_a_rule_of_the_prob
     assert found.lookback == 365 * DAY and found.params == {"C": 0.1, "half_life_days": 30.0}
     assert _found(churn, tuned).lookback == churn.lookback == 90 * DAY
     assert _found(replace(churn, lookback=None), replace(tuned, params={"C": 0.1})).lookback is None
+
+
+def test_a_rule_that_a_problem_has_since_declared_binds_the_recipe_that_is_refreshed():
+    found = Recipe(churn.features.hash, "linear", {"C": 0.1})
+    assert _bound(churn, found).lookback == 90 * DAY
+    assert _bound(churn, replace(found, lookback=30 * DAY)) == replace(found, lookback=30 * DAY)
+    free = replace(churn, lookback=None)
+    assert _bound(free, found) == found and _bound(free, _bound(churn, found)).lookback == 90 * DAY
+
+
+def test_an_earlier_search_is_revisited_on_all_rows_where_its_memory_holds_one_kind_of_outcome_by_now():
+    rows, way = world(6, 40), {"C": 0.1, "segments": 1}
+    split = time_split(rows["moment"].unique().to_list(), 7 * DAY)
+    earlier = [
+        {"family": "linear", "params": json.dumps(p), "log_loss": 0.6 + i, "chosen": not i}
+        for i, p in enumerate([{**way, "lookback_days": 28.0}, {**way, "C": 1.0, "lookback_days": 28.0}])
+    ]
+    revisited = lambda part: revisit(Probability(), part, split, FEATURES, earlier, entity=["who"])
+    assert revisited(rows).params == {**way, "lookback_days": 28.0}
+    found = revisited(only(rows, 0, 210, 280))
+    assert found.params == way and "as before" in found.reason
 
 
 # What was tried is kept

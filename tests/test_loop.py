@@ -18,6 +18,7 @@ from mlsys_nb.decisions.outcomes import Ledger, Outcome, labelled
 from mlsys_nb.evaluation.gate_confidence import Question
 from mlsys_nb.features import count, point_in_time_join, sum
 from mlsys_nb.features.point_in_time_join import as_of
+from mlsys_nb.learning.recipe import Recipe
 from mlsys_nb.loop import pipeline, policy_execution, step_context
 from mlsys_nb.loop.attempt_history import attempts_of
 from mlsys_nb.loop.backtest import backtest
@@ -189,6 +190,15 @@ def test_a_step_that_was_interrupted_is_finished_and_not_decided_again(own, monk
     known = versions(place.control, own, "visits")
     families = [v.summary["family"] for v in known[noted.version - 1 :]]
     assert families[0] in ("linear", "boosting") and families[1:] == ["rule"] * noted.promotes
+
+
+def test_a_refresh_learns_no_older_rows_than_a_rule_that_was_declared_since(own):
+    place = at(own, 11)
+    before, month = replace(recipe_of(place.model), lookback=None), place.problem.lookback
+    made = pipeline.train_candidate(place, recipe=before)
+    fitted = made.played.shipped
+    assert fitted.train_end - fitted.train_start <= month and made.question is Question.REFRESH
+    assert Recipe.read(made.package.manifest["recipe"]) == replace(before, lookback=month)
 
 
 SEARCH = Upkeep("search", "the recipe is old", then="refresh")

@@ -20,6 +20,7 @@ from .link_functions import YES_OR_NO, Learner
 from .recency_weights import PAST
 from .split import Split
 from .training_options import FAMILIES
+from .training_window import teaches
 from .trial import Task, Trial, trial_of
 from .trial_cache import KeptTrials
 from .tune import Tuned, behind, leaderboard, train_and_valid
@@ -72,14 +73,15 @@ def revisit(
         raise ValueError(
             "an earlier search is revisited, the champion's manifest holds none; give n_trials above 0"
         )
-    past = {name: value for name, value in asked[-1][1].items() if name in PAST}
+    before = [(t["family"], json.loads(t["params"])) for t in earlier if t["chosen"]]
+    served, past = [one in before for one in asked], _memory(judge, rows, split, asked[-1][1])
+    asked = [(f, {n: x for n, x in way.items() if n in past or n not in PAST}) for f, way in asked]
     how: dict[str, Any] = {"kept": kept, "past": past, "stops": False}
     train, valid = train_and_valid(rows, split, entity)
     few = Task(judge, _sample(train, entity), valid, tuple(features), rule, learner, seed, threads, **how)
     trials = [trial_of(few, family, params, "earlier") for family, params in asked]
-    before = [(t["family"], json.loads(t["params"])) for t in earlier if t["chosen"]]
     best = min(trials, key=lambda t: t.loss)
-    stays = next((t for t, one in zip(trials, asked, strict=True) if one in before), best)
+    stays = next((t for t, was in zip(trials, served, strict=True) if was), best)
     groups = clusters(few.valid, entity) if entity else None
     gap, error = behind(stays, best, groups, seed)
     pair, said = (stays, best), f"{len(trials)} trials of an earlier search on {few.train.height:,} rows"
@@ -100,6 +102,12 @@ def _sample(rows: pl.DataFrame, entity: Sequence[str]) -> pl.DataFrame:
         return rows
     group = clusters(rows, entity) if entity else np.arange(rows.height)
     return rows.filter(pl.Series(group % every == 0))
+
+
+def _memory(judge: Judge, rows: pl.DataFrame, split: Split, params: Mapping[str, float]) -> dict[str, float]:
+    "How much past a trial learns from; all of it where so little teaches nothing any more."
+    past = {name: value for name, value in params.items() if name in PAST}
+    return past if teaches(judge, rows, split, past) else {n: x for n, x in past.items() if n != PAST[0]}
 
 
 def _on_all(whole: Task, pair: tuple[Trial, Trial]) -> tuple[Trial, Trial]:

@@ -24,7 +24,7 @@ from .training_options import LOOKBACKS
 from .trial_cache import KeptTrials, asked_once
 
 # %% auto #0
-__all__ = ['blocks', 'Past', 'ways', 'how_much_past']
+__all__ = ['blocks', 'Past', 'ways', 'how_much_past', 'teaches']
 
 # %% ../../nbs/35_learning/37_training_window.ipynb #47b1b426
 _BLOCKS, _LEAST = 8, 3  # Blocks that are asked about, and at least for an answer
@@ -99,7 +99,7 @@ def how_much_past(
 ) -> Past | None:  # None where there is nothing to choose from
     "The least forgetting that does not clearly lose against the best."
     named = ways(learner, _span(rows, split))
-    tried = [way for way in named if _teaches(judge, rows, split, way)] or named[:1]
+    tried = [way for way in named if teaches(judge, rows, split, way)] or named[:1]
     probe = next((f for f in families if f != "rule"), None)
     if tried == [{}] or (probe is None and len(tried) > 1):
         return None
@@ -121,7 +121,12 @@ def _span(rows: pl.DataFrame, split: Split) -> timedelta:
     return span
 
 
-def _teaches(judge: Judge, rows: pl.DataFrame, split: Split, way: dict[str, float]) -> bool:
+def teaches(
+    judge: Judge,
+    rows: pl.DataFrame,  # Labelled rows of all moments
+    split: Split,
+    way: dict[str, float],
+) -> bool:
     "Whether a way leaves two periods, and outcomes that differ, of all that is fitted once it is chosen."
     if "lookback_days" not in way:
         return True

@@ -122,7 +122,7 @@ def train_candidate(
             tuned, split = _searched(at, dataset, n_trials, seed)
         made = _found(problem, tuned)
     else:
-        tuned, split, made = followed(problem, recipe), None, recipe
+        tuned, split, made = followed(problem, recipe), None, _bound(problem, recipe)
     before = incumbent(at, champion) if champion else None
     again = before is not None and made.hash == before.recipe.hash
     question = Question.FIRST if before is None else Question.REFRESH if recipe or again else Question.CHANGE
@@ -151,9 +151,14 @@ def _found(problem: Problem, tuned: Tuned) -> Recipe:
     "The recipe that a search has found; how far back it reaches stands on it, for whoever picks its rows."
     params, days = dict(tuned.params), tuned.params.get("lookback_days")
     params.pop("lookback_days", None)
-    asked = [timedelta(days=days)] if days else []
-    back = min([*asked, *([problem.lookback] if problem.lookback else [])], default=None)
-    return Recipe(problem.features.hash, tuned.family, params, back)
+    back = timedelta(days=days) if days else None
+    return _bound(problem, Recipe(problem.features.hash, tuned.family, params, back))
+
+
+def _bound(problem: Problem, recipe: Recipe) -> Recipe:
+    "A recipe within the problem's own lookback, a rule that binds whatever was found, and whenever."
+    known = [back for back in (recipe.lookback, problem.lookback) if back is not None]
+    return replace(recipe, lookback=min(known, default=None))
 
 
 def followed(problem: Problem, recipe: Recipe) -> Tuned:
