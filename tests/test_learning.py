@@ -25,7 +25,7 @@ from mlsys_nb.learning.sklearn_estimators import Rival
 from mlsys_nb.learning.split import time_split
 from mlsys_nb.learning.train import fit
 from mlsys_nb.learning.training_options import FAMILIES, LOOKBACKS, Learning
-from mlsys_nb.learning.training_window import blocks, how_much_past, ways
+from mlsys_nb.learning.training_window import _chosen, blocks, how_much_past, ways
 from mlsys_nb.learning.trial_cache import KeptTrials
 from mlsys_nb.learning.tune import Effort, Tuned, tune
 from mlsys_nb.loop.retrain import _bound, _found
@@ -233,6 +233,15 @@ def test_of_very_many_rows_some_of_every_moment_are_learnt_from(monkeypatch):
     assert early["moment"].n_unique() > 25 and early["who"].n_unique() > 100
 
 
+def test_the_least_forgetting_within_one_standard_error_is_taken_and_no_more():
+    tried = [{}, {"lookback_days": 91.0}, {"lookback_days": 45.0}]
+    best, apart = np.full(4, 0.5), np.array([-0.03, 0.05, -0.03, 0.05])  # .01 on average, error .023
+    for far, chosen in ((apart, 0), (apart + 0.1, 1)):
+        found = _chosen(Probability(), tried, np.stack([best + far, best + apart, best]))
+        assert found.params == tried[chosen] and found.tried["chosen"].to_list().index(True) == chosen
+        assert "within one standard error of the last 45 days: 0.0100 <= 0.0231" in found.reason
+
+
 def test_the_family_that_does_best_is_asked_how_much_past():
     rows = world(5, 40).with_columns(
         label=(pl.col("a").fill_null(0) * pl.col("b").fill_null(0) > 0).cast(pl.Int8)
@@ -281,6 +290,12 @@ def test_no_way_is_tried_that_leaves_one_period():
     found = asked_how_much(world(6, 16).with_columns(moment=when, period=when))
     known = ["everything", "the last 365 days", "the last 182 days"]  # and no quarter
     assert found.tried["way"].to_list() == known
+
+
+def test_what_is_named_and_teaches_nothing_now_is_told_and_not_passed_over():
+    told = tuned(only(world(6, 40), 0, 210, 280), Learning(lookbacks=(28 * DAY, None)), 3)
+    assert told.past.params == {} and "nothing can be learnt now" in told._repr_html_()
+    json_bytes(told.to_dict())
 
 
 def test_a_search_whose_newest_rows_hold_one_kind_of_outcome_ends_and_can_be_sealed():

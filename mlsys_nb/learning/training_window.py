@@ -101,7 +101,7 @@ def how_much_past(
     named = ways(learner, _span(rows, split))
     tried = [way for way in named if teaches(judge, rows, split, way)] or named[:1]
     probe = next((f for f in families if f != "rule"), None)
-    if tried == [{}] or (probe is None and len(tried) > 1):
+    if named == [{}] or (probe is None and len(tried) > 1):
         return None
     if len(tried) == 1:
         why = "declared" if len(named) == 1 else "nothing can be learnt now from what the others leave"
