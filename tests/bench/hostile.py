@@ -103,7 +103,7 @@ def main() -> None:
             "MLSYS_DURABLE": "within 5 ms",
             "MLSYS_CONNECTIONS_OF_ONE": "2048",
         }  # all callers have one address here
-        with process(SERVE, folder, **settings) as (port, child):
+        with process(SERVE, folder, **settings) as (port, child, _):
             asked(port, bodies, path, 4, 1.0, heads)
             alone = asked(port, bodies, path, 4, given.seconds, heads)
             enemies = Hostile(port, heads, bodies[0])

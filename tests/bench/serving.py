@@ -48,13 +48,13 @@ model, app = joblib.load(sys.argv[1] + "/peer/joblib"), FastAPI()
 @app.post("/invocations")
 def invocations(asked: dict) -> dict:
     return {"prediction": float(model.predict_proba(pd.DataFrame(asked["dataframe_records"]))[0, 1])}
-uvicorn.run(app, port=int(sys.argv[3]), log_level="warning", access_log=False)
+uvicorn.run(app, port=int(sys.argv[3]), log_level="critical", access_log=False)
 """
 MLFLOW = """
 import sys, mlflow, uvicorn
 from mlflow.pyfunc.scoring_server import init
 app = init(mlflow.pyfunc.load_model(sys.argv[1] + "/peer/mlflow"))
-uvicorn.run(app, port=int(sys.argv[3]), log_level="warning", access_log=False)
+uvicorn.run(app, port=int(sys.argv[3]), log_level="critical", access_log=False)
 """
 PEERS = {"FastAPI, joblib": FASTAPI, "MLflow's server": MLFLOW}
 
@@ -65,7 +65,8 @@ def free() -> int:
 
 
 @contextmanager
-def process(code: str, root: str, **environment: str) -> Iterator[tuple[int, subprocess.Popen]]:
+def process(code: str, root: str, **environment: str) -> Iterator[tuple[int, subprocess.Popen, float]]:
+    "A server that answers: its port, its process, and the seconds that its start took."
     port = free()
     command = [sys.executable, "-c", code, root, str(TESTS.parent), str(port)]
     started = time.perf_counter()
@@ -78,11 +79,7 @@ def process(code: str, root: str, **environment: str) -> Iterator[tuple[int, sub
                 break
             except OSError:
                 time.sleep(0.01)
-        print(
-            f"   started in {time.perf_counter() - started:.2f} s, {spent(child.pid):.2f} s of CPU",
-            flush=True,
-        )
-        yield port, child
+        yield port, child, time.perf_counter() - started
     finally:
         child.terminate()
         child.wait(30)
@@ -153,10 +150,13 @@ def spent(pid: int) -> float:
     return (int(told[11]) + int(told[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def fsync_ms(folder: Path, n: int = 200) -> float:
-    "One write of a record with its fsync on this disk, median."
+def fsync_ms(folder: Path, pause: float = 0.0, n: int = 300) -> float:
+    "One write of a record with its fsync on this disk, median; one right after the other, or with other work between them, as between two requests."
     handle, times = os.open(folder / "probe", os.O_CREAT | os.O_WRONLY), []
     for _ in range(n):
+        busy = time.perf_counter() + pause
+        while time.perf_counter() < busy:
+            pass
         start = time.perf_counter()
         os.write(handle, b"x" * 700)
         os.fdatasync(handle)
@@ -226,9 +226,9 @@ def main() -> None:
         customers = lines()["customer_id"].drop_nulls().unique().sort().to_list()
         bodies = [b'{"customer_id": %d}' % c for c in customers]
         path, heads = "/v1/churn/predictions", head(folder)  # the key's check is part of the path
-        print(f"one fsync of this disk: {fsync_ms(Path(folder)):.2f} ms")
+        sync, paused = (fsync_ms(Path(folder), pause) for pause in (0.0, 0.0003))
         table: list[tuple[str, int, float, float, float, float]] = []
-        took: dict[str, list[tuple[str, float]]] = {}
+        about: list[str] = []  # What is said of each below the table
         for name, code, environment in (
             ("echo", ECHO, {}),
             ("before answer", SERVE, {}),
@@ -237,49 +237,49 @@ def main() -> None:
         ):
             if given.durable and name not in ("echo", given.durable):
                 continue
-            with process(code, folder, **environment) as (port, child):
+            with process(code, folder, **environment) as (port, child, start):
                 asked(port, bodies, path, 4, 1.0, heads)
                 for connections in (1, 8, 32):
                     before = spent(child.pid)
                     rate, p50, p99 = asked(port, bodies, path, connections, given.seconds, heads)
-                    each = 1e6 * (spent(child.pid) - before) / (rate * given.seconds)
+                    each = 1e6 * (spent(child.pid) - before) / max(rate * given.seconds, 1)
                     table.append((name, connections, rate, p50, p99, each))
                     line = "   {:14} {:3} connections {:8.0f} a second, p50 {:.3f} ms, p99 {:.3f} ms, {:.0f} us of CPU"
                     print(line.format(*table[-1]), flush=True)
-                print(f"   {resident(child.pid):.0f} MiB", flush=True)
+                memory = resident(child.pid)
                 if name != "echo":
-                    took[name] = stages(port, heads)
+                    told = ", ".join(f"{stage} {us:.0f}" for stage, us in stages(port, heads))
+                    about.append(f"{name:14} us by stage, mean: {told}")
                 alone = next(p50 for who, c, _, p50, *_ in table if (who, c) == (name, 1))
                 with neighbours():
                     _, p50, p99 = asked(port, bodies, path, 1, given.seconds, heads)
-                print(
-                    f"   beside a busy neighbour a core: p50 {p50:.3f} ms ({p50 / alone:.1f}x), p99 {p99:.3f}",
-                    flush=True,
+                about.append(
+                    f"{name:14} started in {start:.2f} s, {memory:.0f} MiB; beside a busy neighbour a core p50 {p50:.3f} ms ({p50 / alone:.1f}x), p99 {p99:.3f}"
                 )
         rows, json_head = peers(Path(folder), given.family), {"Content-Type": "application/json"}
         for name, code in PEERS.items():
-            with process(code, folder) as (port, child):
+            with process(code, folder) as (port, child, _):
                 asked(port, rows, "/invocations", 1, 0.5, json_head)
                 before = spent(child.pid)
                 rate, p50, p99 = asked(port, rows, "/invocations", 8, given.seconds, json_head)
-                each = 1e6 * (spent(child.pid) - before) / (rate * given.seconds)
-                print(
-                    f"   {name:16} {rate:8.0f} a second, p50 {p50:.3f} ms, {each:.0f} us of CPU", flush=True
+                each = 1e6 * (spent(child.pid) - before) / max(rate * given.seconds, 1)
+                times = ", ".join(
+                    f"{who} {ours / max(rate, 1 / given.seconds):.0f}x, {each / cost:.0f}x by CPU"
+                    for who, c, ours, _, _, cost in table
+                    if c == 8 and who != "echo"
                 )
-                for who, c, ours, _, _, cost in table:
-                    if c == 8 and who != "echo":
-                        told = f"{ours / rate:.0f}x the requests a second, {each / cost:.0f}x by CPU"
-                        print(f"   {who:16} 8 connections: {told}", flush=True)
+                about.append(
+                    f"{name:16} {rate:8.0f} a second at 8 connections, p50 {p50:.3f} ms, {each:.0f} us of CPU; as many requests a second: {times}"
+                )
     echo = {c: (rate, each) for name, c, rate, _, _, each in table if name == "echo"}
     print(
-        f"== serving, load {os.getloadavg()[0]:.1f}: requests a second and CPU a request, both also against the echo"
+        f"== serving, load {os.getloadavg()[0]:.1f}; one fsync of this disk {sync:.3f} ms, {paused:.3f} after .3 ms of other work; requests a second and CPU a request, both also against the echo"
     )
     for name, connections, rate, p50, p99, each in table:
         of, less = rate / echo[connections][0], echo[connections][1] / each
         told = f"p50 {p50:.3f} ms, p99 {p99:.3f} ms, {each:.0f} us of CPU ({less:.0%})"
         print(f"{name:14} {connections:3} connections {rate:8.0f} a second ({of:.0%}), {told}")
-    for name, each_stage in took.items():
-        print(f"{name:14} us by stage, mean: " + ", ".join(f"{stage} {us:.0f}" for stage, us in each_stage))
+    print(*about, sep="\n")
 
 
 if __name__ == "__main__":
