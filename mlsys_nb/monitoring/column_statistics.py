@@ -123,16 +123,20 @@ def _shares(count: np.ndarray, n: np.ndarray, usual: float) -> tuple[np.ndarray,
 def _beside(
     counts: np.ndarray, n: np.ndarray, usual: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:  # Counts; rows that each rests on
-    "Counts as they would be, had the value that moved most kept its usual share."
-    share, at = counts / np.maximum(n, 1)[:, None], np.arange(len(counts))
-    lead = np.abs(share - usual).argmax(axis=1)
-    left = np.maximum(1 - share[at, lead], 0.5 / np.maximum(n, 1)) / np.maximum(1 - usual[lead], 1e-9)
-    beside, rests = (
-        counts / left[:, None],
-        np.maximum(n * np.where(left < 0.5, left, 1), 1)[:, None] * np.ones(counts.shape[1]),
-    )
-    beside[at, lead], rests[at, lead] = counts[at, lead], np.maximum(n, 1)
-    return np.minimum(beside, n[:, None]), rests
+    "Counts as they would be, had most of the other values kept their usual shares of the rest."
+    rows = np.maximum(n, 1)[:, None]
+    ratio = (counts + 0.5) / (rows * usual + 0.5)
+    order = np.argsort(ratio, axis=1)
+    weight = np.where(np.eye(len(usual), dtype=bool), 0.0, usual**0.5)  # One row a value: of the others
+    all_of_it, most = weight.sum(axis=1), weight.max(axis=1)
+    below = weight[:, order].cumsum(axis=2)  # Values x periods x ranks
+    at = (below < all_of_it[:, None, None] / 2 - 1e-12).sum(axis=2).clip(max=len(usual) - 1)
+    rest = (1 - usual) * np.take_along_axis(ratio, np.take_along_axis(order, at.T, axis=1), axis=1)
+    share = counts / rows
+    few = most > all_of_it / 2  # One of them is the median
+    noise = np.where(few, 1, np.pi / 2) / np.maximum(np.where(few, most**2, (weight**2).sum(axis=1)), 1e-12)
+    doubt = (1 - usual) * (1 + usual * noise)
+    return share / np.maximum(share + rest, 1e-12) * rows, rows / np.maximum(doubt, 1.0)
 
 # %% ../../nbs/60_monitoring/60_column_statistics.ipynb #8434025d
 def readable(

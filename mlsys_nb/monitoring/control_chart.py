@@ -260,7 +260,7 @@ def quiet_from(
     behaviours = [Behaviour(m)] * len(series)
     for word in dict.fromkeys(alike):
         at = np.flatnonzero(np.array(alike) == word)
-        centre[at], square[at], found = _group(rest[at], real[at] * (length - 1), floor[at])
+        centre[at], square[at], found = _group(rest[at], real[at] * (length - 1), floor[at], word)
         for i, one in zip(at, found, strict=True):
             behaviours[i] = one
     square = np.maximum(square * (1 + real * length / m), floor)
@@ -272,7 +272,7 @@ def quiet_from(
 
 # %% ../../nbs/60_monitoring/60_control_chart.ipynb #40738f9a
 def _group(
-    rest: np.ndarray, spent: np.ndarray, floor: np.ndarray
+    rest: np.ndarray, spent: np.ndarray, floor: np.ndarray, word: str
 ) -> tuple[np.ndarray, np.ndarray, list[Behaviour]]:
     "Centre, squared spread and behaviour of parts that are alike."
     m, moves = rest.shape[1], rest.std(axis=1) > 1e-9
@@ -282,7 +282,7 @@ def _group(
     centre, square = rest.mean(axis=1), np.zeros(len(rest))
     for nu in set(freedom[moves].tolist()):
         mine = np.flatnonzero(moves & (freedom == nu))
-        hidden = nu < 10 and m >= 20
+        hidden = nu < 10 and m >= 20 and word != "stuck"  # drawing is no normal noise in sameness
         centre[mine], alone, own = _alone(rest[mine], spent[mine], floor[mine], (nu, hidden))
         prior, common = _prior(alone, own)
         square[mine], lent[mine] = _moderated(alone, common, prior, own), prior

@@ -216,7 +216,7 @@ def judge(profile: Profile, chart: Chart, lens: tuple[int, int], odds: Odds) -> 
     told = zip(chart.before.lens, chart.before.group, strict=True)
     windows = [w for w in WINDOWS if w <= chart.scores.shape[1]]
     charts = tuple((i, w) for i, here in enumerate(told) if here == lens for w in windows)
-    mark, alert = _budget(profile, lens[1], odds)
+    mark, alert = _budget(profile, lens, odds)
     weights, rows = _weights(chart, [i for i, _ in charts]), []
     for which, window in charts:
         share = WINDOWS[window] / sum(WINDOWS[w] for w in windows)
@@ -259,18 +259,17 @@ def _readings(profile: Profile, lens: int) -> int:
     return sum(one.feature == profile.lenses[lens].feature for one in profile.lenses)
 
 
-def _budget(profile: Profile, group: int, odds: Odds) -> tuple[float, float]:
+def _budget(profile: Profile, lens: tuple[int, int], odds: Odds) -> tuple[float, float]:
     "Odds of a mark and of an alert that one feature has a day."
     whole = 1.0 if not profile.slices else 1 - _SLICES
-    share = whole if group == 0 else _SLICES / len(profile.slices)
+    share = whole if lens[1] == 0 else _SLICES / len(profile.slices)
     mark, alert = odds.marks / _MONTH, odds.alerts / _YEAR / len(profile.features) * _JOINT
-    return _GIVEN[0] * mark * share, _GIVEN[1] * alert * share
+    given = _GIVEN[profile.lenses[lens[0]].kind]
+    return given[0] * mark * share, given[1] * alert * share
 
 
-_GIVEN = (
-    1.5,
-    1.75,
-)  # Odds of marks and alerts given out for each that is stated: quiet years use about half of them
+# Odds of marks and alerts given out for each that is stated: quiet years of numbers use about half of them
+_GIVEN = {"number": (1.5, 1.75), "category": (1.0, 1.0)}
 _JOINT = 0.9  # The rest of the alerts' odds belongs to joint change
 
 # %% ../../nbs/60_monitoring/61_drift.ipynb #c5192abd
