@@ -91,11 +91,15 @@ def state() -> str:
     return digest.hexdigest()[:16]
 
 
+FAILED = ".failed.txt"  # What a step said that did not pass: it is in the table, and run again
+
+
 def passed(step: Step, kept: Path) -> bool:
-    "Whether a step passed, now or before on this state of the code; what it says is shown as it comes and kept when it passed."
-    said = kept / f"{step.name}.txt"
+    "Whether a step passed, now or before on this state of the code; what it says is shown as it comes, and kept."
+    said, failure = (kept / f"{step.name}{end}" for end in (".txt", FAILED))
     if said.exists():
         return True
+    failure.unlink(missing_ok=True)
     print(f"== {step.name}: {step.says}", flush=True)
     start, lines, before = monotonic(), [], f"{step.name} | " if step.beside else "   "
     process = subprocess.Popen(step.command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
@@ -108,8 +112,7 @@ def passed(step: Step, kept: Path) -> bool:
     text = "\n".join([*lines[last:], f"({monotonic() - start:.0f} s)"]).lstrip("= ")
     failed = process.wait()
     print(f"== {step.name} {f'failed with exit code {failed}' if failed else 'passed'} after {monotonic() - start:.0f} s", flush=True)  # fmt: skip
-    if not failed:
-        said.write_text(text)
+    (failure if failed else said).write_text(text)
     return not failed
 
 
@@ -128,8 +131,10 @@ def table(before: str, steps: list[Step], kept: Path, now: str) -> str:
     "The text of the table with what these steps said in the place of what they said before; what was written by hand stays."
     parts = dict(SECTION.findall(before))
     for step in steps:
-        if (kept / f"{step.name}.txt").exists():
-            said = f"`make long` on commit {now}:\n\n```text\n{(kept / f'{step.name}.txt').read_text().strip()}\n```"
+        for told, end in (("", ".txt"), (", failed", FAILED)):
+            if not (words := kept / f"{step.name}{end}").exists():
+                continue
+            said = f"`make long` on commit {now}{told}:\n\n```text\n{words.read_text().strip()}\n```"
             _, _, rest = parts.get(step.name, "").partition("\n")
             written = SAID.split(rest, maxsplit=1) if SAID.search(rest) else ["\n", f"\n{rest}"]
             parts[step.name] = step.says + "\n" + said.join(written)

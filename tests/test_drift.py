@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from conftest import FULL
 
 from mlsys_nb.monitoring.binning import DriftError
+from mlsys_nb.monitoring.column_statistics import figures
 from mlsys_nb.monitoring.drift import Odds, drift_check, drift_of
 from mlsys_nb.monitoring.histogram_sketch import sketch_frame
 from mlsys_nb.monitoring.training_profile import profile_from, reference_profile
@@ -273,6 +275,7 @@ def test_odd_columns():
     [
         odds.World("lognormal", 0.05), odds.World("rare binary", 0.3), odds.World(wobble=0.1, rho=0.8),
         odds.World(wobble=0.1, tails=3), odds.World("Poisson", 0.1, 0.3, week=0.3),
+        odds.World("yes or no", 0.1), odds.World("3 values", 0.05, tails=3),
         odds.World("one of 4 values strays", 0.05, tails=3), odds.World("two thirds hold one of 12 values", 0.3, tails=3, every=7),
     ],
     ids=str,
@@ -282,6 +285,24 @@ def test_quiet_years_are_quiet(world):
     marks, alerts = odds.quiet_rows(3, 11, (world,))
     assert marks["measured"] <= 0.01 + 0.01, marks
     assert alerts["measured"] <= 1 / 3, alerts
+
+
+def test_sameness_that_follows_weekdays_is_not_stuck():
+    "The fault: of a column mostly nought, three weekdays in a row were three unheard-of ones in three of these eight years."
+    (_, alerts) = odds.quiet_rows(8, 0, (odds.World("zero-inflated", 0.1, 0.3, week=0.3),))
+    assert alerts["measured"] <= 1 / 8, alerts
+
+
+def test_of_two_values_each_is_its_share():
+    "The fault: which of two equal moves led was decided by rounding, day by day, and the other's share then was the usual one."
+    counts = np.random.default_rng(0).binomial(5000, 0.3, 40)[:, None] * [1, 0, 0, 0, 0] + [0, 0, 0, 0, 5]
+    counts[:, 1] = 5000 - counts[:, 0]
+    yes = replace(odds.lens("yes or no"), masses=(0.3, 0.7, 0.0, 0.0))
+    told = figures(yes, counts)
+    assert (
+        np.allclose(np.sin(told.values[:2] / 2) ** 2, counts[:, :2].T / 5000)
+        and (told.rows[:2] == 5000).all()
+    )
 
 
 def test_a_quiet_real_stream_has_no_alarm_in_eleven_of_eleven_looks():

@@ -44,7 +44,10 @@ def test_a_step_that_passed_is_not_run_again_and_one_that_failed_is(tmp_path, be
     )
     assert long.passed(step("one", code.format(0), beside=beside), tmp_path)
     assert long.passed(step("one", code.format(0), beside=beside), tmp_path) and told.read_text() == "xx"
-    assert (tmp_path / "one.txt").read_text().startswith("words\nmore\n(")
+    after = long.table(before, [one], tmp_path, "abc")
+    assert (
+        "on commit abc:\n\n```text\nwords\nmore\n(" in after and "failed" not in after and "by hand" in after
+    )
 
 
 def test_two_steps_run_at_once_and_the_others_alone(tmp_path, monkeypatch, capsys):
