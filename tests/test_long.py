@@ -38,10 +38,9 @@ def test_the_table_keeps_what_no_step_writes(tmp_path):
 def test_a_step_that_passed_is_not_run_again_and_one_that_failed_is(tmp_path, beside):
     told = tmp_path / "told"
     code = f"open({str(told)!r}, 'a').write('x'); print('before'); print('== words'); print('more'); raise SystemExit({{}})"
-    assert (
-        not long.passed(step("one", code.format(3), beside=beside), tmp_path)
-        and not (tmp_path / "one.txt").exists()
-    )
+    one, before = step("one", code.format(3), beside=beside), "# Checks\n\n## one: old\n\nby hand\n"
+    assert not long.passed(one, tmp_path) and not (tmp_path / "one.txt").exists()
+    assert "on commit abc, failed:\n\n```text\nwords\nmore\n(" in long.table(before, [one], tmp_path, "abc")
     assert long.passed(step("one", code.format(0), beside=beside), tmp_path)
     assert long.passed(step("one", code.format(0), beside=beside), tmp_path) and told.read_text() == "xx"
     after = long.table(before, [one], tmp_path, "abc")
