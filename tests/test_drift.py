@@ -333,7 +333,15 @@ def test_a_rate_is_told_with_its_interval_and_what_that_says_of_the_aim():
         (0, "<= 0.05"), (9, "<= 0.05"), (40, "<= 0.05"), (200, ">= 0.95"), (190, ">= 0.95"), (100, ">= 0.95"), (3, "power"),
     )]  # fmt: skip
     assert said == ["met", "open", "missed", "met", "open", "missed", ""]
-    assert rates.text(rates.line("c", "w", 1, 20, "<= 0.05")).endswith("aim <= 0.05, n 20  open")
+    row = rates.line("c", "w", 1, 20, "<= 0.05")
+    assert rates.text(row).endswith("aim <= 0.05, n 20  open")
+    assert [line.split()[0] for line in rates.by_claim([row, {**row, "claim": "d"}, row]).splitlines()] == [
+        "c,",
+        "w",
+        "w",
+        "d,",
+        "w",
+    ]
 
 
 ROWS_OF = {

@@ -16,7 +16,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
-from rates import printed  # noqa: E402
+from rates import by_claim, printed  # noqa: E402
 
 
 def main() -> None:
@@ -30,10 +30,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", choices=parts, action="append", help="one part")
     given = parser.parse_args()
-    print("== odds")
+    rows = []
     for part in given.only or parts:
         print(part)
-        printed(importlib.import_module(f"odds_{part}").rows(given.n, given.seed))
+        rows += printed(importlib.import_module(f"odds_{part}").rows(given.n, given.seed))
+    print(f"== {given.n} draws, seed {given.seed}\n{by_claim(rows)}")
 
 
 if __name__ == "__main__":

@@ -39,7 +39,19 @@ def text(row: dict[str, Any]) -> str:
     return f"{row['claim']:60} {row['world']:60} {shown}  aim {row['aim']}, n {row['n']:,}  {verdict(row)}".rstrip()
 
 
-def printed(rows: Iterable[dict[str, Any]]) -> None:
+def printed(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     "All lines, each as soon as it is known."
+    kept = []
     for row in rows:
         print(text(row), flush=True)
+        kept.append(row)
+    return kept
+
+
+def by_claim(rows: Iterable[dict[str, Any]]) -> str:
+    "The same below each claim, for a table."
+    told: dict[str, list[str]] = {}
+    for row in rows:
+        shown = f"  {row['world']:82} {row['measured']:.4f} [{row['low']:.4f}, {row['high']:.4f}]  n {row['n']:,}  {verdict(row)}"
+        told.setdefault(f"{row['claim']}, aim {row['aim']}", []).append(shown.rstrip())
+    return "\n".join(line for claim, lines in told.items() for line in (claim, *lines))
